@@ -1,0 +1,1 @@
+"""twofold: one program, dynamic and static."""
