@@ -19,6 +19,10 @@ class DtypeError(TwofoldError, TypeError):
     """A dtype is not allowed, or two dtypes do not promote."""
 
 
+class ArgumentError(TwofoldError, ValueError):
+    """An argument has a value that makes no sense here (a batch size of zero, an unknown mode)."""
+
+
 class DeviceError(TwofoldError, RuntimeError):
     """A device is unknown, absent, or two operands live on different ones."""
 

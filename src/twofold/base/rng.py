@@ -7,6 +7,9 @@ gives the same bits on every backend, eager or compiled, in any order and on any
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -29,20 +32,28 @@ def next_state(state: np.ndarray) -> np.ndarray:
     return np.array([state[0], state[1], draw & 0xFFFFFFFF, (draw >> 32) & 0xFFFFFFFF], np.uint32)
 
 
-def random_bits(state: np.ndarray, count: int) -> np.ndarray:
-    """``count`` random uint32 words for this state."""
-    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    c = [blocks & _MASK, blocks >> _HALF, np.uint64(state[2]), np.uint64(state[3])]
-    key = [int(state[0]), int(state[1])]
+def philox(counter: Sequence[Any], key: Iterable[Any]) -> list[np.ndarray]:
+    """The block function: four arrays (uint64, values below 2**32, broadcastable) of counter words to four of output.
+
+    ``key`` is two ints. Everything random goes through here: a draw of a program, or of a data sample.
+    """
+    c, words = list(counter), [int(k) for k in key]
     for _ in range(ROUNDS):
         p0, p1 = c[0] * np.uint64(MULTIPLIERS[0]), c[2] * np.uint64(MULTIPLIERS[1])
         c = [
-            (p1 >> _HALF) ^ c[1] ^ np.uint64(key[0]),
+            (p1 >> _HALF) ^ c[1] ^ np.uint64(words[0]),
             p1 & _MASK,
-            (p0 >> _HALF) ^ c[3] ^ np.uint64(key[1]),
+            (p0 >> _HALF) ^ c[3] ^ np.uint64(words[1]),
             p0 & _MASK,
         ]
-        key = [(k + w) & 0xFFFFFFFF for k, w in zip(key, WEYL)]
+        words = [(k + w) & 0xFFFFFFFF for k, w in zip(words, WEYL)]
+    return c
+
+
+def random_bits(state: np.ndarray, count: int) -> np.ndarray:
+    """``count`` random uint32 words for this state."""
+    blocks = np.arange((count + 3) // 4, dtype=np.uint64)
+    c = philox([blocks & _MASK, blocks >> _HALF, np.uint64(state[2]), np.uint64(state[3])], state[:2])
     words = np.stack([np.broadcast_to(w, blocks.shape) for w in c], axis=1).astype(np.uint32)
     return words.reshape(-1)[:count]
 
