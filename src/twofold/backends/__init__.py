@@ -1,0 +1,1 @@
+"""Backends: each takes a graph and gives a callable program; they know nothing of each other."""

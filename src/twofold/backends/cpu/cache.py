@@ -1,0 +1,84 @@
+"""Objects on disk: machine code kept under TWOFOLD_HOME between processes.
+
+A key is the SHA-256 of everything machine code depends on: the IR text, the machine, the optimisation level, and the
+versions of LLVM, llvmlite and twofold. A file is a magic word, the SHA-256 of its payload, and the payload: one that was
+cut short or altered fails the check and counts as absent. Machine code is run as it is, so the folder is private (0700)
+and refused if it belongs to somebody else. Writers rename complete files into place, so processes may share the folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import stat
+from importlib import metadata
+from pathlib import Path
+
+from twofold.base import files, flags
+from twofold.backends.cpu.machine import Machine
+
+_MAGIC = b"twofold object 1"
+
+
+@functools.cache
+def _versions() -> str:
+    import llvmlite
+    import llvmlite.binding as llvm
+
+    try:
+        own = metadata.version("twofold")
+    except metadata.PackageNotFoundError:
+        own = "source"
+    return f"{own}|{llvmlite.__version__}|{llvm.llvm_version_info}"
+
+
+def key(ir: str, machine: Machine, level: int) -> str:
+    """The content address (hex) of the object made from this IR for this machine."""
+    text = "\0".join([_versions(), machine.key, str(level), ir])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folder() -> Path | None:
+    """The folder objects are kept in, made if need be; None when caching is off or the folder is not private."""
+    if not flags.get("TWOFOLD_CACHE"):
+        return None
+    path = Path(flags.get("TWOFOLD_HOME")) / "objects"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = path.lstat()
+    except OSError:
+        return None
+    if not stat.S_ISDIR(info.st_mode):
+        return None
+    if hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & 0o077):
+        return None
+    return path
+
+
+def get(key: str) -> bytes | None:
+    """The object kept under ``key``, or None if absent or damaged."""
+    place = folder()
+    if place is None:
+        return None
+    try:
+        data = (place / key[:2] / key).read_bytes()
+    except OSError:
+        return None
+    magic, digest, payload = data[:16], data[16:48], data[48:]
+    if magic != _MAGIC or hashlib.sha256(payload).digest() != digest:
+        return None
+    return payload
+
+
+def put(key: str, payload: bytes) -> None:
+    """Keep an object; a full or read-only disk is no error, it only costs time later."""
+    place = folder()
+    if place is None:
+        return
+    try:
+        (place / key[:2]).mkdir(mode=0o700, exist_ok=True)
+        with files.atomic_write(place / key[:2] / key) as stream:
+            stream.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
+    except OSError:
+        return

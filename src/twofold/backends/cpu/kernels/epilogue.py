@@ -1,0 +1,157 @@
+"""What happens to results in registers before they are stored: bias, batch norm, residual, ReLU, statistics.
+
+A kernel computes tiles of pixels x vectors of channels. For every column of a tile (one vector of channels) it calls
+``columns`` once, then ``apply`` for each pixel, then ``finish`` with the column's results. A step of one's own implements
+the same four methods (``Map`` wraps a plain function); it must be hashable, so that equal kernels are made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from twofold.backends.cpu.llvm import Function, Index, Value, const
+
+
+class Site(NamedTuple):
+    """Where one vector of results goes."""
+
+    pixel: Index  # number of the output pixel (row of a matrix), (n*OH + oh)*OW + ow
+    channel: Index  # first channel (column)
+    count: int  # lanes in use
+
+
+class Step:
+    """One step; the default does nothing."""
+
+    params: tuple[str, ...] = ()  # pointer parameters it adds to the kernel
+
+    def columns(self, f: Function, channel: Index, count: int) -> list[Value]:
+        """Values shared by the pixels of a column, such as a vector of biases."""
+        return []
+
+    def apply(self, f: Function, x: Value, site: Site, columns: list[Value]) -> Value:
+        """The new value of one vector."""
+        return x
+
+    def begin(self, f: Function, part: Index, channel: Index, count: int) -> None:
+        """Called for each column before the tiles of one part (rows of the output that one thread does in turn)."""
+
+    def finish(self, f: Function, part: Index, channel: Index, count: int, values: Sequence[Value]) -> None:
+        """Called with all results of a column of a tile."""
+
+
+@dataclass(frozen=True)
+class Bias(Step):
+    """Adds a vector of length C."""
+
+    name: str = "bias"
+
+    @property
+    def params(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.name,)
+
+    def columns(self, f, channel, count):
+        return [f.vload(f.gep(f.arg(self.name), channel), count)]
+
+    def apply(self, f, x, site, columns):
+        return f.fadd(x, columns[0])
+
+
+@dataclass(frozen=True)
+class ScaleShift(Step):
+    """x * scale[c] + shift[c]: batch norm of known statistics."""
+
+    params = ("scale", "shift")
+
+    def columns(self, f, channel, count):
+        return [f.vload(f.gep(f.arg(name), channel), count) for name in self.params]
+
+    def apply(self, f, x, site, columns):
+        return f.fma(x, columns[0], columns[1])
+
+
+@dataclass(frozen=True)
+class Residual(Step):
+    """Adds another activation of the output's shape; ``ld`` is its distance between pixels."""
+
+    ld: int
+    name: str = "residual"
+
+    @property
+    def params(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.name,)
+
+    def apply(self, f, x, site, columns):
+        place = f.gep(f.arg(self.name), f.add(f.mul(site.pixel, self.ld), site.channel))
+        return f.fadd(x, f.vload(place, site.count))
+
+
+@dataclass(frozen=True)
+class Relu(Step):
+    """max(x, 0), keeping NaN."""
+
+    def apply(self, f, x, site, columns):
+        return f.relu(x)
+
+
+@dataclass(frozen=True)
+class Map(Step):
+    """Any elementwise function: ``function(f, x, site) -> value``; ``key`` tells it from others (in reports)."""
+
+    key: str
+    function: Callable[[Function, Value, Site], Value]
+    params: tuple[str, ...] = ()
+
+    def apply(self, f, x, site, columns):
+        return self.function(f, x, site)
+
+
+@dataclass(frozen=True)
+class Statistics(Step):
+    """Gathers sums and sums of squares per channel: buffer ``stats`` is float32 [parts][2][channels].
+
+    Every part is written by one thread in a fixed order; who reads the buffer adds the parts up in order (in float64, say).
+    The number of parts is ``parts(kernel shape)`` of the generator, a function of the shape alone.
+    """
+
+    channels: int
+    params = ("stats",)
+
+    def _places(self, f: Function, part: Index, channel: Index) -> list[Value]:
+        row = f.mul(part, 2)
+        return [f.gep(f.arg("stats"), f.dot([(f.add(row, k), self.channels), (channel, 1)])) for k in (0, 1)]
+
+    def begin(self, f, part, channel, count):
+        for place in self._places(f, part, channel):
+            f.vstore(const(f.vec(), 0.0), place, count)
+
+    def finish(self, f, part, channel, count, values):
+        total = values[0]
+        squares = f.fmul(values[0], values[0])
+        for value in values[1:]:
+            total, squares = f.fadd(total, value), f.fma(value, value, squares)
+        for place, amount in zip(self._places(f, part, channel), (total, squares)):
+            f.vstore(f.fadd(f.vload(place, count), amount), place, count)
+
+
+Epilogue = tuple[Step, ...]
+
+
+def params_of(epilogue: Epilogue) -> tuple[str, ...]:
+    """The pointer parameters of all steps, in order."""
+    return tuple(name for step in epilogue for name in step.params)
+
+
+def finish_column(
+    f: Function, epilogue: Epilogue, values: Sequence[Value], sites: Sequence[Site], part: Index
+) -> list[Value]:
+    """Run all steps over one column of a tile: its vectors ``values`` at ``sites``."""
+    channel, count = sites[0].channel, sites[0].count
+    done = list(values)
+    for step in epilogue:
+        columns = step.columns(f, channel, count)
+        done = [step.apply(f, value, site, columns) for value, site in zip(done, sites)]
+        step.finish(f, part, channel, count, done)
+    return done

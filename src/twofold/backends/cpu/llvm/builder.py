@@ -1,0 +1,421 @@
+"""A builder of LLVM IR text: straight-line arithmetic, memory, loops with carried values.
+
+Text is faster to make than llvmlite's object tree (a kernel takes about a millisecond) and is its own cache key.
+Index arithmetic folds constants, so a generator can use one code path for static and run-time sizes.
+
+    m = Module(host())
+    f = m.function("scale", [("ptr", "x"), ("i64", "n")])
+    with f.loop(0, f.arg("n")) as loop:
+        p = f.gep(f.arg("x"), loop.index)
+        f.store(f.fmul(f.load("float", p), 2.0), p)
+    text = m.text()
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from twofold.backends.cpu.llvm.values import BITS, Index, Value, const, vector
+from twofold.backends.cpu.machine import Machine
+
+Operand = Value | int | float | bool
+
+
+class Module:
+    """LLVM IR text for one machine: functions, declarations on demand, constants."""
+
+    def __init__(self, machine: Machine):
+        self.machine = machine
+        self._functions: list[Function] = []
+        self._declared: dict[str, str] = {}
+        self._globals: dict[str, str] = {}
+
+    def function(self, name: str, params: Sequence[tuple[str, str]], ret: str = "void", internal: bool = False):
+        """Open a new function; ``params`` are (type, name) pairs."""
+        function = Function(self, name, params, ret, internal)
+        self._functions.append(function)
+        return function
+
+    def declare(self, name: str, ret: str, params: Sequence[str]) -> None:
+        """Declare an external function (once); ``...`` as the last parameter type makes it variadic."""
+        self._declared[name] = f"declare {ret} @{name}({', '.join(params)})"
+
+    def constant(self, name: str, type: str, values: str) -> Value:
+        """A private read-only global; ``values`` is its initialiser as IR text. Returns its pointer."""
+        self._globals[name] = f"@{name} = private unnamed_addr constant {type} {values}, align 64"
+        return Value("ptr", f"@{name}")
+
+    def text(self) -> str:
+        """The whole module; every function must have been finished or be finishable with ``ret void``."""
+        m = self.machine
+        bodies = [function.text() for function in self._functions]
+        defined = {function.name for function in self._functions}
+        declared = [line for name, line in self._declared.items() if name not in defined]
+        attributes = ['nounwind "frame-pointer"="none"', f'"target-cpu"="{m.cpu}"']
+        if m.features:
+            attributes.append(f'"target-features"="{m.features}"')
+        if m.is_x86:
+            attributes += [f'"prefer-vector-width"="{m.vector_bits}"', f'"min-legal-vector-width"="{m.vector_bits}"']
+        head = [f'target triple = "{m.triple}"', *self._globals.values()]
+        return "\n".join([*head, *bodies, *declared, f"attributes #0 = {{ {' '.join(attributes)} }}", ""])
+
+
+class Loop:
+    """A counted loop being built: ``index``, ``carried`` inside; ``results`` after it."""
+
+    def __init__(self, index: Value, carried: list[Value]):
+        self.index, self.carried = index, carried
+        self._next: list[Value] = list(carried)
+        self.results: list[Value] = []
+
+    def carry(self, values: Sequence[Value]) -> None:
+        """What ``carried`` is in the next round (and ``results`` after the last)."""
+        self._next = list(values)
+
+
+class Function:
+    """One function under construction: methods append instructions and return values."""
+
+    def __init__(self, module: Module, name: str, params: Sequence[tuple[str, str]], ret: str, internal: bool):
+        self.module, self.name, self.ret_type = module, name, ret
+        self.machine = module.machine
+        self._head = "internal " if internal else ""
+        self._params = {p: Value(t, f"%{p}") for t, p in params}
+        self._lines: list[str] = ["entry:"]
+        self._count = 0
+        self._block = "entry"
+        self._ended = False
+
+    # ---- plumbing -------------------------------------------------------------------------------------------------
+    def arg(self, name: str) -> Value:
+        return self._params[name]
+
+    def emit(self, line: str) -> None:
+        self._lines.append(line)
+
+    def fresh(self, stem: str = "v") -> str:
+        self._count += 1
+        return f"{stem}{self._count}"
+
+    def value(self, type: str, text: str) -> Value:
+        """Append ``%new = text`` and return it as a value of ``type``."""
+        name = f"%{self.fresh()}"
+        self._lines.append(f"{name} = {text}")
+        return Value(type, name)
+
+    def label(self, name: str) -> None:
+        self._lines.append(f"{name}:")
+        self._block = name
+
+    def ret(self, value: Value | None = None) -> None:
+        self.emit(f"ret {value}" if value else "ret void")
+        self._ended = True
+
+    def text(self) -> str:
+        if not self._ended:
+            self.ret()
+        params = ", ".join(map(str, self._params.values()))
+        body = "\n".join(self._lines)
+        return f"define {self._head}{self.ret_type} @{self.name}({params}) #0 {{\n{body}\n}}"
+
+    # ---- constants and types --------------------------------------------------------------------------------------
+    def vec(self, element: str = "float") -> str:
+        """The machine's vector type for 32-bit elements (same lane count for every element type)."""
+        return vector(element, self.machine.lanes)
+
+    def index(self, value: Index) -> Value:
+        return const("i64", value) if isinstance(value, int) else value
+
+    def like(self, value: Operand, other: Value) -> Value:
+        """``value`` as an operand beside ``other``: constants and scalars are splat to its lanes."""
+        if not isinstance(value, Value):
+            return const(other.type, value)
+        if other.lanes and not value.lanes:
+            return self.splat(value, other.lanes)
+        return value
+
+    def _pair(self, a: Operand, b: Operand) -> tuple[Value, Value]:
+        if not isinstance(a, Value):
+            assert isinstance(b, Value), "one operand must be a value"
+            return const(b.type, a), b
+        b = self.like(b, a)
+        return self.like(a, b), b
+
+    # ---- index arithmetic (i64, constants folded) -----------------------------------------------------------------
+    def add(self, a: Index, b: Index) -> Index:
+        if isinstance(a, int) and isinstance(b, int):
+            return a + b
+        if a == 0:
+            return b
+        return a if b == 0 else self.value("i64", f"add {self.index(a)}, {self.index(b).name}")
+
+    def sub(self, a: Index, b: Index) -> Index:
+        if isinstance(a, int) and isinstance(b, int):
+            return a - b
+        return a if b == 0 else self.value("i64", f"sub {self.index(a)}, {self.index(b).name}")
+
+    def mul(self, a: Index, b: Index) -> Index:
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        if a == 0 or b == 0:
+            return 0
+        if a == 1 or b == 1:
+            return b if a == 1 else a
+        return self.value("i64", f"mul {self.index(a)}, {self.index(b).name}")
+
+    def div(self, a: Index, b: Index) -> Index:
+        """Floor division of non-negative numbers."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a // b
+        return a if b == 1 else self.value("i64", f"udiv {self.index(a)}, {self.index(b).name}")
+
+    def rem(self, a: Index, b: Index) -> Index:
+        if isinstance(a, int) and isinstance(b, int):
+            return a % b
+        return 0 if b == 1 else self.value("i64", f"urem {self.index(a)}, {self.index(b).name}")
+
+    def imin(self, a: Index, b: Index) -> Index:
+        if isinstance(a, int) and isinstance(b, int):
+            return min(a, b)
+        return self.call("llvm.smin.i64", "i64", [self.index(a), self.index(b)])
+
+    def imax(self, a: Index, b: Index) -> Index:
+        if isinstance(a, int) and isinstance(b, int):
+            return max(a, b)
+        return self.call("llvm.smax.i64", "i64", [self.index(a), self.index(b)])
+
+    def dot(self, terms: Sequence[tuple[Index, Index]]) -> Index:
+        """The sum of products: an address from indices and strides."""
+        total: Index = 0
+        for a, b in terms:
+            total = self.add(total, self.mul(a, b))
+        return total
+
+    def divmod_chain(self, flat: Index, extents: Sequence[Index]) -> list[Index]:
+        """The multi-index of ``flat`` in a row-major box of these extents."""
+        out: list[Index] = []
+        for extent in reversed(extents[1:]):
+            if extent == 1:
+                out.append(0)
+                continue
+            quotient = self.div(flat, extent)
+            out.append(self.sub(flat, self.mul(quotient, extent)))
+            flat = quotient
+        return [flat, *reversed(out)]
+
+    # ---- arithmetic on values -------------------------------------------------------------------------------------
+    def binary(self, opcode: str, a: Operand, b: Operand) -> Value:
+        x, y = self._pair(a, b)
+        return self.value(x.type, f"{opcode} {x}, {y.name}")
+
+    def fadd(self, a: Operand, b: Operand) -> Value:
+        return self.binary("fadd", a, b)
+
+    def fsub(self, a: Operand, b: Operand) -> Value:
+        return self.binary("fsub", a, b)
+
+    def fmul(self, a: Operand, b: Operand) -> Value:
+        return self.binary("fmul", a, b)
+
+    def fdiv(self, a: Operand, b: Operand) -> Value:
+        return self.binary("fdiv", a, b)
+
+    def fma(self, a: Operand, b: Operand, c: Value) -> Value:
+        """a * b + c, rounded once where the machine has fused multiply-add."""
+        return self.intrinsic("fmuladd", self.like(a, c), self.like(b, c), c)
+
+    def fmax(self, a: Operand, b: Operand) -> Value:
+        """The larger; NaN if either is NaN (by compare and select: one or two instructions everywhere)."""
+        x, y = self._pair(a, b)
+        larger = self.select(self.fcmp("ogt", x, y), x, y)
+        return self.select(self.fcmp("uno", x, x), x, larger)
+
+    def relu(self, x: Value) -> Value:
+        """max(x, 0), keeping NaN."""
+        return self.select(self.fcmp("olt", x, 0.0), const(x.type, 0.0), x)
+
+    def fcmp(self, predicate: str, a: Operand, b: Operand) -> Value:
+        x, y = self._pair(a, b)
+        return self.value(vector("i1", x.lanes), f"fcmp {predicate} {x}, {y.name}")
+
+    def icmp(self, predicate: str, a: Operand, b: Operand) -> Value:
+        x, y = self._pair(a, b)
+        return self.value(vector("i1", x.lanes), f"icmp {predicate} {x}, {y.name}")
+
+    def select(self, condition: Value, a: Value, b: Value) -> Value:
+        return self.value(a.type, f"select {condition}, {a}, {b}")
+
+    def cast(self, opcode: str, x: Value, element: str) -> Value:
+        """``opcode`` is LLVM's: fpext fptrunc sitofp uitofp fptosi zext sext trunc bitcast ..."""
+        to = vector(element, x.lanes)
+        return self.value(to, f"{opcode} {x} to {to}")
+
+    def call(self, name: str, ret: str, args: Sequence[Value]) -> Value:
+        """Call a function or intrinsic, declared on first use."""
+        self.module.declare(name, ret, [a.type for a in args])
+        text = f"call {ret} @{name}({', '.join(map(str, args))})"
+        if ret == "void":
+            self.emit(text)
+            return Value("void", "")
+        return self.value(ret, text)
+
+    def intrinsic(self, name: str, *args: Value) -> Value:
+        """An elementwise intrinsic such as ``sqrt`` or ``fmuladd``: its suffix follows the first operand's type."""
+        first = args[0]
+        suffix = {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16"}.get(first.element, first.element)
+        lanes = f"v{first.lanes}" if first.lanes else ""
+        return self.call(f"llvm.{name}.{lanes}{suffix}", first.type, args)
+
+    # ---- vectors --------------------------------------------------------------------------------------------------
+    def splat(self, x: Value, lanes: int | None = None) -> Value:
+        lanes = lanes or self.machine.lanes
+        kind = vector(x.element, lanes)
+        single = self.value(kind, f"insertelement {kind} poison, {x}, i64 0")
+        return self.value(kind, f"shufflevector {single}, {kind} poison, <{lanes} x i32> zeroinitializer")
+
+    def shuffle(self, a: Value, b: Value | None, lanes: Sequence[int]) -> Value:
+        """Pick lanes of ``a`` then ``b`` by number; -1 leaves a lane undefined."""
+        mask = ", ".join("i32 poison" if lane < 0 else f"i32 {lane}" for lane in lanes)
+        other = b or Value(a.type, "poison")
+        return self.value(vector(a.element, len(lanes)), f"shufflevector {a}, {other}, <{len(lanes)} x i32> <{mask}>")
+
+    def extract(self, x: Value, lane: Index) -> Value:
+        return self.value(x.element, f"extractelement {x}, {self.index(lane)}")
+
+    def insert(self, x: Value, scalar: Value, lane: Index) -> Value:
+        return self.value(x.type, f"insertelement {x}, {scalar}, {self.index(lane)}")
+
+    def reduce(self, combine: Callable[[Value, Value], Value], x: Value) -> Value:
+        """Fold the lanes to a scalar, halving: lane i meets lane i + n/2 (a fixed order)."""
+        while x.lanes > 1:
+            half = x.lanes // 2
+            x = combine(self.shuffle(x, None, range(half)), self.shuffle(x, None, range(half, 2 * half)))
+        return self.extract(x, 0)
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+    def gep(self, pointer: Value, offset: Index, element: str = "float") -> Value:
+        """``pointer`` advanced by ``offset`` elements."""
+        if offset == 0:
+            return pointer
+        return self.value("ptr", f"getelementptr {element}, {pointer}, {self.index(offset)}")
+
+    def load(self, type: str, pointer: Value, align: int | None = None) -> Value:
+        return self.value(type, f"load {type}, {pointer}, align {align or BITS[Value(type, '').element] // 8}")
+
+    def store(self, x: Value, pointer: Value, align: int | None = None) -> None:
+        self.emit(f"store {x}, {pointer}, align {align or BITS[x.element] // 8}")
+
+    def vload(self, pointer: Value, count: int | None = None, element: str = "float", lanes: int | None = None) -> Value:
+        """A vector whose first ``count`` lanes come from memory, zeros above; reads nothing beyond them.
+
+        A short load is done in power-of-two pieces: a masked load is slow or missing on some machines.
+        """
+        lanes = lanes or self.machine.lanes
+        count = lanes if count is None else count
+        if count == lanes:
+            return self.load(vector(element, lanes), pointer)
+        result = const(vector(element, lanes), 0)
+        for start, size in _pieces(count):
+            piece = self.load(vector(element, size), self.gep(pointer, start, element))
+            wide = self.shuffle(piece, None, [*range(size), *[-1] * (lanes - size)])
+            pick = [lanes + i - start if start <= i < start + size else i for i in range(lanes)]
+            result = self.shuffle(result, wide, pick)
+        return result
+
+    def vstore(self, x: Value, pointer: Value, count: int | None = None) -> None:
+        """Store the first ``count`` lanes (all by default), in power-of-two pieces."""
+        if count is None or count == x.lanes:
+            self.store(x, pointer)
+            return
+        for start, size in _pieces(count):
+            self.store(self.shuffle(x, None, range(start, start + size)), self.gep(pointer, start, x.element))
+
+    def broadcast(self, pointer: Value) -> Value:
+        """One float from memory in every lane."""
+        return self.splat(self.load("float", pointer))
+
+    def prefetch(self, pointer: Value, locality: int = 3, write: bool = False) -> None:
+        """Ask for a cache line; ``locality`` 3 keeps it in all levels, 0 in none."""
+        self.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
+        self.emit(f"call void @llvm.prefetch.p0({pointer}, i32 {int(write)}, i32 {locality}, i32 1)")
+
+    # ---- control --------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def loop(self, start: Index, stop: Index, step: int = 1, carry: Sequence[Value] = ()) -> Iterator[Loop]:
+        """``for index in range(start, stop, step)``, tested at the bottom; ``carry`` enters as ``loop.carried``."""
+        body, done = self.fresh("loop"), self.fresh("done")
+        before = self._block
+        certain = isinstance(start, int) and isinstance(stop, int) and start < stop
+        if certain:
+            self.emit(f"br label %{body}")
+        else:
+            enter = self.icmp("slt", self.index(start), self.index(stop))
+            self.emit(f"br {enter}, label %{body}, label %{done}")
+        self.label(body)
+        index = Value("i64", f"%{self.fresh('i')}")
+        carried = [Value(c.type, f"%{self.fresh('c')}") for c in carry]
+        slot = len(self._lines)
+        self._lines.append("")  # the phis, once the values of the next round are known
+        loop = Loop(index, carried)
+        yield loop
+        following = self.value("i64", f"add {index}, {step}")
+        again = self.icmp("slt", following, self.index(stop))
+        latch = self._block
+        self.emit(f"br {again}, label %{body}, label %{done}")
+        phis = [(index, self.index(start), following), *zip(carried, carry, loop._next)]
+        self._lines[slot] = "\n".join(
+            f"{v.name} = phi {v.type} [ {a.name}, %{before} ], [ {n.name}, %{latch} ]" for v, a, n in phis
+        )
+        self.label(done)
+        if certain:
+            loop.results = loop._next
+        else:
+            loop.results = [
+                self.value(a.type, f"phi {a.type} [ {a.name}, %{before} ], [ {n.name}, %{latch} ]")
+                for a, n in zip(carry, loop._next)
+            ]
+
+    @contextlib.contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """Instructions done only if ``condition`` (an i1) holds."""
+        then, done = self.fresh("then"), self.fresh("endif")
+        self.emit(f"br {condition}, label %{then}, label %{done}")
+        self.label(then)
+        yield
+        self.emit(f"br label %{done}")
+        self.label(done)
+
+    def choose(
+        self, condition: Value, yes: Callable[[], Sequence[Value]], no: Callable[[], Sequence[Value]]
+    ) -> list[Value]:
+        """Branch: the values of ``yes()`` if ``condition`` holds, else of ``no()`` (same types)."""
+        labels = [self.fresh("yes"), self.fresh("no")]
+        done = self.fresh("join")
+        self.emit(f"br {condition}, label %{labels[0]}, label %{labels[1]}")
+        ends, results = [], []
+        for label, branch in zip(labels, (yes, no)):
+            self.label(label)
+            results.append(list(branch()))
+            ends.append(self._block)
+            self.emit(f"br label %{done}")
+        self.label(done)
+        return [
+            self.value(a.type, f"phi {a.type} [ {a.name}, %{ends[0]} ], [ {b.name}, %{ends[1]} ]")
+            for a, b in zip(*results)
+        ]
+
+    def share(self, total: Index, tid: Index, threads: Index) -> tuple[Index, Index]:
+        """The part [low, high) of ``range(total)`` that thread ``tid`` of ``threads`` does: a static partition."""
+        low = self.div(self.mul(total, tid), threads)
+        return low, self.div(self.mul(total, self.add(tid, 1)), threads)
+
+
+def _pieces(count: int) -> list[tuple[int, int]]:
+    """``count`` as (start, power-of-two size) pieces: 7 -> (0, 4), (4, 2), (6, 1)."""
+    pieces, start = [], 0
+    while start < count:
+        size = 1 << ((count - start).bit_length() - 1)
+        pieces.append((start, size))
+        start += size
+    return pieces

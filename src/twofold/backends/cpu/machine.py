@@ -1,0 +1,146 @@
+"""The machine that kernels are generated for: its vectors, registers, caches and cores.
+
+Generators read a ``Machine`` and nothing else, so one generator serves AVX-512, AVX2 and NEON, and a kernel for another
+machine can be emitted (not run) anywhere: ``AVX512`` and ``NEON`` below are such targets.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from twofold.base import flags
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a kernel generator may know. Sizes are in bytes, rates in instructions per cycle."""
+
+    triple: str
+    cpu: str
+    features: str
+    lanes: int  # float32 elements in a vector register
+    registers: int  # vector registers
+    l1: int = 32 << 10
+    l2: int = 512 << 10
+    l3: int = 16 << 20
+    fma_rate: int = 2
+    fma_latency: int = 4
+    load_rate: int = 2
+
+    @property
+    def vector_bits(self) -> int:
+        return 32 * self.lanes
+
+    @property
+    def is_x86(self) -> bool:
+        return self.triple.startswith(("x86_64", "i386", "i686"))
+
+    @property
+    def is_linux(self) -> bool:
+        return "linux" in self.triple
+
+    @property
+    def key(self) -> str:
+        """The part of the description on which machine code depends (for the object cache)."""
+        return f"{self.triple}|{self.cpu}|{self.features}|{self.vector_bits}"
+
+    def accumulators(self, weights: int) -> int:
+        """Registers left for accumulators beside ``weights`` weight vectors and one broadcast."""
+        return self.registers - weights - 1
+
+
+AVX2 = Machine("x86_64-unknown-linux-gnu", "x86-64-v3", "", lanes=8, registers=16)
+AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "", lanes=16, registers=32, l1=48 << 10, l2=1 << 20)
+NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", lanes=4, registers=32, l1=64 << 10, l2=1 << 20)
+
+
+@functools.cache
+def host() -> Machine:
+    """The machine this process runs on."""
+    import llvmlite.binding as llvm
+
+    triple, cpu = llvm.get_process_triple(), llvm.get_host_cpu_name()
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f") and features.get("avx512vl"):
+        vectors = {"lanes": 16, "registers": 32}
+    elif features.get("avx2") and features.get("fma"):
+        vectors = {"lanes": 8, "registers": 16}
+    elif triple.startswith(("aarch64", "arm64")):
+        vectors = {"lanes": 4, "registers": 32}
+    else:
+        vectors = {"lanes": 4, "registers": 16}
+    machine = Machine(triple, cpu, features.flatten(), **vectors)
+    return replace(machine, **_cache_sizes())
+
+
+def _cache_sizes() -> dict[str, int]:
+    """L1 data, L2 and L3 sizes as Linux tells them; nothing where it does not."""
+    sizes: dict[str, int] = {}
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            kind, level = (folder / "type").read_text().strip(), (folder / "level").read_text().strip()
+            text = (folder / "size").read_text().strip()
+            size = int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
+        except (OSError, ValueError, IndexError):
+            continue
+        if kind != "Instruction" and level in "123":
+            sizes[f"l{level}"] = size
+    return sizes
+
+
+def num_threads() -> int:
+    """Threads a team should have: TWOFOLD_NUM_THREADS, or as many cores as the process may use."""
+    return flags.get("TWOFOLD_NUM_THREADS") or available_cores()
+
+
+def available_cores() -> int:
+    """Cores this process may run on: its affinity mask, cut by the CPU quota of its control groups."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cores, int(quota + 0.5))) if quota else max(1, cores)
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
+    """The smallest CPU quota, in cores, of the control groups above this process (v2, then v1); None if unlimited."""
+    if platform.system() != "Linux":
+        return None
+    try:
+        rows = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return None
+    quotas = []
+    for _, controllers, path in (row for row in rows if len(row) == 3):
+        if controllers == "":
+            base, read = root, _quota_v2
+        elif "cpu" in controllers.split(","):
+            base, read = root / "cpu", _quota_v1
+        else:
+            continue
+        parts = [p for p in path.split("/") if p and p != ".."]
+        folders = [base.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+        quotas += [quota for quota in map(read, folders) if quota]
+    return min(quotas, default=None)
+
+
+def _quota_v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,105 @@
+"""The thread team: N threads that run one compiled function together (SPMD).
+
+``team.run(address, table)`` calls ``function(tid, n, table, bar)`` on every thread and returns when all are done: one
+Python call per step. Workers live in native code (``tw_worker``), without the interpreter lock; they spin shortly and
+then sleep. A lock makes a team safe for several Python threads and programs; a forked child gets a new team.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import os
+import threading
+
+from twofold.backends.cpu import jit
+from twofold.backends.cpu.llvm.runtime import BARRIER_OFFSET, STATE_BYTES, runtime_ir
+from twofold.backends.cpu.machine import available_cores, host, num_threads
+
+SPIN_ROUNDS = 2000  # each round is one `pause`, about 20 ns: 40 microseconds before a thread sleeps
+
+
+@functools.cache
+def runtime_object() -> bytes:
+    """The object that defines the barrier and the team's native half; every program links it."""
+    return jit.compile_ir(runtime_ir(host()))
+
+
+@functools.cache
+def _runtime() -> jit.Library:
+    return jit.link([runtime_object()])
+
+
+class Team:
+    """``threads`` threads, the caller's included.
+
+    Spinning is left out when there are more threads than cores: it would only keep the others from running.
+    """
+
+    def __init__(self, threads: int):
+        self.threads = max(1, threads)
+        self._lock = threading.Lock()
+        self._block = ctypes.create_string_buffer(STATE_BYTES + 64)
+        self._state = (ctypes.addressof(self._block) + 63) & ~63
+        spin = SPIN_ROUNDS if self.threads <= available_cores() else 0
+        ctypes.c_int32.from_address(self._state + BARRIER_OFFSET + 128).value = spin
+        pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+        self._launch = _runtime().function("tw_launch", pointer, pointer, pointer, i64)
+        self._work = _runtime().function("tw_worker", pointer, i64, i32)
+        self._workers: list[threading.Thread] = []
+
+    def _start(self) -> None:
+        for tid in range(1, self.threads):
+            worker = threading.Thread(target=self._work, args=(self._state, tid, 0), name=f"twofold-{tid}", daemon=True)
+            worker.start()
+            self._workers.append(worker)
+
+    def run(self, address: int, table: int) -> None:
+        """Run the function at ``address`` on all threads with the pointer table at ``table``; wait for all."""
+        with self._lock:
+            if not self._workers and self.threads > 1:
+                self._start()
+            self._launch(self._state, address, table, self.threads)
+
+    def stop(self) -> None:
+        """End the workers; the next ``run`` would start new ones."""
+        with self._lock:
+            if not self._workers:
+                return
+            self._launch(self._state, None, None, self.threads)
+            for worker in self._workers:
+                worker.join(timeout=5)
+            self._workers.clear()
+            ctypes.c_int32.from_address(self._state).value = 0
+
+
+_teams: dict[int, Team] = {}
+_teams_lock = threading.Lock()
+
+
+def get(threads: int = 0) -> Team:
+    """The process's team of ``threads`` threads (0: TWOFOLD_NUM_THREADS, or the cores the process may use)."""
+    threads = threads or num_threads()
+    with _teams_lock:
+        if threads not in _teams:
+            _teams[threads] = Team(threads)
+        return _teams[threads]
+
+
+def _stop_all() -> None:
+    """At exit: no thread may be inside machine code while the interpreter frees it."""
+    for team in list(_teams.values()):
+        team.stop()
+
+
+def _forget_teams() -> None:
+    """In a forked child: the parent's workers do not exist here, and its locks may be held for ever."""
+    global _teams_lock
+    _teams_lock = threading.Lock()
+    _teams.clear()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_teams)
