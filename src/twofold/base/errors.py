@@ -55,6 +55,10 @@ class UnsafeFileError(FormatError):
     """A file asks for something that is refused: code, a path outside the folder, an absurd size."""
 
 
+class WeightsError(TwofoldError, ValueError):
+    """A weight file is sound but does not fit the model; the message is the whole report."""
+
+
 class UnsupportedOpError(TwofoldError, NotImplementedError):
     """An operator (of a file or of a backend) has no translation."""
 

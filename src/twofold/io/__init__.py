@@ -1,0 +1,1 @@
+"""Files and formats: ONNX, safetensors, PyTorch weights, checkpoints."""
