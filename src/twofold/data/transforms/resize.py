@@ -1,0 +1,104 @@
+"""Resampling: bilinear, with a filter as wide as a shrunk pixel (antialias) or without."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from twofold.base.errors import ArgumentError, DtypeError
+from twofold.data.randomness import SampleRng
+from twofold.data.transforms.base import Transform, pair
+
+_ATTEMPTS = 10  # windows drawn before falling back on the middle, as GoogLeNet's reimplementations do
+
+
+@functools.lru_cache(maxsize=256)
+def weights(size: int, out: int, antialias: bool) -> np.ndarray:
+    """The matrix float32 (out, size) that resamples one axis by a triangle filter; rows sum to one.
+
+    Pixel centres lie at half-integers ("align corners" off). With ``antialias`` the triangle is as wide as one output
+    pixel when shrinking, as Pillow's BILINEAR; without, it is one input pixel wide and edge pixels repeat.
+    """
+    scale = size / out
+    centre = (np.arange(out) + 0.5) * scale
+    if antialias:
+        support = max(scale, 1.0)
+        distance = (np.arange(size) + 0.5 - centre[:, None]) / support
+        table = np.maximum(0.0, 1.0 - np.abs(distance))
+        table /= table.sum(axis=1, keepdims=True)
+        return table.astype(np.float32)
+    position = np.clip(centre - 0.5, 0, size - 1)
+    low = np.minimum(position.astype(np.int64), max(size - 2, 0))
+    table = np.zeros((out, size))
+    rows = np.arange(out)
+    np.add.at(table, (rows, low), 1 - (position - low))
+    np.add.at(table, (rows, np.minimum(low + 1, size - 1)), position - low)
+    return table.astype(np.float32)
+
+
+def resize(images: np.ndarray, size: tuple[int, int], antialias: bool = True) -> np.ndarray:
+    """float32 images (..., H, W) resampled to ``size`` = (height, width)."""
+    if images.dtype != np.float32:
+        raise DtypeError(f"resize: images are {images.dtype}; expected float32 (put ToFloat before it)")
+    height, width = images.shape[-2:]
+    if height != size[0]:
+        images = np.matmul(weights(height, size[0], antialias), images)
+    if width != size[1]:
+        images = np.matmul(images, weights(width, size[1], antialias).T)
+    return images
+
+
+class Resize(Transform):
+    """Bilinear to ``size``: (height, width), or an int for the shorter side (the longer keeps the proportions)."""
+
+    def __init__(self, size: int | Sequence[int], antialias: bool = True):
+        self.size = pair(size, "Resize: size") if not isinstance(size, int) else pair(size, "Resize: size")[0]
+        self.antialias = antialias
+
+    def apply_batch(self, images: np.ndarray, rng: SampleRng) -> np.ndarray:
+        height, width = images.shape[2:]
+        if isinstance(self.size, tuple):
+            return resize(images, self.size, self.antialias)
+        shorter = min(height, width)
+        target = max(1, self.size * height // shorter), max(1, self.size * width // shorter)
+        return resize(images, target, self.antialias)
+
+
+class RandomResizedCrop(Transform):
+    """A window of random area and proportions, resampled to ``size`` (Szegedy et al., CVPR 2015, section 6).
+
+    ``scale`` is the range of the window's share of the image's area, ``ratio`` that of width to height (drawn on a
+    logarithmic scale). If ten draws do not fit, the middle of the image with the nearest allowed proportions is taken.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int],
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        antialias: bool = True,
+    ):
+        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+            if not 0 < low <= high:
+                raise ArgumentError(f"RandomResizedCrop: {name}={(low, high)}; expected 0 < low <= high")
+        self.size, self.scale, self.ratio = pair(size, "RandomResizedCrop: size"), scale, ratio
+        self.antialias = antialias
+
+    def apply(self, image: np.ndarray, rng: SampleRng) -> np.ndarray:
+        top, left, height, width = self.window(image.shape[1], image.shape[2], rng)
+        return resize(image[:, top : top + height, left : left + width], self.size, self.antialias)
+
+    def window(self, height: int, width: int, rng: SampleRng) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the window drawn for an image of this size."""
+        for _ in range(_ATTEMPTS):
+            area = height * width * rng.uniform(*self.scale).item()
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])).item())
+            h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < h <= height and 0 < w <= width:
+                return rng.integers(height - h + 1).item(), rng.integers(width - w + 1).item(), h, w
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        h, w = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
+        return (height - h) // 2, (width - w) // 2, h, w
