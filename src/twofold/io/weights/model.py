@@ -61,8 +61,8 @@ def load_weights(
     """Load a weight file (safetensors, or PyTorch's .pth in either format) into ``model``; what fitted is returned.
 
     ``strict``: missing and unexpected entries are errors; otherwise they are logged as a warning. ``reshaped``:
-    "error", or "keep" to leave the model's own values where shapes differ, which is how a network of another ``num_classes``
-    takes over all but the classifier. ``ignore``: patterns of entries to leave out ("aux1.*"). Values are converted to
+    "error", or "keep" to leave the model's own values where shapes differ: so a network of another ``num_classes`` takes
+    over all but the classifier. ``ignore``: patterns of entries to leave out ("aux1.*"). Values are converted to
     the model's dtypes (float16 files load into float32 models). ``key`` and ``verify``: see ``read_weights``.
 
     >>> model = tw.zoo.create("resnet18", num_classes=10)

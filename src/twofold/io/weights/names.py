@@ -134,6 +134,6 @@ def persistent(identity: Any) -> StorageRef:
     if type(view[0]) is not tuple or len(view[0]) != 3:
         raise FormatError("the view of a storage is not (key, offset, size)")
     offset, size = natural(view[0][1], "a storage view's offset"), natural(view[0][2], "a storage view's size")
-    if offset + size > root.count:
-        raise FormatError(f"a view of {size} elements at {offset} lies outside storage {key[:40]!r} of {root.count}")
+    if offset + size > root.whole:
+        raise FormatError(f"a view of {size} elements at {offset} lies outside storage {key[:40]!r} of {root.whole}")
     return root._replace(offset=offset, size=size)

@@ -32,8 +32,8 @@ def read_weights(path: str | os.PathLike, *, key: str | None = None, verify: boo
     """Read a weight file (safetensors, PyTorch zip, PyTorch legacy) into NumPy arrays; no torch, no code is run.
 
     A checkpoint such as ``{"epoch": 3, "state_dict": {...}}`` is unwrapped to its state dict (see
-    ``Weights.unwrapped``); ``key`` chooses another entry, "a/b" one inside another. ``verify`` compares the checksums that a .pth has. Arrays
-    of one storage share memory as in PyTorch. Those of files over 16 MB are views of the mapped file: writable (the
+    ``Weights.unwrapped``); ``key`` chooses another entry, "a/b" one inside another. ``verify`` compares the checksums
+    that a .pth has. Arrays of one storage share memory as in PyTorch. Those of files over 16 MB are views of the mapped file: writable (the
     file is never changed), but the file must not be truncated in place while they are alive.
 
     >>> weights = read_weights("resnet18.pth")

@@ -106,10 +106,8 @@ def _row(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     return dtype, shape, *offsets
 
 
-def _tensor(
-    source: ByteSource, start: int, name: str, dtype: np.dtype, shape: tuple, begin: int, end: int
-) -> np.ndarray:
-    what = f"tensor {name[:100]!r}"
+def _tensor(source: ByteSource, start: int, name: str, row: tuple[np.dtype, tuple[int, ...], int, int]) -> np.ndarray:
+    (dtype, shape, begin, end), what = row, f"tensor {name[:100]!r}"
     if begin == end:
         return empty(shape, dtype, what)
     raw = source.array(start + begin, end - begin, what)
