@@ -1,0 +1,144 @@
+"""Reverse-mode differentiation: the one gradient algorithm.
+
+    walk the producers of ``ys`` backwards;  at each node ask its op's ``vjp`` for the inputs' cotangents;  add them up
+
+It reads only ``Value.producer`` and op records, so eager arrays and symbolic values are served by the same lines, and
+since ``vjp`` rows are written with ops, gradients can be differentiated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from twofold.base.errors import GradientError, ShapeError
+from twofold.base.shapes import show
+from twofold.ir import Node, Value, grad_mode
+from twofold.ops import full, sum_to
+from twofold.ops.convert import cast
+
+
+def gradients(
+    ys: Sequence[Value],
+    xs: Sequence[Value],
+    grad_ys: Sequence[Value | None] | None = None,
+    *,
+    retain_graph: bool = True,
+    create_graph: bool = True,
+) -> list[Value | None]:
+    """Gradients of ``sum(ys * grad_ys)`` with respect to each of ``xs``; None where no path leads to it.
+
+    ``grad_ys`` default to ones (a y must then be a scalar unless the caller decides otherwise). With ``retain_graph``
+    False the records walked are freed: a second walk is an error.
+    """
+    order = _producers(ys)
+    wanted = {x.key for x in xs}
+    useful = _leading_to(order, wanted)
+    cotangents: dict[tuple[int, int], Value] = {}
+    with grad_mode(create_graph):
+        for y, g in zip(ys, grad_ys or [None] * len(ys)):
+            _accumulate(cotangents, y, _seed(y, g))
+        for node in reversed(order):
+            if id(node) in useful:
+                _pull_back(node, cotangents, wanted, useful)
+    if not retain_graph:
+        for node in order:
+            node.freed, node.inputs, node.outputs = True, (), ()
+    return [cotangents.get(x.key) for x in xs]
+
+
+def leaves(ys: Iterable[Value]) -> list[Value]:
+    """Values without a producer (or owned by a variable) through which gradients of ``ys`` flow, in a fixed order."""
+    found: dict[tuple[int, int], Value] = {}
+    ys = list(ys)
+    for value in [*ys, *(v for node in _producers(ys) for v in node.inputs)]:
+        if value.requires_grad and not value.detached and (value.producer is None or value.owner is not None):
+            found.setdefault(value.key, value)
+    return list(found.values())
+
+
+def _producers(ys: Iterable[Value]) -> list[Node]:
+    """Every node above ``ys``, producers before users (depth first, without recursion)."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack: list[tuple[Node, bool]] = [(n, False) for n in map(_open_producer, ys) if n is not None]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            order.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            if node.freed:
+                raise GradientError(
+                    f"the record of {node.op.name!r} was freed by an earlier backward(); "
+                    "call the first backward with retain_graph=True to go through it again"
+                )
+            stack.append((node, True))
+            for value in node.inputs:
+                producer = _open_producer(value)
+                if producer is not None and id(producer) not in seen:
+                    stack.append((producer, False))
+    return order
+
+
+def _open_producer(value: Value) -> Node | None:
+    return None if value.owner is not None or value.detached else value.producer
+
+
+def _leading_to(order: list[Node], wanted: set[tuple[int, int]]) -> set[int]:
+    """Ids of the nodes with some input that is wanted, or that is computed from one."""
+    useful: set[int] = set()
+    for node in order:
+        if any(_leads(value, wanted, useful) for value in node.inputs):
+            useful.add(id(node))
+    return useful
+
+
+def _leads(value: Value, wanted: set[tuple[int, int]], useful: set[int]) -> bool:
+    producer = _open_producer(value)
+    return not value.detached and (value.key in wanted or (producer is not None and id(producer) in useful))
+
+
+def _seed(y: Value, g: Value | None) -> Value:
+    if not y.dtype.is_floating:
+        raise GradientError(f"gradients flow from floating dtypes only; y has dtype {y.dtype.name}")
+    if g is None:
+        return full(y.shape, 1.0, y.dtype, like=y)
+    if g.shape != y.shape:
+        raise ShapeError(f"the gradient given for y has shape {show(g.shape)}; y has {show(y.shape)}")
+    return cast(g, y.dtype)
+
+
+def _pull_back(
+    node: Node, cotangents: dict[tuple[int, int], Value], wanted: set[tuple[int, int]], useful: set[int]
+) -> None:
+    keys = [(id(node), i) for i in range(len(node.outputs))]
+    gs = [cotangents.get(k) for k in keys]
+    for key in keys:
+        if key not in wanted:
+            cotangents.pop(key, None)
+    if all(g is None for g in gs):
+        return
+    if node.op.vjp is None:
+        return
+    if node.op.multi:
+        filled = tuple(_zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, node.outputs))
+        results = node.op.vjp(filled, node.outputs, *node.inputs, **node.attrs)
+    else:
+        results = node.op.vjp(gs[0], node.outputs[0], *node.inputs, **node.attrs)
+    for value, g in zip(node.inputs, results, strict=True):
+        if g is not None and value.dtype.is_floating and _leads(value, wanted, useful):
+            _accumulate(cotangents, value, _fit(g() if callable(g) else g, value))
+
+
+def _zeros_like(y: Value) -> Value:
+    return full(y.shape, 0.0, y.dtype, like=y)
+
+
+def _fit(g: Value, value: Value) -> Value:
+    """A cotangent in its input's shape and dtype: broadcasting is undone by summing."""
+    return cast(sum_to(g, value.shape), value.dtype)
+
+
+def _accumulate(cotangents: dict[tuple[int, int], Value], value: Value, g: Value) -> None:
+    before = cotangents.get(value.key)
+    cotangents[value.key] = g if before is None else before + g

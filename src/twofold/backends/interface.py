@@ -1,0 +1,113 @@
+"""What a backend is: it holds buffers on devices, runs single ops, and turns a graph into a callable program.
+
+A device is named ``kind`` or ``kind:index`` (``cpu``, ``gpu:1``, ``xla:cpu``, ``reference``). Which backend serves a
+kind is one row of ``KINDS``; the backend's module is loaded when its first device is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from twofold.base.errors import DeviceError
+from twofold.ir import Graph, Op, Spec
+
+# device kind -> module under twofold.backends with a `BACKEND`
+KINDS = {"cpu": "reference", "reference": "reference", "gpu": "xla", "cuda": "xla", "tpu": "xla", "xla": "xla"}
+_ALIASES = {"cuda": "gpu"}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One place where arrays live. Equal by name; compares equal to its name as a string too."""
+
+    name: str
+
+    @property
+    def kind(self) -> str:
+        return self.name.split(":")[0]
+
+    @property
+    def backend(self) -> Backend:
+        return _backend(KINDS[self.kind])
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"device({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return self.name == (other if isinstance(other, str) else getattr(other, "name", None))
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class Program(ABC):
+    """A compiled graph. Buffers in (the graph's ``all_inputs``), buffers out (its ``all_outputs``).
+
+    ``donated`` names the positions of inputs whose buffers the program may overwrite and return as outputs (state).
+    """
+
+    @abstractmethod
+    def __call__(self, buffers: Sequence[Any]) -> list[Any]: ...
+
+    def report(self) -> str:
+        """What was done to the graph and why, for a reader."""
+        return "no report"
+
+
+class Backend(ABC):
+    """A family of devices and how programs run on them."""
+
+    name: str
+
+    @abstractmethod
+    def devices(self) -> list[Device]:
+        """The devices present."""
+
+    @abstractmethod
+    def put(self, array: np.ndarray, device: Device) -> Any:
+        """A buffer on ``device`` holding ``array`` (may alias it on a CPU)."""
+
+    @abstractmethod
+    def get(self, buffer: Any) -> np.ndarray:
+        """The buffer's content as a NumPy array (may alias it on a CPU)."""
+
+    @abstractmethod
+    def run(self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device) -> Sequence[Any]:
+        """One op, eagerly; ``specs`` are those of the results."""
+
+    @abstractmethod
+    def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
+        """A program for a graph whose shapes are all concrete."""
+
+
+@functools.cache
+def _backend(module: str) -> Backend:
+    return importlib.import_module(f"twofold.backends.{module}").BACKEND
+
+
+@functools.cache
+def device(name: str | Device) -> Device:
+    """The device of a name (``"gpu"`` is ``"gpu:0"``), checked to be there. DeviceError says what was found."""
+    if isinstance(name, Device):
+        return name
+    kind = name.split(":")[0]
+    if kind not in KINDS:
+        raise DeviceError(f"device {name!r} is unknown; expected one of {', '.join(map(repr, KINDS))} or kind:index")
+    full_name = ":".join([_ALIASES.get(kind, kind), *name.split(":")[1:]])
+    found = Device(full_name)
+    present = found.backend.devices()
+    for candidate in present:
+        if candidate.name == full_name or candidate.name == f"{full_name}:0":
+            return candidate
+    names = ", ".join(d.name for d in present) or "none"
+    raise DeviceError(f"device {name!r} is not here; the {found.backend.name} backend found: {names}")

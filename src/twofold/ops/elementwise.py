@@ -1,0 +1,283 @@
+"""Elementwise ops. Operands of one dtype broadcast; the gradient engine sums cotangents back to each operand's shape.
+
+Each row: name, meaning in NumPy, gradient. The gradient rows read ``(g, y, x)`` or ``(g, y, a, b)``; a name with an
+underscore is not kept for backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from twofold.base.dtypes import DType, as_dtype, bool_, is_kind
+from twofold.base.errors import DtypeError
+from twofold.base.shapes import broadcast
+from twofold.ir import Op, Sample, Spec, Value, bind, register
+from twofold.ops.convert import cast, constant, together, value
+
+ELEMENTWISE: dict[str, Op] = {}
+
+
+def _check(name: str, kind: str | tuple[str, ...], dtype: DType) -> None:
+    kinds = (kind,) if isinstance(kind, str) else kind
+    if not is_kind(dtype, kinds):
+        raise DtypeError(f"{name}: dtype {dtype.name} is not allowed; expected {' or '.join(kinds)}; cast with .astype")
+
+
+def _infer(name: str, kind: Any, out: DType | None) -> Callable[..., Spec]:
+    def infer(*specs: Spec, **attrs: Any) -> Spec:
+        first = specs[0]
+        _check(name, kind, first.dtype)
+        for spec in specs[1:]:
+            if spec.dtype is not first.dtype:
+                raise DtypeError(f"{name}: operands have dtypes {first.dtype.name} and {spec.dtype.name}; expected one dtype")
+        return Spec(broadcast(*(s.shape for s in specs)), out or first.dtype)
+
+    return infer
+
+
+def _computed_wide(ref: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """float16 and bfloat16 are stored narrow and computed in float32."""
+
+    def wide(*xs: np.ndarray, **attrs: Any) -> np.ndarray:
+        narrow = xs[0].dtype
+        with np.errstate(all="ignore"):
+            if narrow.itemsize == 2 and narrow.kind not in "iu":
+                out = ref(*(x.astype(np.float32) for x in xs), **attrs)
+                return out.astype(narrow) if out.dtype == np.float32 else out
+            out = ref(*xs, **attrs)
+        return np.asarray(out)
+
+    return wide
+
+
+def _define(name: str, ref: Any, vjp: Any, kind: Any, out: DType | None, samples: Any, onnx: str | None) -> Callable[..., Any]:
+    op = Op(name, _infer(name, kind, out), _computed_wide(ref), vjp, samples, onnx, "elementwise")
+    ELEMENTWISE[name] = register(op)
+
+    def function(*xs: Any) -> Any:
+        return bind(op, *together(*xs))
+
+    function.__name__ = function.__qualname__ = name
+    return function
+
+
+FLOAT, NUMERIC, REAL, ANY = "real floating", "numeric", "numeric", ("bool", "numeric")
+INTEGER, BITS = "integral", ("bool", "integral")
+
+
+def unary(
+    name: str, ref: Any, vjp: Any = None, kind: Any = FLOAT, *, out: DType | None = None,
+    low: float = -2.0, high: float = 2.0, grad: bool = True, onnx: str | None = None,
+) -> Callable[[Any], Any]:  # fmt: skip
+    """Define a unary op from its row; ``low..high`` is where samples are drawn."""
+    samples = lambda: (Sample(((3, 4),), {}, grad, low, high), Sample(((),), {}, grad, low, high))
+    function = _define(name, ref, vjp, kind, out, samples, onnx)
+    function.__doc__ = f"Elementwise ``{name}(x)``; same shape. Array API standard semantics."
+    return function
+
+
+def binary(
+    name: str, ref: Any, vjp: Any = None, kind: Any = NUMERIC, *, out: DType | None = None,
+    low: float = -2.0, high: float = 2.0, grad: bool = True, onnx: str | None = None,
+) -> Callable[[Any, Any], Any]:  # fmt: skip
+    """Define a binary op from its row."""
+    samples = lambda: (
+        Sample(((3, 4), (3, 4)), {}, grad, low, high),
+        Sample(((3, 1), (4,)), {}, grad, low, high),
+        Sample(((), (2, 3)), {}, grad, low, high),
+    )
+    function = _define(name, ref, vjp, kind, out, samples, onnx)
+    function.__doc__ = f"Elementwise ``{name}(x1, x2)`` with broadcasting. Array API standard semantics."
+    return function
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf, otypes=[np.float64])(x).astype(x.dtype) if x.size else x
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
+
+
+# fmt: off
+# ---- unary, differentiable -------------------------------------------------------------------------------------------
+negative   = unary("negative", np.negative, lambda g, _y, _x: (-g,), NUMERIC, onnx="Neg")
+positive   = lambda x: value(x)
+abs_       = unary("abs", np.abs, lambda g, _y, x: (g * sign(x),), NUMERIC, low=0.3, onnx="Abs")
+exp        = unary("exp", np.exp, lambda g, y, _x: (g * y,), onnx="Exp")
+expm1      = unary("expm1", np.expm1, lambda g, y, _x: (g * (y + 1),))
+log        = unary("log", np.log, lambda g, _y, x: (g / x,), low=0.5, onnx="Log")
+log1p      = unary("log1p", np.log1p, lambda g, _y, x: (g / (x + 1),), low=-0.5)
+log2       = unary("log2", np.log2, lambda g, _y, x: (g / (x * math.log(2)),), low=0.5)
+log10      = unary("log10", np.log10, lambda g, _y, x: (g / (x * math.log(10)),), low=0.5)
+# sqrt at 0: the true slope is infinite; inf * 0 would poison a whole gradient, so a zero cotangent stays zero
+sqrt       = unary("sqrt", np.sqrt, lambda g, y, _x: (safe_divide(g, y * 2),), low=0.5, onnx="Sqrt")
+sin        = unary("sin", np.sin, lambda g, _y, x: (g * cos(x),), onnx="Sin")
+cos        = unary("cos", np.cos, lambda g, _y, x: (g * -sin(x),), onnx="Cos")
+tan        = unary("tan", np.tan, lambda g, y, _x: (g * (y * y + 1),), low=-1, high=1, onnx="Tan")
+asin       = unary("asin", np.arcsin, lambda g, _y, x: (g / sqrt(1 - x * x),), low=-.8, high=.8, onnx="Asin")
+acos       = unary("acos", np.arccos, lambda g, _y, x: (-g / sqrt(1 - x * x),), low=-.8, high=.8, onnx="Acos")
+atan       = unary("atan", np.arctan, lambda g, _y, x: (g / (x * x + 1),), onnx="Atan")
+sinh       = unary("sinh", np.sinh, lambda g, _y, x: (g * cosh(x),), onnx="Sinh")
+cosh       = unary("cosh", np.cosh, lambda g, _y, x: (g * sinh(x),), onnx="Cosh")
+tanh       = unary("tanh", np.tanh, lambda g, y, _x: (g * (1 - y * y),), onnx="Tanh")
+asinh      = unary("asinh", np.arcsinh, lambda g, _y, x: (g / sqrt(x * x + 1),), onnx="Asinh")
+acosh      = unary("acosh", np.arccosh, lambda g, _y, x: (g / sqrt(x * x - 1),), low=1.5, onnx="Acosh")
+atanh      = unary("atanh", np.arctanh, lambda g, _y, x: (g / (1 - x * x),), low=-.8, high=.8, onnx="Atanh")
+sigmoid    = unary("sigmoid", _sigmoid, lambda g, y, _x: (g * y * (1 - y),), onnx="Sigmoid")
+erf        = unary("erf", _erf, lambda g, _y, x: (g * exp(-x * x) * (2 / math.sqrt(math.pi)),), onnx="Erf")
+relu       = unary("relu", lambda x: np.maximum(x, 0), lambda g, y, _x: (where(y > 0, g, 0),), NUMERIC, low=.3, onnx="Relu")
+square     = unary("square", np.square, lambda g, _y, x: (g * x * 2,), NUMERIC)
+reciprocal = unary("reciprocal", lambda x: (1 / x).astype(x.dtype), lambda g, y, _x: (-g * y * y,), low=0.5, onnx="Reciprocal")
+# ---- unary, flat or not differentiable -------------------------------------------------------------------------------
+sign       = unary("sign", np.sign, None, NUMERIC, onnx="Sign")
+floor      = unary("floor", np.floor, None, NUMERIC, onnx="Floor")
+ceil       = unary("ceil", np.ceil, None, NUMERIC, onnx="Ceil")
+trunc      = unary("trunc", np.trunc, None, NUMERIC)
+round_     = unary("round", np.round, None, NUMERIC, onnx="Round")
+isfinite   = unary("isfinite", np.isfinite, None, NUMERIC, out=bool_)
+isinf      = unary("isinf", np.isinf, None, NUMERIC, out=bool_)
+isnan      = unary("isnan", np.isnan, None, NUMERIC, out=bool_)
+signbit    = unary("signbit", np.signbit, None, FLOAT, out=bool_)
+logical_not    = unary("logical_not", np.logical_not, None, "bool", onnx="Not")
+bitwise_invert = unary("bitwise_invert", np.invert, None, BITS)
+# ---- binary, differentiable ------------------------------------------------------------------------------------------
+add        = binary("add", np.add, lambda g, _y, _a, _b: (g, g), onnx="Add")
+subtract   = binary("subtract", np.subtract, lambda g, _y, _a, _b: (g, -g), onnx="Sub")
+multiply   = binary("multiply", np.multiply, lambda g, _y, a, b: (g * b, g * a), onnx="Mul")
+divide     = binary("divide", np.divide, lambda g, y, _a, b: (g / b, -g * y / b), FLOAT, low=0.5, onnx="Div")
+pow_       = binary("pow", np.power, lambda g, _y, a, b: _pow_vjp(g, a, b), low=0.5)
+maximum    = binary("maximum", np.maximum, lambda g, _y, a, b: _share(g, a > b, a < b), onnx=None)
+minimum    = binary("minimum", np.minimum, lambda g, _y, a, b: _share(g, a < b, a > b), onnx=None)
+atan2      = binary("atan2", np.arctan2, lambda g, _y, a, b: (g * b / (a*a + b*b), -g * a / (a*a + b*b)), FLOAT, low=.5)
+hypot      = binary("hypot", np.hypot, lambda g, y, a, b: (safe_divide(g * a, y), safe_divide(g * b, y)), FLOAT, low=.5)
+logaddexp  = binary("logaddexp", np.logaddexp, lambda g, _y, a, b: (g * sigmoid(a - b), g * sigmoid(b - a)), FLOAT)
+remainder  = binary("remainder", np.remainder, lambda g, _y, a, b: (g, -g * floor(a / b)), low=.5, grad=False)
+copysign   = binary("copysign", np.copysign, lambda g, _y, a, b: (g * sign(a) * copysign(1 + b * 0, b), None), FLOAT, grad=False)
+# ---- binary, not differentiable --------------------------------------------------------------------------------------
+floor_divide  = binary("floor_divide", np.floor_divide, None, low=0.5)
+nextafter     = binary("nextafter", np.nextafter, None, FLOAT)
+equal         = binary("equal", np.equal, None, ANY, out=bool_, onnx="Equal")
+not_equal     = binary("not_equal", np.not_equal, None, ANY, out=bool_)
+less          = binary("less", np.less, None, NUMERIC, out=bool_, onnx="Less")
+less_equal    = binary("less_equal", np.less_equal, None, NUMERIC, out=bool_, onnx="LessOrEqual")
+greater       = binary("greater", np.greater, None, NUMERIC, out=bool_, onnx="Greater")
+greater_equal = binary("greater_equal", np.greater_equal, None, NUMERIC, out=bool_, onnx="GreaterOrEqual")
+logical_and   = binary("logical_and", np.logical_and, None, "bool", onnx="And")
+logical_or    = binary("logical_or", np.logical_or, None, "bool", onnx="Or")
+logical_xor   = binary("logical_xor", np.logical_xor, None, "bool", onnx="Xor")
+bitwise_and   = binary("bitwise_and", np.bitwise_and, None, BITS)
+bitwise_or    = binary("bitwise_or", np.bitwise_or, None, BITS)
+bitwise_xor   = binary("bitwise_xor", np.bitwise_xor, None, BITS)
+bitwise_left_shift  = binary("bitwise_left_shift", np.left_shift, None, INTEGER, low=0, high=4)
+bitwise_right_shift = binary("bitwise_right_shift", np.right_shift, None, INTEGER, low=0, high=4)
+# fmt: on
+
+
+def _share(g: Value, first: Value, second: Value) -> tuple[Value, Value]:
+    """Gradient of max/min: to the winner, and half to each at a tie (the derivative in both directions' mean)."""
+    half = g * 0.5
+    return where(first, g, where(second, 0, half)), where(second, g, where(first, 0, half))
+
+
+def _pow_vjp(g: Value, a: Value, b: Value) -> tuple[Value, Value]:
+    base = where(equal(b, 0), 0, g * b * pow_(a, where(equal(b, 0), 1, b - 1)))
+    safe = where(a > 0, a, 1)
+    return base, where(a > 0, g * pow_(a, b) * log(safe), 0)
+
+
+def safe_divide(a: Value, b: Value) -> Value:
+    """``a / b``, and 0 where ``a`` is 0 (also 0/0): for slopes that are infinite at one point."""
+    zero = equal(a, 0)
+    return where(zero, 0, a / where(zero, 1, b))
+
+
+# ---- where, cast, detach, dim_size, barrier --------------------------------------------------------------------------
+
+
+def _where_infer(condition: Spec, a: Spec, b: Spec) -> Spec:
+    if condition.dtype is not bool_:
+        raise DtypeError(f"where: condition has dtype {condition.dtype.name}; expected bool; compare first, e.g. x > 0")
+    if a.dtype is not b.dtype:
+        raise DtypeError(f"where: branches have dtypes {a.dtype.name} and {b.dtype.name}; expected one dtype")
+    return Spec(broadcast(condition.shape, a.shape, b.shape), a.dtype)
+
+
+WHERE = register(
+    Op(
+        "where", _where_infer, np.where,
+        lambda g, _y, c, _a, _b: (None, where(c, g, 0), where(c, 0, g)),
+        lambda: (Sample((np.array([[True, False, True], [False, True, True]]), (2, 3), (3,))),
+                 Sample((np.array(True), (2, 3), ()))),
+        "Where", "elementwise",
+    )
+)  # fmt: skip
+ELEMENTWISE["where"] = WHERE
+
+
+def where(condition: Any, x1: Any, x2: Any) -> Value:
+    """``x1`` where ``condition`` (bool), else ``x2``; all three broadcast. The branch not taken gets gradient 0, not NaN."""
+    a, b = together(x1, x2)
+    return bind(WHERE, value(condition, (a, b)), a, b)
+
+
+def _cast_ref(x: np.ndarray, *, dtype: DType) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return np.asarray(x).astype(dtype.numpy)
+
+
+CAST = register(
+    Op(
+        "cast", lambda x, *, dtype: Spec(x.shape, dtype), _cast_ref,
+        lambda g, _y, x, *, dtype: (cast(g, x.dtype) if x.dtype.is_floating else None,),
+        lambda: (Sample(((2, 3),), {"dtype": as_dtype("float64")}), Sample(((2, 3),), {"dtype": as_dtype("int32")}, False)),
+        None, "elementwise",
+    )
+)  # fmt: skip
+ELEMENTWISE["cast"] = CAST
+DETACH = register(
+    Op("detach", lambda x: x, lambda x: x, None, lambda: (Sample(((2, 3),), {}, False),), "Identity",
+       doc="Identity that lets no gradient pass.")
+)  # fmt: skip
+IDENTITY = register(
+    Op("identity", lambda x: x, lambda x: x, lambda g, _y, _x: (g,), lambda: (Sample(((2, 3),)),), "Identity")
+)
+BARRIER = register(
+    Op("barrier", lambda *xs: xs, lambda *xs: xs, lambda gs, _y, *_xs: gs, lambda: (Sample(((2,), (3,))),), multi=True,
+       pure=False, doc="Identity on several values that no pass merges: what is computed after it is computed again.")
+)  # fmt: skip
+
+
+def detach(x: Any) -> Value:
+    """``x`` as a constant for gradients."""
+    return bind(DETACH, value(x))
+
+
+def identity(x: Any) -> Value:
+    """A new value equal to ``x``, through which gradients pass."""
+    return bind(IDENTITY, value(x))
+
+
+def barrier(*xs: Value) -> tuple[Value, ...]:
+    """Equal values that are not merged with the originals by any pass."""
+    return bind(BARRIER, *xs)
+
+
+def clip(x: Any, min: Any = None, max: Any = None) -> Value:
+    """``x`` limited to [min, max]; either may be None, a scalar, or an array that broadcasts. Gradient 0 outside."""
+    x = value(x)
+    if min is not None:
+        low = together(x, min)[1]
+        x = where(x < low, low, x)
+    if max is not None:
+        high = together(x, max)[1]
+        x = where(x > high, high, x)
+    return x
+
+
+__all__ = [n for n in ELEMENTWISE if n not in ("abs", "pow", "round")] + ["constant"]

@@ -1,0 +1,166 @@
+"""The eager interpreter: computes an op at once and, where gradients are wanted, keeps the node that produced it.
+
+An ``Array`` is a value with a buffer. The record holds only the buffers that the op's ``vjp`` reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from twofold.backends import Device, device
+from twofold.base import flags
+from twofold.base.errors import DeviceError, TwofoldError
+from twofold.ir import Node, Op, Spec, Value, context
+from twofold.ir.builder import annotate, eager_bind
+
+
+class Array(Value):
+    """A concrete value: a buffer on a device."""
+
+    __slots__ = ("buffer", "device")
+
+    def __init__(self, spec: Spec, buffer: Any, where: Device, producer: Node | None = None, index: int = 0):
+        super().__init__(spec, producer, index)
+        self.buffer = buffer
+        self.device = where
+
+    def numpy(self) -> np.ndarray:
+        """The content as a NumPy array (shares memory on a CPU)."""
+        return np.asarray(self.device.backend.get(self.buffer))
+
+
+class _Placement(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[Device] = []
+
+
+_placement = _Placement()
+
+
+def default_device() -> Device:
+    """Where new arrays go: the innermost ``with tw.device(...)``, else TWOFOLD_DEVICE, else the CPU."""
+    return _placement.stack[-1] if _placement.stack else device(flags.get("TWOFOLD_DEVICE"))
+
+
+@contextlib.contextmanager
+def device_scope(name: str | Device) -> Iterator[Device]:
+    """New arrays made in the block live on this device."""
+    where = device(name)
+    _placement.stack.append(where)
+    try:
+        yield where
+    finally:
+        _placement.stack.pop()
+
+
+_SPECS: dict[Any, tuple[Spec, ...]] = {}
+
+
+def _specs(op: Op, inputs: Sequence[Value], attrs: dict[str, Any]) -> tuple[Spec, ...]:
+    """The type rule, remembered: the same op on the same shapes is looked up."""
+    specs = tuple(v.spec for v in inputs)
+    try:
+        key = (op, specs, tuple(attrs.items()))
+        known = _SPECS.get(key)
+    except TypeError:  # an attribute that does not hash: an array, a graph
+        return op.specs(specs, attrs)
+    if known is None:
+        known = op.specs(specs, attrs)
+        if op.pure:
+            if len(_SPECS) > 20_000:
+                _SPECS.clear()
+            _SPECS[key] = known
+    return known
+
+
+def _common_device(op: Op, inputs: Sequence[Value]) -> Device:
+    """The one device of all operands; a 0-d array follows the others."""
+    where: Device | None = None
+    for value in inputs:
+        here = value.device  # type: ignore[attr-defined]
+        if where is None or (where != here and value.ndim == 0):
+            where = where or here
+        elif where != here:
+            if inputs[0].ndim == 0:
+                where = here
+            else:
+                raise DeviceError(f"{op.name}: operands live on {where} and {here}; move one with x.to({str(where)!r})")
+    return where or default_device()
+
+
+def eager(op: Op, inputs: Sequence[Value], attrs: dict[str, Any]) -> Any:
+    """Compute one op now."""
+    where = attrs.pop("device", None)
+    try:
+        where = _common_device(op, inputs) if where is None else device(where)
+        specs = _specs(op, inputs, attrs)
+        buffers = [_buffer_on(v, where) for v in inputs]
+        results = where.backend.run(op, buffers, attrs, specs, where)
+    except TwofoldError as error:
+        annotate(error)
+        raise
+    tracked = context.grad_enabled and any(v.requires_grad for v in inputs)
+    node = _record(op, inputs, attrs, specs, results, where) if tracked else None
+    outputs = []
+    for i, (spec, buffer) in enumerate(zip(specs, results)):
+        out = Array(spec, buffer, where, node, i)
+        out.requires_grad = tracked and spec.dtype.is_floating
+        if not out.requires_grad:
+            out.producer = None
+        outputs.append(out)
+    return tuple(outputs) if op.multi else outputs[0]
+
+
+def _buffer_on(value: Value, where: Device) -> Any:
+    here: Device = value.device  # type: ignore[attr-defined]
+    buffer = value.buffer  # type: ignore[attr-defined]
+    return buffer if here == where else where.backend.put(np.asarray(here.backend.get(buffer)), where)
+
+
+def _record(
+    op: Op, inputs: Sequence[Value], attrs: dict[str, Any], specs: Sequence[Spec], results: Sequence[Any], where: Device
+) -> Node:
+    """The node for backward. Outputs are kept as fresh twins whose producer is the node *by index*, not by reference,
+    so that a record and its results do not keep each other alive."""
+    outputs_read, inputs_read = op.saved(len(inputs))
+    node = Node(op, tuple(v if keep else _without_buffer(v) for v, keep in zip(inputs, inputs_read)), attrs, ".".join(context.scope))
+    node.outputs = Outputs(node, specs, results if outputs_read else (None,) * len(results), where)  # type: ignore[assignment]
+    return node
+
+
+def _without_buffer(value: Value) -> Value:
+    if value.producer is None and value.requires_grad:
+        return value  # a leaf: its identity matters, and its owner keeps it alive
+    twin = Array(value.spec, None, value.device, value.producer, value.index)  # type: ignore[attr-defined]
+    twin.requires_grad, twin.detached, twin.owner = value.requires_grad, value.detached, value.owner
+    return twin
+
+
+class Outputs:
+    """A node's outputs, made anew when asked for: holding them would tie node and value into a cycle."""
+
+    __slots__ = ("buffers", "node", "specs", "where")
+
+    def __init__(self, node: Node, specs: Sequence[Spec], buffers: Sequence[Any], where: Device):
+        self.node, self.specs, self.buffers, self.where = weakref.ref(node), specs, buffers, where
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __getitem__(self, index: int) -> Array:
+        spec = self.specs[index]
+        out = Array(spec, self.buffers[index], self.where, self.node(), index)
+        out.requires_grad = spec.dtype.is_floating
+        return out
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[i] for i in range(len(self)))
+
+
+eager_bind.append(eager)
