@@ -42,7 +42,7 @@ def fetch(remote: Remote, folder: str | os.PathLike, progress: Progress | None =
                 if isinstance(error, urllib.error.HTTPError) and error.code < 500:
                     break
                 continue
-            _write(target, lambda part=part: os.replace(part, target))  # type: ignore[misc]
+            _write(target, lambda part=part: os.replace(part, target))
             return target
     raise DataError(
         f"{remote.name} could not be downloaded:\n  " + "\n  ".join(dict.fromkeys(failures)) + f"\n"
@@ -75,7 +75,7 @@ def _download(url: str, part: Path, remote: Remote, progress: Progress | None) -
                 have += len(data)
                 if have > remote.max_bytes:
                     raise FormatError(f"sends more than the {remote.max_bytes:,} bytes expected")
-                _write(part, lambda data=data: file.write(data))  # type: ignore[misc]
+                _write(part, lambda data=data: file.write(data))
                 if progress:
                     progress(remote.name, have, total)
     if total and have < total:

@@ -69,7 +69,7 @@ def mnist(
     """MNIST's handwritten digits (LeCun, Cortes, Burges): images uint8 (N, 1, 28, 28), white on black.
 
     ``split`` is "train" (60,000) or "test" (10,000). The IDX files, plain or .gz, are looked for in ``root`` (and its
-    ``mnist`` and ``MNIST/raw``) and in $TWOFOLD_HOME/data/mnist; else downloaded there (into ``root`` if given), verified.
+    ``mnist`` and ``MNIST/raw``) and in $TWOFOLD_HOME/data/mnist; else downloaded there (or into ``root``), verified.
     FormatError for a damaged file, DataError if there is none to be had.
     """
     return _load("mnist", _MNIST, split, root, download, progress)

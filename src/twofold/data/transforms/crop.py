@@ -29,7 +29,7 @@ class Pad(Transform):
             out = np.zeros((*images.shape[:2], height + 2 * v, width + 2 * h), images.dtype)
             out[:, :, v : v + height, h : h + width] = images
             return out
-        return np.pad(images, ((0, 0), (0, 0), (v, v), (h, h)), mode=PAD_MODES[self.mode])  # type: ignore[call-overload]
+        return np.pad(images, ((0, 0), (0, 0), (v, v), (h, h)), mode=PAD_MODES[self.mode])
 
 
 class CenterCrop(Transform):
@@ -54,7 +54,7 @@ class RandomCrop(Transform):
         images = self.pad.apply_batch(images, rng) if any(self.pad.padding) else images
         _check_size("RandomCrop", self.size, images)
         top, left = (rng.integers(have - want + 1) for have, want in zip(images.shape[2:], self.size))
-        windows = np.lib.stride_tricks.sliding_window_view(images, self.size, axis=(2, 3))  # type: ignore[call-overload]
+        windows = np.lib.stride_tricks.sliding_window_view(images, self.size, axis=(2, 3))
         return windows[np.arange(len(images)), :, top, left]
 
 
