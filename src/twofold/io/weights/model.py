@@ -32,7 +32,7 @@ class HasState(Protocol):
 def save_weights(model: HasState, path: str | os.PathLike, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write the model's ``state_dict`` to ``path``, atomically: ``.safetensors``, or ``.pth``/``.pt`` for PyTorch.
 
-    >>> tw.save_weights(model, "lenet5.safetensors")
+    Example: ``tw.save_weights(model, "lenet5.safetensors")``.
 
     Raises FormatError for another suffix, or for metadata with .pth, which has no place for it.
     """
@@ -61,12 +61,14 @@ def load_weights(
     """Load a weight file (safetensors, or PyTorch's .pth in either format) into ``model``; what fitted is returned.
 
     ``strict``: missing and unexpected entries are errors; otherwise they are logged as a warning. ``reshaped``:
-    "error", or "keep" to leave the model's own values where shapes differ: so a network of another ``num_classes`` takes
-    over all but the classifier. ``ignore``: patterns of entries to leave out ("aux1.*"). Values are converted to
-    the model's dtypes (float16 files load into float32 models). ``key`` and ``verify``: see ``read_weights``.
+    "error", or "keep" to leave the model's own values where shapes differ, as a network of another ``num_classes``
+    needs for its classifier. ``ignore``: patterns of entries to leave out ("aux1.*"). Values are converted to the
+    model's dtypes (float16 files load into float32 models). ``key`` and ``verify``: see ``read_weights``.
 
-    >>> model = tw.zoo.create("resnet18", num_classes=10)
-    >>> print(tw.load_weights(model, "resnet18-f37072fd.pth", reshaped="keep"))
+    Example::
+
+        model = tw.zoo.create("resnet18", num_classes=10)
+        print(tw.load_weights(model, "resnet18-f37072fd.pth", reshaped="keep"))
 
     The model is changed only if all fits. Raises WeightsError with the whole report when it does not, FormatError and
     UnsafeFileError as ``read_weights``.

@@ -83,7 +83,7 @@ def _swap(content: np.ndarray, width: int) -> np.ndarray:
     """The same elements of ``width`` bytes in the other byte order."""
     if content.size % width:
         raise FormatError(f"a storage of {content.size} bytes has no whole number of {width}-byte elements")
-    return content.reshape(-1, width)[:, ::-1].reshape(-1)
+    return content.reshape(-1, width)[:, ::-1].copy().reshape(-1)
 
 
 def looks_legacy(source: ByteSource) -> bool:

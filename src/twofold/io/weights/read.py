@@ -33,12 +33,13 @@ def read_weights(path: str | os.PathLike, *, key: str | None = None, verify: boo
 
     A checkpoint such as ``{"epoch": 3, "state_dict": {...}}`` is unwrapped to its state dict (see
     ``Weights.unwrapped``); ``key`` chooses another entry, "a/b" one inside another. ``verify`` compares the checksums
-    that a .pth has. Arrays of one storage share memory as in PyTorch. Those of files over 16 MB are views of the mapped file: writable (the
-    file is never changed), but the file must not be truncated in place while they are alive.
+    that a .pth has. Arrays of one storage share memory as in PyTorch. Those of files over 16 MB are views of the mapped
+    file: writable (the file is never changed), but the file must not be truncated in place while they are alive.
 
-    >>> weights = read_weights("resnet18.pth")
-    >>> weights["conv1.weight"].shape
-    (64, 3, 7, 7)
+    >>> from twofold.io.weights import write_pth
+    >>> write_pth("w.pth", {"fc.weight": np.zeros((10, 4), np.float32)})
+    >>> read_weights("w.pth")["fc.weight"].shape
+    (10, 4)
 
     Raises FormatError for damaged or foreign files, UnsafeFileError for files that ask for code or absurd sizes.
     """
