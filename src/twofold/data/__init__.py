@@ -15,7 +15,7 @@ from twofold.data.folder import ImageFolder
 from twofold.data.idx import read_idx, write_idx
 from twofold.data.images import read_image
 from twofold.data.loader import DataLoader
-from twofold.data.mnist import fashion_mnist, mnist
+from twofold.data.mnist_family import fashion_mnist, mnist
 from twofold.data.registry import info, load, names
 from twofold.data.uci_digits import digits
 

@@ -11,7 +11,7 @@ from twofold.data.cifar import cifar10, cifar100
 from twofold.data.dataset import Dataset, checked_split
 from twofold.data.folder import ImageFolder
 from twofold.data.locate import Root
-from twofold.data.mnist import fashion_mnist, mnist
+from twofold.data.mnist_family import fashion_mnist, mnist
 from twofold.data.uci_digits import digits
 
 

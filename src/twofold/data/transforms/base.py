@@ -91,7 +91,7 @@ def stack(images: Sequence[np.ndarray]) -> np.ndarray:
 
 def pair(value: int | Sequence[int], what: str, least: int = 1) -> tuple[int, int]:
     """``value`` as (vertical, horizontal), both at least ``least``; an int stands for both."""
-    both = (value, value) if isinstance(value, (int, np.integer)) else tuple(value)
+    both = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(both) != 2 or not all(isinstance(v, (int, np.integer)) and v >= least for v in both):
         raise ArgumentError(f"{what} {value!r}; expected an int or (vertical, horizontal), each at least {least}")
     return int(both[0]), int(both[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from twofold.base.errors import ArgumentError, ShapeError
 from twofold.data.randomness import SampleRng
 from twofold.data.transforms.base import Transform, pair
 
-PAD_MODES = {"zero": "constant", "reflect": "reflect", "edge": "edge"}  # ours -> NumPy's
+PAD_MODES: dict[str, Any] = {"zero": "constant", "reflect": "reflect", "edge": "edge"}  # ours -> NumPy's
 
 
 class Pad(Transform):
