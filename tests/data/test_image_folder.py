@@ -80,6 +80,14 @@ def test_exif_turns_the_picture_upright(tmp_path):
     assert data.read_image(tmp_path / "x.jpg").shape == (3, 30, 20)
 
 
+def test_sixteen_bits_are_scaled_and_other_numbers_refused(tmp_path):
+    Image.fromarray(np.array([[0, 256, 65535]], np.uint16)).save(tmp_path / "x.png")
+    assert data.read_image(tmp_path / "x.png", mode="L").tolist() == [[[0, 1, 255]]]
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(FormatError, match=r"x\.tiff: pixels are 32-bit"):
+        data.read_image(tmp_path / "x.tiff")
+
+
 def test_modes_other_formats_and_missing_files(tmp_path):
     with pytest.raises(ArgumentError, match="'CMYK'"):
         data.read_image("x.png", mode="CMYK")

@@ -39,7 +39,7 @@ def fetch(remote: Remote, folder: str | os.PathLike, progress: Progress | None =
                 _verify(part, remote)
             except (OSError, HTTPException, ValueError) as error:
                 failures.append(f"{url}: {_reason(error)}")
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                if isinstance(error, urllib.error.URLError):  # refused or out of reach: trying again costs time only
                     break
                 continue
             _write(target, lambda part=part: os.replace(part, target))

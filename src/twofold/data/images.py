@@ -37,8 +37,15 @@ def read_image(path: str | os.PathLike, mode: str = "RGB", max_pixels: int = MAX
             width, height = image.size
             if width * height > max_pixels:
                 raise UnsafeFileError(f"{path}: {width}x{height} pixels; at most max_pixels={max_pixels:,} are decoded")
-            pixels = np.asarray(transpose(image).convert(mode))
-    except (UnsafeFileError, FileNotFoundError, IsADirectoryError, PermissionError):
+            if image.mode in ("I", "F"):
+                raise FormatError(
+                    f"{path}: pixels are 32-bit numbers of unknown range; expected 8 or 16 bits a channel"
+                )
+            upright = transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would clip these to 255
+                upright = pillow.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            pixels = np.asarray(upright.convert(mode))
+    except (FormatError, FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise UnsafeFileError(f"{path}: {error}; at most {max_pixels:,} pixels are decoded") from error

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from twofold.tensor import asarray
+
 
 def to_tensors(images: np.ndarray, labels: np.ndarray) -> tuple:
     """A batch as tensors, sharing the arrays' memory where the tensor layer can."""
-    from twofold.tensor import asarray
-
     return asarray(images), asarray(labels)
