@@ -15,8 +15,8 @@ import stat
 from importlib import metadata
 from pathlib import Path
 
-from twofold.base import files, flags
 from twofold.backends.cpu.machine import Machine
+from twofold.base import files, flags
 
 _MAGIC = b"twofold object 1"
 

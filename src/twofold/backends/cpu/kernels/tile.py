@@ -1,0 +1,122 @@
+"""The tile: MR pixels x NV vectors of accumulators in registers, and the loop that feeds it.
+
+One step of the loop takes NV vectors of weights and MR broadcast pixels and does MR*NV multiply-adds. On a machine with R
+registers MR*NV + NV + 1 <= R: 6x2 on AVX2 (12 + 2 + 1 = 15 of 16), 14x2 on AVX-512 (28 + 2 + 1 = 31 of 32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from twofold.backends.cpu.kernels.shapes import split
+from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.machine import Machine
+
+Tile = list[list[Value]]  # [pixel][vector]
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """Pixels and vectors of a tile."""
+
+    pixels: int
+    vectors: int
+
+
+def step_cycles(machine: Machine, pixels: int, vectors: int) -> float:
+    """Cycles of one step: bound by multiply-adds, by their latency if there are few, or by loads."""
+    fmas = pixels * vectors
+    latency = machine.fma_latency if fmas < machine.fma_latency * machine.fma_rate else 0
+    return max(fmas / machine.fma_rate, latency, (pixels + vectors) / machine.load_rate) + 0.25
+
+
+def best_shape(machine: Machine, pixels: int, outs: int) -> TileShape:
+    """The tile that takes the fewest cycles over ``pixels`` in a row and ``outs`` channels (split evenly)."""
+
+    def cost(shape: TileShape) -> float:
+        width = shape.vectors * machine.lanes
+        columns = [shape.vectors] * (outs // width)
+        if outs % width:
+            columns.append(-(-(outs % width) // machine.lanes))
+        rows = split(pixels, shape.pixels)
+        return sum(step_cycles(machine, m, v) for m in rows for v in columns)
+
+    shapes = []
+    for vectors in (2, 1, 3, 4):
+        most = machine.accumulators(vectors) // vectors
+        if most and (vectors == 1 or outs > (vectors - 1) * machine.lanes):
+            shapes.append(TileShape(min(most, max(1, pixels)), vectors))
+    return min(shapes, key=cost)
+
+
+def zeros(f: Function, pixels: int, vectors: int) -> Tile:
+    return [[const(f.vec(), 0.0)] * vectors for _ in range(pixels)]
+
+
+def flatten(tile: Tile) -> list[Value]:
+    return [value for row in tile for value in row]
+
+
+def shaped(values: Sequence[Value], vectors: int) -> Tile:
+    return [list(values[at : at + vectors]) for at in range(0, len(values), vectors)]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a tile reads: element k of pixel p is at ``x + k*x_step + p*pixel_step``, of vector j at ``w + k*w_step + j*lanes``.
+
+    ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the pixels
+    in ``x`` one by one, instead of ``p * pixel_step``.
+    """
+
+    x: Value
+    w: Value
+    x_step: int
+    pixel_step: int
+    w_step: int
+    counts: tuple[int, ...]
+    offsets: tuple[int, ...] = ()
+
+    def pixel(self, p: int) -> int:
+        return self.offsets[p] if self.offsets else p * self.pixel_step
+
+
+def accumulate(f: Function, tile: Tile, ops: Operands, steps: Index, pixels: Sequence[int], unroll: int = 1) -> Tile:
+    """``steps`` steps for the given ``pixels`` of the tile (the others stay): a loop, unrolled ``unroll`` times."""
+    vectors = len(ops.counts)
+    if isinstance(steps, int) and steps <= unroll:
+        for k in range(steps):
+            tile = _step(f, tile, ops, ops.x, ops.w, k, pixels)
+        return tile
+    if not isinstance(steps, int):
+        unroll = 1
+    whole = steps - steps % unroll if isinstance(steps, int) else steps
+    active = [tile[p] for p in pixels]
+    with f.loop(0, whole, unroll, carry=flatten(active)) as loop:
+        inner = list(tile)
+        for p, row in zip(pixels, shaped(loop.carried, vectors)):
+            inner[p] = row
+        x = f.gep(ops.x, f.mul(loop.index, ops.x_step))
+        w = f.gep(ops.w, f.mul(loop.index, ops.w_step))
+        for k in range(unroll):
+            inner = _step(f, inner, ops, x, w, k, pixels)
+        loop.carry(flatten([inner[p] for p in pixels]))
+    tile = list(tile)
+    for p, row in zip(pixels, shaped(loop.results, vectors)):
+        tile[p] = row
+    if isinstance(steps, int) and isinstance(whole, int):
+        x, w = f.gep(ops.x, whole * ops.x_step), f.gep(ops.w, whole * ops.w_step)
+        for k in range(steps - whole):
+            tile = _step(f, tile, ops, x, w, k, pixels)
+    return tile
+
+
+def _step(f: Function, tile: Tile, ops: Operands, x: Value, w: Value, k: int, pixels: Sequence[int]) -> Tile:
+    lanes = f.machine.lanes
+    weights = [f.vload(f.gep(w, k * ops.w_step + j * lanes), count) for j, count in enumerate(ops.counts)]
+    tile = list(tile)
+    for p in pixels:
+        value = f.broadcast(f.gep(x, k * ops.x_step + ops.pixel(p)))
+        tile[p] = [f.fma(value, weight, acc) for weight, acc in zip(weights, tile[p])]
+    return tile
