@@ -144,11 +144,10 @@ def promote(a: DType, b: DType) -> DType:
 def scalar_dtype(value: bool | int | float, meets: DType | None) -> DType:
     """The dtype a Python scalar takes beside an array of dtype ``meets`` (None: on its own)."""
     own = _PYTHON[bool if isinstance(value, (bool, np.bool_)) else int if isinstance(value, int) else float]
-    if meets is None or own is meets:
-        return own
-    if own is bool_:
+    meets = meets or own
+    if own is bool_ and meets is not bool_:
         raise DtypeError(f"a Python bool does not combine with a {meets.name} array; cast the array to bool")
-    if meets is bool_:
+    if meets is bool_ and own is not bool_:
         raise DtypeError(f"a Python {type(value).__name__} does not combine with a bool array; cast the array first")
     if own.is_floating and not meets.is_floating:
         raise DtypeError(
