@@ -30,7 +30,7 @@ def gradients(
     ``grad_ys`` default to ones (a y must then be a scalar unless the caller decides otherwise). With ``retain_graph``
     False the records walked are freed: a second walk is an error.
     """
-    order = _producers(ys)
+    order = producers(ys)
     wanted = {x.key for x in xs}
     useful = _leading_to(order, wanted)
     cotangents: dict[tuple[int, int], Value] = {}
@@ -50,13 +50,13 @@ def leaves(ys: Iterable[Value]) -> list[Value]:
     """Values without a producer (or owned by a variable) through which gradients of ``ys`` flow, in a fixed order."""
     found: dict[tuple[int, int], Value] = {}
     ys = list(ys)
-    for value in [*ys, *(v for node in _producers(ys) for v in node.inputs)]:
+    for value in [*ys, *(v for node in producers(ys) for v in node.inputs)]:
         if value.requires_grad and not value.detached and (value.producer is None or value.owner is not None):
             found.setdefault(value.key, value)
     return list(found.values())
 
 
-def _producers(ys: Iterable[Value]) -> list[Node]:
+def producers(ys: Iterable[Value]) -> list[Node]:
     """Every node above ``ys``, producers before users (depth first, without recursion)."""
     order: list[Node] = []
     seen: set[int] = set()

@@ -53,8 +53,11 @@ class Device:
 class Program(ABC):
     """A compiled graph. Buffers in (the graph's ``all_inputs``), buffers out (its ``all_outputs``).
 
-    ``donated`` names the positions of inputs whose buffers the program may overwrite and return as outputs (state).
+    ``donated`` are the positions of the inputs that the program overwrites and returns as outputs (state updated in
+    place); the caller sees to it that nobody else looks at those buffers.
     """
+
+    donated: Sequence[int] = ()
 
     @abstractmethod
     def __call__(self, buffers: Sequence[Any]) -> list[Any]: ...
@@ -87,7 +90,8 @@ class Backend(ABC):
 
     @abstractmethod
     def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
-        """A program for a graph whose shapes are all concrete."""
+        """A program for a graph whose shapes are all concrete. It may overwrite the inputs at the ``donated`` positions;
+        those it does overwrite are its ``Program.donated``."""
 
 
 @functools.cache

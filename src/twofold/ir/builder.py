@@ -101,8 +101,11 @@ class Builder:
         self.parent = parent
         self.captures: dict[Any, tuple[Value, Value]] = {}  # key of the foreign value -> (it, our input)
         self.variables: dict[int, State] = {}
-        self.guards: list[tuple[Any, str, Any]] = []
+        self.guards: list[tuple[Any, str, Any]] = []  # what the trace assumed: (object, attribute, value)
+        self.gradients: dict[int, list[Any]] = {}  # id of a leaf -> [leaf, .grad on entry, .grad now]
+        self.spent: set[int] = set()  # ids of nodes that a backward() has gone through
         self.closed = False
+        self.front: Any = None  # the user's object whose builder this is, if any
         self._constants: dict[int, tuple[Any, Value]] = {}
 
     # -- recording ---------------------------------------------------------------------------------------------------
@@ -143,7 +146,7 @@ class Builder:
         """``value`` as one of this graph's: itself, an input for a captured value, state for a variable, or a constant."""
         if isinstance(value, SymbolicValue) and value.builder is self:
             return value
-        if value.owner is not None and hasattr(value.owner, "assign"):
+        if value.owner is not None and not isinstance(value, SymbolicValue):
             return self.read(value.owner)
         if self.parent is not None:
             return self._capture(value)
@@ -172,7 +175,8 @@ class Builder:
         """The present value of a variable, as this graph sees it."""
         state = self.variables.get(id(variable))
         if state is None:
-            spec, name = Spec(tuple(variable.shape), as_dtype(variable.dtype)), variable.name or f"state{len(self.variables)}"
+            spec = Spec(tuple(variable.shape), as_dtype(variable.dtype))
+            name = getattr(variable, "name", "") or f"state{len(self.variables)}"
             value = self._leaf(SymbolicValue(self, spec, None, 0, name), variable)
             state = self.variables[id(variable)] = State(name, value, value, variable)
             self.graph.state.append(state)
@@ -189,6 +193,18 @@ class Builder:
         value.owner, value.requires_grad = variable, bool(variable.requires_grad)
         value.detached = not value.requires_grad
         return value
+
+    def gradient_cell(self, leaf: Any, present: Any) -> list[Any]:
+        """The record of a leaf's ``.grad`` in this trace; ``present`` is its concrete value (or None) on entry."""
+        if self.parent is not None:
+            return self.parent.gradient_cell(leaf, present)
+        cell = self.gradients.get(id(leaf))
+        if cell is None:
+            entry = present
+            if present is not None:  # accumulated before this program: an input of it
+                entry = type(present)(self.input(present.value.spec, f"{getattr(leaf, 'name', '')}.grad"))
+            cell = self.gradients[id(leaf)] = [leaf, entry, entry]
+        return cell
 
     # -- finishing ---------------------------------------------------------------------------------------------------
     def finish(self, outputs: Sequence[Value]) -> Graph:

@@ -110,13 +110,18 @@ class Tensor(ArrayOperators):
     @property
     def grad(self) -> Tensor | None:
         """The gradient left by ``backward``; None before."""
-        return self._grad
+        builder = current_builder()
+        return self._grad if builder is None else builder.gradient_cell(self, self._grad)[2]
 
     @grad.setter
     def grad(self, gradient: Tensor | None) -> None:
         if gradient is not None and gradient.shape != self.shape:
             raise ShapeError(f"grad: shape {show(gradient.shape)} for a tensor of shape {show(self.shape)}")
-        self._grad = gradient
+        builder = current_builder()
+        if builder is None:
+            self._grad = gradient
+        else:
+            builder.gradient_cell(self, self._grad)[2] = gradient
 
     # -- numbers out ---------------------------------------------------------------------------------------------------
     def numpy(self) -> np.ndarray:
@@ -206,8 +211,10 @@ class Tensor(ArrayOperators):
         found = autodiff.leaves([value])
         seed = None if gradient is None else unwrap(asarray(gradient))
         keep = create_graph if retain_graph is None else retain_graph
-        symbolic = current_builder((value,)) is not None
-        gs = autodiff.gradients([value], found, [seed], retain_graph=keep or symbolic, create_graph=create_graph)
+        builder = current_builder((value,))
+        gs = autodiff.gradients([value], found, [seed], retain_graph=keep or builder is not None, create_graph=create_graph)
+        if builder is not None and not keep:
+            builder.spent.update(map(id, autodiff.producers([value])))
         for leaf, g in zip(found, gs):
             target = leaf.owner
             if g is not None and target is not None:
@@ -322,10 +329,11 @@ class Variable(Tensor):
     def device(self) -> Device:
         return self._own.device  # type: ignore[attr-defined]
 
-    def assign(self, new: Any) -> None:
+    def assign(self, new: Any) -> Tensor:
         """Give the variable a new value of the same shape; it is cast to the variable's dtype and moved to its device.
 
-        No gradient flows through an assignment.
+        No gradient flows through an assignment. Returns the new value; in a ``tw.Graph`` the assignment takes effect
+        when that tensor (or ``g.updates``) is fetched.
         """
         value = unwrap(new) if isinstance(new, Tensor) else ops.value(new, (self.value,))
         if value.shape != self.shape:
@@ -336,6 +344,7 @@ class Variable(Tensor):
             builder.write(self, value)
         else:
             self.set_array(value)
+        return Tensor(self.value)
 
     def set_array(self, value: Any) -> None:
         """Take over a concrete value as it is (what a compiled program does after a step)."""

@@ -1,0 +1,217 @@
+"""``tw.compile``: a Python function, or a Module, as a static program.
+
+The first call with new shapes traces the function, optimises the graph and compiles it; later calls run the program.
+Variables it reads and assigns are the program's state. A new trace is made when something that the old one assumed has
+changed, and says what.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twofold.backends import Device, device
+from twofold.base import flags
+from twofold.base.tree import Structure, flatten, unflatten
+from twofold.ir import Graph, Spec, context, current_builder
+from twofold.passes import optimise
+from twofold.static.differentiate import DifferentiableRunner
+from twofold.static.runner import GraphRunner, as_array
+from twofold.static.trace import Traced, argument_names, is_array_like, spec_of, trace
+from twofold.tensor.eager import Array
+from twofold.tensor.tensor import Tensor, wrap
+
+log = logging.getLogger("twofold")
+MANY_RETRACES = 8
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a trace depends on among the arguments: their nest, specs, fixed leaves, and which ask for gradients."""
+
+    structure: Structure
+    specs: tuple[Spec, ...]
+    fixed: tuple[tuple[int, Any], ...]
+    tracked: tuple[bool, ...]
+    grad_enabled: bool
+
+
+@dataclass
+class _Entry:
+    traced: Traced
+    runner: GraphRunner
+    differentiable: DifferentiableRunner | None = None
+
+
+class CompiledFunction:
+    """What ``tw.compile`` returns: called like the function. ``graph(*args)`` gives its graph, ``report()`` what was
+    compiled, ``retraces`` why it was traced again."""
+
+    def __init__(self, function: Callable[..., Any], *, devices: Any = None, verify: bool = False):
+        functools.update_wrapper(self, function, updated=())
+        self.function = function
+        self.devices = devices
+        self.verify = verify
+        self.retraces: list[str] = []
+        self._entries: dict[Signature, list[_Entry]] = {}
+        self._last: Signature | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if current_builder() is not None:  # inside another trace: part of that program
+            return self.function(*args, **kwargs)
+        leaves, signature = self._signature(args, kwargs)
+        entry = self._entry(signature, args, kwargs)
+        arguments = [as_array(leaf) for leaf in leaves]
+        arguments += [leaf._grad.value for leaf in entry.traced.gradient_inputs]
+        return self._deliver(entry.traced, self._run(entry, arguments))
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)  # a decorated method
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "function" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.function, name)  # a compiled Module still has parameters(), train(), ...
+
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:
+        """The optimised graph for these arguments (arrays, or anything with ``shape`` and ``dtype``). It is not run."""
+        return optimise(self.trace(*args, **kwargs).graph)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Traced:
+        """The trace for these arguments, as recorded."""
+        _, signature = self._signature(args, kwargs)
+        return self._entry(signature, args, kwargs).traced
+
+    def report(self) -> str:
+        """What was compiled: one report for each trace and set of shapes."""
+        return "\n\n".join(entry.runner.report() for entries in self._entries.values() for entry in entries)
+
+    # -- finding a trace -----------------------------------------------------------------------------------------------
+    def _signature(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Signature]:
+        leaves, structure = flatten((args, kwargs))
+        arrays = [leaf for leaf in leaves if is_array_like(leaf)]
+        fixed = tuple((i, _hashable(leaf)) for i, leaf in enumerate(leaves) if not is_array_like(leaf))
+        tracked = tuple(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in arrays)
+        return arrays, Signature(structure, tuple(map(spec_of, arrays)), fixed, tracked, context.grad_enabled)
+
+    def _entry(self, signature: Signature, args: tuple, kwargs: dict[str, Any]) -> _Entry:
+        known = self._entries.setdefault(signature, [])
+        broken = ""
+        for entry in known:
+            broken = _broken_guard(entry.traced)
+            if not broken:
+                return entry
+        if self._last is not None:
+            self._say_why(broken or self._changed(signature, args, kwargs))
+        traced = trace(self.function, args, kwargs, requires_grad=signature.tracked)
+        runner = GraphRunner(traced.graph, traced.variables, self._device(), verify=self.verify)
+        known.append(_Entry(traced, runner))
+        self._last = signature
+        return known[-1]
+
+    def _device(self) -> Device | None:
+        if self.devices is None:
+            return None
+        if isinstance(self.devices, (str, Device)):
+            return device(self.devices)
+        (only,) = self.devices
+        return device(only)
+
+    def _changed(self, new: Signature, args: tuple, kwargs: dict[str, Any]) -> str:
+        old = self._last
+        assert old is not None
+        if new.structure != old.structure:
+            return "the arguments are nested differently, or there are more or fewer of them"
+        leaves, structure = flatten((args, kwargs))
+        names = argument_names(self.function, structure, range(len(leaves)))
+        places = [i for i, leaf in enumerate(leaves) if is_array_like(leaf)]
+        for place, a, b in zip(places, old.specs, new.specs):
+            if a.dtype is not b.dtype:
+                return f"argument {names[place]!r}: dtype {a.dtype.name} became {b.dtype.name}"
+            if a.ndim != b.ndim:
+                return f"argument {names[place]!r}: {a} became {b}"
+            for axis, (m, n) in enumerate(zip(a.shape, b.shape)):
+                if m != n:
+                    return f"argument {names[place]!r}: dimension {axis} was {m}, is {n} ({a} became {b})"
+        for (place, a), (_, b) in zip(old.fixed, new.fixed):
+            if a != b:
+                return f"argument {names[place]!r}: {a[1]!r} became {b[1]!r}; arguments that are not arrays are fixed in a trace"
+        if new.tracked != old.tracked:
+            return "an argument's requires_grad changed"
+        return "gradients were switched on or off" if new.grad_enabled != old.grad_enabled else "the argument kinds changed"
+
+    def _say_why(self, reason: str) -> None:
+        name = getattr(self, "__name__", "function")
+        self.retraces.append(reason)
+        text = f"{name} is traced again ({len(self.retraces)}): {reason}"
+        if flags.get("TWOFOLD_DEBUG") >= 1:
+            print(f"twofold: {text}", file=sys.stderr)
+        (log.warning if len(self.retraces) == MANY_RETRACES else log.info)(text)
+
+    # -- running -------------------------------------------------------------------------------------------------------
+    def _run(self, entry: _Entry, arguments: Sequence[Array]) -> list[Array]:
+        traced = entry.traced
+        if not (context.grad_enabled and any(traced.differentiable)):
+            return entry.runner(arguments)
+        if entry.differentiable is None:
+            values = traced.graph.all_inputs
+            wanted = [i for i, v in enumerate(values) if v.requires_grad]
+            outputs = [i for i, flag in enumerate(traced.differentiable) if flag]
+            entry.differentiable = DifferentiableRunner(traced.graph, traced.variables, wanted, outputs, self._device())
+        return entry.differentiable(arguments)
+
+    @staticmethod
+    def _deliver(traced: Traced, results: list[Array]) -> Any:
+        outputs, gradients = results[: traced.returned], iter(results[traced.returned :])
+        for leaf, present in traced.gradients:
+            leaf.grad = Tensor(next(gradients)) if present else None
+        values: list[Any] = list(map(wrap, outputs))
+        for place, constant in sorted(traced.constants.items()):
+            values.insert(place, constant)
+        return unflatten(traced.outputs, values)
+
+
+def _hashable(leaf: Any) -> Any:
+    try:
+        hash(leaf)
+    except TypeError:
+        return (type(leaf), id(leaf))
+    return (type(leaf), leaf)
+
+
+def _broken_guard(traced: Traced) -> str:
+    for thing, attribute, value in traced.guards:
+        now = getattr(thing, attribute)
+        if now is not value and (value is None or now is None or now != value):
+            name = getattr(thing, "name", "") or type(thing).__name__
+            if attribute == "_grad":
+                return f"{name}.grad was None and now holds a gradient; call zero_grad() first, or keep accumulating"
+            return f"{name}.{attribute} was {value!r}, is {now!r}"
+    for leaf in traced.gradient_inputs:
+        if leaf._grad is None:
+            return f"{getattr(leaf, 'name', '') or 'a leaf'}.grad held a gradient and is None now"
+    return ""
+
+
+def compile(function: Callable[..., Any] | None = None, *, devices: Any = None, verify: bool = False) -> Any:
+    """``function`` (or a Module) compiled to a static program for each set of argument shapes.
+
+    ``devices``: where to run, by default where the variables live. ``verify``: run the reference backend beside the
+    program and name the first node that differs. Usable as a decorator, with or without arguments.
+
+    >>> import twofold as tw
+    >>> @tw.compile
+    ... def double(x):
+    ...     return x + x
+    >>> double(tw.tensor([1.0, 2.0])).tolist()
+    [2.0, 4.0]
+    """
+    if function is None:
+        return functools.partial(compile, devices=devices, verify=verify)
+    return CompiledFunction(function, devices=devices, verify=verify)
+
+

@@ -1,0 +1,130 @@
+"""Running a graph: shapes are bound, the graph is specialised, optimised and compiled once per set of shapes, and the
+state variables take their new values after each call. Everything static (compiled functions, sessions, loaded files)
+runs through here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from twofold.backends import Device, Program
+from twofold.base import flags
+from twofold.base.dims import substitute
+from twofold.base.errors import DtypeError, ShapeError
+from twofold.base.shapes import show
+from twofold.ir import Graph, Spec
+from twofold.ir.values import bind_symbols
+from twofold.passes import optimise, specialise
+from twofold.static.verification import check_against_reference
+from twofold.tensor.eager import Array, default_device
+from twofold.tensor.tensor import Tensor
+
+
+class GraphRunner:
+    """A graph with symbolic or fixed sizes, as something to call.
+
+    ``variables`` hold the state, in the graph's order; they are updated by each call. ``verify`` runs the reference
+    backend beside the program and raises VerificationError at the first node that differs.
+    """
+
+    def __init__(self, graph: Graph, variables: Sequence[Any], device: Device | None = None, *, verify: bool = False):
+        self.graph = graph
+        self.variables = list(variables)
+        self.device = device
+        self.verify = verify
+        self.programs: dict[Any, tuple[Program, list[Spec], Graph]] = {}
+
+    def __call__(self, arguments: Sequence[Array]) -> list[Array]:
+        """Outputs for these inputs; the state variables are updated."""
+        device = self.device or self._device_of(arguments)
+        program, specs, graph = self._program(arguments, device)
+        arrays = [*arguments, *(v._own for v in self.variables)]
+        buffers = [_buffer(a, device) for a in arrays]
+        for i in program.donated:
+            buffers[i] = _exclusive(arrays[i], buffers[i])
+        if self.verify or flags.get("TWOFOLD_VERIFY"):
+            results = check_against_reference(graph, program, buffers, device)
+        else:
+            results = program(buffers)
+        outputs = [Array(s, b, device) for s, b in zip(specs, results)]
+        count = len(self.graph.outputs)
+        for state, variable, new in zip(self.graph.state, self.variables, outputs[count:]):
+            if state.written:
+                variable.set_array(new)
+        return outputs[:count]
+
+    def _device_of(self, arguments: Sequence[Array]) -> Device:
+        for array in [*(v._own for v in self.variables), *arguments]:
+            if array.ndim:
+                return array.device
+        return default_device()
+
+    def _program(self, arguments: Sequence[Array], device: Device) -> tuple[Program, list[Spec], Graph]:
+        key = (device, tuple(a.spec for a in arguments))
+        known = self.programs.get(key)
+        if known is None:
+            known = self.programs[key] = self._compile(arguments, device)
+        return known
+
+    def _compile(self, arguments: Sequence[Array], device: Device) -> tuple[Program, list[Spec], Graph]:
+        check_arguments(self.graph, [a.spec for a in arguments])
+        sizes = bind_symbols([v.spec for v in self.graph.inputs], [a.shape for a in arguments])  # type: ignore[misc]
+        graph = specialise(self.graph, sizes) if sizes else self.graph
+        graph = optimise(graph)
+        first = len(graph.inputs)
+        donated = [first + i for i, state in enumerate(graph.state) if state.written]
+        program = device.backend.compile(graph, device, donated=donated)
+        return program, [v.spec for v in graph.all_outputs], graph
+
+    def report(self) -> str:
+        """The reports of the programs compiled so far."""
+        return "\n\n".join(
+            f"{device} {', '.join(map(str, specs))}:\n{program.report()}" for (device, specs), (program, _, _) in self.programs.items()
+        )
+
+
+def check_arguments(graph: Graph, specs: Sequence[Spec]) -> None:
+    """Raise ShapeError or DtypeError where a value does not fit its input; sizes of one symbol must agree."""
+    if len(specs) != len(graph.inputs):
+        raise ShapeError(f"{graph.name}: got {len(specs)} inputs, expected {len(graph.inputs)}")
+    sizes: dict[str, int] = {}
+    for value, spec in zip(graph.inputs, specs):
+        name = value.name or "input"
+        if spec.dtype is not value.dtype:
+            raise DtypeError(f"{graph.name}: input {name!r} has dtype {spec.dtype.name}, expected {value.dtype.name}; cast it with .astype")
+        if spec.ndim != value.ndim:
+            raise ShapeError(f"{graph.name}: input {name!r} has shape {show(spec.shape)}, expected {show(value.shape)}")
+        sizes = {**bind_symbols([value.spec], [spec.shape]), **sizes}  # type: ignore[list-item]
+        if tuple(substitute(d, sizes) for d in value.shape) != spec.shape:
+            known = f" where {', '.join(f'{k} = {v}' for k, v in sizes.items())}" if sizes else ""
+            raise ShapeError(f"{graph.name}: input {name!r} has shape {show(spec.shape)}, expected {show(value.shape)}{known}")
+
+
+def _buffer(array: Array, device: Device) -> Any:
+    return array.buffer if array.device == device else device.backend.put(array.numpy(), device)
+
+
+def _exclusive(array: Array, buffer: Any) -> Any:
+    """A buffer that a program may overwrite: itself, or a copy if somebody else looks at it (a view, another tensor)."""
+    if isinstance(buffer, np.ndarray) and (not buffer.flags.writeable or buffer.base is not None or sys.getrefcount(buffer) > _ALONE):
+        return buffer.copy()
+    return buffer
+
+
+# references to a state buffer held by nobody but its variable, as seen inside `_exclusive`:
+# the Array's slot, the list of buffers, the parameter, and getrefcount's own argument
+_ALONE = 4
+
+
+def as_array(x: Any, spec: Spec | None = None) -> Array:
+    """A concrete array of a tensor or of anything NumPy reads; Python numbers take the dtype of ``spec``."""
+    from twofold.tensor.tensor import concrete
+
+    if isinstance(x, Tensor):
+        return x._array("argument of a compiled program")
+    weak = spec is not None and not hasattr(x, "dtype")
+    return concrete(x, spec.dtype if weak and spec is not None else None)

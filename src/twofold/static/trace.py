@@ -1,0 +1,135 @@
+"""Tracing: a Python function is run once on symbolic tensors, and what it does becomes a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twofold.base.tree import Structure, flatten, paths, unflatten
+from twofold.ir import Builder, Graph, Spec, Value, recording
+from twofold.ir.builder import SymbolicValue
+from twofold.tensor.tensor import Tensor, Variable, unwrap
+
+
+@dataclass
+class Traced:
+    """A traced function: the graph, and how its inputs and outputs stand in Python's structures.
+
+    ``gradients`` are leaves whose ``.grad`` the function changed; their new gradients are the graph's last outputs
+    (``None`` at those it cleared). ``guards`` are what the trace assumed: (object, attribute, value).
+    """
+
+    graph: Graph
+    variables: list[Any]
+    outputs: Structure
+    constants: dict[int, Any]  # position among the output leaves -> a leaf that is not a tensor
+    returned: int  # how many graph outputs the function returns
+    gradient_inputs: list[Any] = field(default_factory=list)
+    gradients: list[tuple[Any, bool]] = field(default_factory=list)
+    guards: list[tuple[Any, str, Any]] = field(default_factory=list)
+    differentiable: list[bool] = field(default_factory=list)
+    forward_nodes: int = 0
+
+
+def is_array_like(leaf: Any) -> bool:
+    """Leaves that become inputs; every other leaf is a fixed part of the trace."""
+    return isinstance(leaf, (Tensor, Value)) or hasattr(leaf, "__array_interface__")
+
+
+def trace(
+    function: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    specs: Sequence[Spec] | None = None,
+    requires_grad: Sequence[bool] = (),
+    name: str | None = None,
+    names: Sequence[str] | None = None,
+    keep_gradients: bool = True,
+) -> Traced:
+    """Run ``function`` on symbolic tensors in place of the arrays among its arguments.
+
+    ``specs`` are the inputs' (their dims may be symbolic); by default those of the arrays given. Gradients left in
+    ``.grad`` become outputs unless ``keep_gradients`` is False.
+    """
+    leaves, structure = flatten((args, kwargs or {}))
+    places = [i for i, leaf in enumerate(leaves) if is_array_like(leaf)]
+    if specs is None:
+        specs = [spec_of(leaves[i]) for i in places]
+    names = names or argument_names(function, structure, places)
+    builder = Builder(name or getattr(function, "__name__", type(function).__name__).strip("<>"))
+    for place, spec, label, flag in zip(places, specs, names, [*requires_grad, *[False] * len(places)]):
+        value = builder.input(spec, label)
+        value.requires_grad = flag and spec.dtype.is_floating
+        leaves[place] = Tensor(value)
+    with recording(builder):
+        call_args, call_kwargs = unflatten(structure, leaves)
+        result = function(*call_args, **call_kwargs)
+        return _finish(builder, result, keep_gradients)
+
+
+def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
+    leaves, structure = flatten(result)
+    constants = {i: leaf for i, leaf in enumerate(leaves) if not is_array_like(leaf)}
+    values = [builder.lift(unwrap(leaf)) if isinstance(leaf, (Tensor, Value)) else builder.constant(leaf)
+              for leaf in leaves if is_array_like(leaf)]  # fmt: skip
+    cells = list(builder.gradients.values())
+    changed = [(leaf, now) for leaf, entry, now in cells if now is not entry] if keep_gradients else []
+    kept = [builder.lift(now.value) for _, now in changed if now is not None]
+    graph = builder.finish([*values, *kept])
+    return Traced(
+        graph=graph,
+        variables=[s.variable for s in graph.state],
+        outputs=structure,
+        constants=constants,
+        returned=len(values),
+        gradient_inputs=[leaf for leaf, entry, _ in cells if entry is not None],
+        gradients=[(leaf, now is not None) for leaf, now in changed],
+        guards=[*builder.guards, *((leaf, "_grad", None) for leaf, entry, _ in cells if entry is None)],
+        differentiable=[v.requires_grad and (v.producer is None or id(v.producer) not in builder.spent) for v in values],
+        forward_nodes=len(graph.nodes),
+    )
+
+
+def spec_of(leaf: Any) -> Spec:
+    """Shape and dtype of an array-like leaf."""
+    from twofold.base.dtypes import as_dtype
+
+    if isinstance(leaf, Variable):
+        return leaf._own.spec
+    if isinstance(leaf, Tensor):
+        return leaf.value.spec
+    if isinstance(leaf, Value):
+        return leaf.spec
+    return Spec(tuple(int(d) for d in leaf.shape), as_dtype(leaf.dtype))
+
+
+def argument_names(function: Callable[..., Any], structure: Structure, places: Sequence[int]) -> list[str]:
+    """What to call each input: the parameter's name, with its place inside a nested argument."""
+    import inspect
+
+    target = function.forward if hasattr(function, "forward") else function  # a Module's own signature
+    positional, keyword = structure.children
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    roots: list[str] = []
+    for i in range(len(positional.children)):
+        if i < len(parameters) and parameters[i].kind is not parameters[i].VAR_POSITIONAL:
+            roots.append(parameters[i].name)
+        else:
+            roots.append(f"arg{i}")
+    out: list[str] = []
+    for root, child in zip([*roots, *map(str, keyword.keys)], [*positional.children, *keyword.children]):
+        out += paths(child, root)
+    return [out[i] for i in places]
+
+
+def is_symbolic(tensor: Any) -> bool:
+    """Whether a tensor belongs to a graph being built."""
+    return isinstance(tensor, Tensor) and isinstance(tensor._own, SymbolicValue)
+
+
+__all__ = ["Traced", "argument_names", "is_array_like", "is_symbolic", "spec_of", "trace"]
