@@ -4,7 +4,7 @@ Importing this package fills ``twofold.ir.OPS`` and gives values their operators
 """
 
 from twofold.ir.operators import IMPLEMENTATIONS
-from twofold.ops import creation, elementwise, movement, reduction
+from twofold.ops import creation, elementwise, gather, indexing, matmul, movement, reduction, sorting
 from twofold.ops.convert import as_numpy, cast, constant, dim_value, is_scalar, together, value
 from twofold.ops.creation import arange, full, iota
 from twofold.ops.elementwise import ELEMENTWISE, barrier, clip, detach, identity, safe_divide, where
@@ -17,11 +17,12 @@ IMPLEMENTATIONS.update(
     bitwise_left_shift=elementwise.bitwise_left_shift, bitwise_right_shift=elementwise.bitwise_right_shift,
     less=elementwise.less, less_equal=elementwise.less_equal, greater=elementwise.greater,
     greater_equal=elementwise.greater_equal, negative=elementwise.negative, abs=elementwise.abs_,
-    bitwise_invert=elementwise.bitwise_invert, positive=elementwise.positive,
+    bitwise_invert=elementwise.bitwise_invert, positive=elementwise.positive, matmul=matmul.matmul,
+    getitem=indexing.getitem,
 )  # fmt: skip
 
 __all__ = [
     "ELEMENTWISE", "arange", "as_numpy", "barrier", "cast", "clip", "constant", "creation", "detach", "dim_value",
-    "elementwise", "full", "identity", "iota", "is_scalar", "movement", "reduction", "safe_divide", "sum_to",
-    "together", "value", "where",
+    "elementwise", "full", "gather", "identity", "indexing", "iota", "is_scalar", "matmul", "movement",
+    "reduction", "safe_divide", "sorting", "sum_to", "together", "value", "where",
 ]  # fmt: skip
