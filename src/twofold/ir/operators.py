@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 
@@ -27,6 +27,31 @@ class ArrayOperators:
     __slots__ = ()
     __array_priority__ = 1000  # NumPy arrays on the left give way
     __array_ufunc__ = None
+
+    if TYPE_CHECKING:  # set below from the tables, where a type checker does not look
+        __add__: Any
+        __radd__: Any
+        __sub__: Any
+        __rsub__: Any
+        __mul__: Any
+        __rmul__: Any
+        __truediv__: Any
+        __rtruediv__: Any
+        __floordiv__: Any
+        __mod__: Any
+        __pow__: Any
+        __rpow__: Any
+        __matmul__: Any
+        __and__: Any
+        __or__: Any
+        __xor__: Any
+        __lt__: Any
+        __le__: Any
+        __gt__: Any
+        __ge__: Any
+        __neg__: Any
+        __abs__: Any
+        __invert__: Any
 
     def __getitem__(self, index: Any) -> Any:
         return IMPLEMENTATIONS["getitem"](self, index)
