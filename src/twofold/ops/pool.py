@@ -139,14 +139,14 @@ def _winners(x: np.ndarray, out: Ints, pads: Any, window: Ints, strides: Ints, d
     """Number of the first tap that holds each window's maximum (a NaN counts as the largest)."""
     wide = padded(widen(x), pads, _lowest(x.dtype))
     best: np.ndarray | None = None
-    winner = np.zeros((*x.shape[:2], *out), np.int32)
+    winner = np.zeros((*x.shape[:2], *out), np.min_scalar_type(int(np.prod(window))))
     for number, tap in enumerate(taps(window)):
         here = wide[tap_slices(tap, out, strides, dilation)]
         if best is None:
             best = here.copy()
             continue
         better = ~(here <= best) & (best == best)
-        winner[better] = number
+        np.copyto(winner, number, where=better, casting="unsafe")
         np.copyto(best, here, where=better)
     return winner
 
