@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,16 @@ class SymbolicValue(Value):
         self.builder = builder
 
 
+@dataclass
+class GradientCell:
+    """A leaf's ``.grad`` in a trace: what it was on entry (if ``read`` before it was written), and is now."""
+
+    leaf: Any
+    entry: Any
+    now: Any
+    read: bool
+
+
 class Builder:
     """Fills a graph. ``parent`` is set for the branches and bodies of control flow, whose foreign values become
     extra inputs (``captures``) supplied by the parent."""
@@ -102,7 +113,7 @@ class Builder:
         self.captures: dict[Any, tuple[Value, Value]] = {}  # key of the foreign value -> (it, our input)
         self.variables: dict[int, State] = {}
         self.guards: list[tuple[Any, str, Any]] = []  # what the trace assumed: (object, attribute, value)
-        self.gradients: dict[int, list[Any]] = {}  # id of a leaf -> [leaf, .grad on entry, .grad now]
+        self.gradients: dict[int, GradientCell] = {}  # by id of the leaf
         self.spent: set[int] = set()  # ids of nodes that a backward() has gone through
         self.closed = False
         self.front: Any = None  # the user's object whose builder this is, if any
@@ -194,17 +205,24 @@ class Builder:
         value.detached = not value.requires_grad
         return value
 
-    def gradient_cell(self, leaf: Any, present: Any) -> list[Any]:
-        """The record of a leaf's ``.grad`` in this trace; ``present`` is its concrete value (or None) on entry."""
+    def read_gradient(self, leaf: Any, present: Any) -> Any:
+        """A leaf's ``.grad`` as this trace sees it; ``present`` is its concrete value (or None) outside."""
         if self.parent is not None:
-            return self.parent.gradient_cell(leaf, present)
-        cell = self.gradients.get(id(leaf))
-        if cell is None:
+            return self.parent.read_gradient(leaf, present)
+        if id(leaf) not in self.gradients:
             entry = present
             if present is not None:  # accumulated before this program: an input of it
                 entry = type(present)(self.input(present.value.spec, f"{getattr(leaf, 'name', '')}.grad"))
-            cell = self.gradients[id(leaf)] = [leaf, entry, entry]
-        return cell
+            self.gradients[id(leaf)] = GradientCell(leaf, entry, entry, read=True)
+        return self.gradients[id(leaf)].now
+
+    def write_gradient(self, leaf: Any, gradient: Any) -> None:
+        """Give a leaf another ``.grad`` from here on."""
+        if self.parent is not None:
+            return self.parent.write_gradient(leaf, gradient)
+        cell = self.gradients.setdefault(id(leaf), GradientCell(leaf, None, None, read=False))
+        cell.now = gradient
+        return None
 
     # -- finishing ---------------------------------------------------------------------------------------------------
     def finish(self, outputs: Sequence[Value]) -> Graph:

@@ -185,10 +185,12 @@ def _share(g: Value, first: Value, second: Value) -> tuple[Value, Value]:
     return where(first, g, where(second, 0, half)), where(second, g, where(first, 0, half))
 
 
-def _pow_vjp(g: Value, a: Value, b: Value) -> tuple[Value, Value]:
-    base = where(equal(b, 0), 0, g * b * pow_(a, where(equal(b, 0), 1, b - 1)))
-    safe = where(a > 0, a, 1)
-    return base, where(a > 0, g * pow_(a, b) * log(safe), 0)
+def _pow_vjp(g: Value, a: Value, b: Value) -> tuple[Any, Any]:
+    """To the base: b a^(b-1), 0 where b is 0. To the exponent: a^b log a, 0 where a is not positive."""
+    flat = lambda: equal(b, 0)
+    base = lambda: where(flat(), 0, g * b * pow_(a, where(flat(), 1, b - 1)))
+    exponent = lambda: where(a > 0, g * pow_(a, b) * log(where(a > 0, a, 1)), 0)
+    return base, exponent
 
 
 def safe_divide(a: Value, b: Value) -> Value:

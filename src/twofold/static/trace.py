@@ -75,7 +75,7 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
     values = [builder.lift(unwrap(leaf)) if isinstance(leaf, (Tensor, Value)) else builder.constant(leaf)
               for leaf in leaves if is_array_like(leaf)]  # fmt: skip
     cells = list(builder.gradients.values())
-    changed = [(leaf, now) for leaf, entry, now in cells if now is not entry] if keep_gradients else []
+    changed = [(c.leaf, c.now) for c in cells if not c.read or c.now is not c.entry] if keep_gradients else []
     kept = [builder.lift(now.value) for _, now in changed if now is not None]
     graph = builder.finish([*values, *kept])
     return Traced(
@@ -84,9 +84,9 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
         outputs=structure,
         constants=constants,
         returned=len(values),
-        gradient_inputs=[leaf for leaf, entry, _ in cells if entry is not None],
+        gradient_inputs=[c.leaf for c in cells if c.entry is not None],
         gradients=[(leaf, now is not None) for leaf, now in changed],
-        guards=[*builder.guards, *((leaf, "_grad", None) for leaf, entry, _ in cells if entry is None)],
+        guards=[*builder.guards, *((c.leaf, "_grad", None) for c in cells if c.read and c.entry is None)],
         differentiable=[v.requires_grad and (v.producer is None or id(v.producer) not in builder.spent) for v in values],
         forward_nodes=len(graph.nodes),
     )

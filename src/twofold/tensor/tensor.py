@@ -111,7 +111,7 @@ class Tensor(ArrayOperators):
     def grad(self) -> Tensor | None:
         """The gradient left by ``backward``; None before."""
         builder = current_builder()
-        return self._grad if builder is None else builder.gradient_cell(self, self._grad)[2]
+        return self._grad if builder is None else builder.read_gradient(self, self._grad)
 
     @grad.setter
     def grad(self, gradient: Tensor | None) -> None:
@@ -121,7 +121,7 @@ class Tensor(ArrayOperators):
         if builder is None:
             self._grad = gradient
         else:
-            builder.gradient_cell(self, self._grad)[2] = gradient
+            builder.write_gradient(self, gradient)
 
     # -- numbers out ---------------------------------------------------------------------------------------------------
     def numpy(self) -> np.ndarray:
