@@ -41,6 +41,12 @@ def test_another_compression_of_the_same_content_is_right_and_so_is_none(mirror,
         assert fetch(remote(mirror.url + path), tmp_path).read_bytes() == mirror.content[path]
 
 
+def test_an_archive_is_held_to_the_digest_of_the_file_itself(mirror, tmp_path):
+    mirror.content |= {"/a": PACKED, "/b": gzip.compress(CONTENT, 1)}
+    packed = remote(f"{mirror.url}/b", f"{mirror.url}/a", content=PACKED)._replace(as_it_comes=True)
+    assert fetch(packed, tmp_path).read_bytes() == PACKED
+
+
 def test_a_broken_line_is_resumed_where_it_broke(mirror, tmp_path):
     mirror.content["/f"] = PACKED
     mirror.break_after["/f"] = 100_000

@@ -83,15 +83,21 @@ def _download(url: str, part: Path, remote: Remote, progress: Progress | None) -
 
 
 def _verify(part: Path, remote: Remote) -> None:
-    """FormatError, with ``part`` removed, unless its decompressed content has the right digest."""
+    """FormatError, with ``part`` removed, unless its content (or the file itself) has the right digest."""
     try:
-        digest = content_sha256(part, remote.max_bytes)
+        digest = file_sha256(part) if remote.as_it_comes else content_sha256(part, remote.max_bytes)
         if digest != remote.sha256:
             raise FormatError(f"content has SHA-256 {digest}; expected {remote.sha256}")
     except FormatError:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 (hex) of a file as it is."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def content_sha256(path: str | os.PathLike, limit: int) -> str:

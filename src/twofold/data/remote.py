@@ -9,9 +9,11 @@ Progress: TypeAlias = Callable[[str, int, int], None]  # file name, bytes so far
 
 
 class Remote(NamedTuple):
-    """A file on the net. ``sha256`` is that of the *decompressed* content, as mirrors compress differently."""
+    """A file on the net. ``sha256`` is that of the *decompressed* content, as mirrors compress differently; with
+    ``as_it_comes`` that of the file itself (an archive whose publisher states only this one)."""
 
     name: str
     urls: tuple[str, ...]
     sha256: str
     max_bytes: int  # of the file as it comes, and of its content
+    as_it_comes: bool = False
