@@ -234,7 +234,9 @@ class _Parser:
         except TwofoldError as error:
             raise self.error(str(error), token) from error
         except Exception as error:  # a type rule trusts its attributes: whatever a hostile one provokes is a bad text
-            raise self.error(f"{node.op.name}: bad operands or attributes ({type(error).__name__}: {error})", token) from error
+            raise self.error(
+                f"{node.op.name}: bad operands or attributes ({type(error).__name__}: {error})", token
+            ) from error
 
     # -- attributes ----------------------------------------------------------------------------------------------------
     def attribute(self) -> tuple[str, Any]:
@@ -321,7 +323,9 @@ class _Parser:
 
     def elements(self, spec: Spec, texts: list[str], token: Token) -> np.ndarray:
         if len(texts) != product(spec.shape):
-            raise self.error(f"constant of type {spec} has {len(texts)} elements; expected {product(spec.shape)}", token)
+            raise self.error(
+                f"constant of type {spec} has {len(texts)} elements; expected {product(spec.shape)}", token
+            )
         read: Any = {"f": float, "b": {"true": True, "false": False}.__getitem__}.get(spec.dtype.kind, int)
         if spec.dtype.name == "float32":
             read = np.float32

@@ -157,15 +157,15 @@ class _Printer:
     def attributes(self, lines: list[str], attrs: dict[str, Any]) -> list[str]:
         if not attrs:
             return lines
-        printed = {name: self.item(item) for name, item in attrs.items()}
-        if all(len(p) == 1 for p in printed.values()):
-            lines[-1] += f" {{{', '.join(f'{name}={p[0]}' for name, p in printed.items())}}}"
+        printed = [(name, self.item(item)) for name, item in attrs.items()]
+        if all(len(item) == 1 for _, item in printed):
+            lines[-1] += f" {{{', '.join(f'{name}={item[0]}' for name, item in printed)}}}"
             return lines
         lines[-1] += " {"
-        for i, (name, p) in enumerate(printed.items()):
-            ends = "," if i < len(printed) - 1 else ""
-            lines += _indented([*(f"{name} = {p[0]}\n" + "\n".join(p[1:])).split("\n")] if len(p) > 1 else [f"{name} = {p[0]}"])
-            lines[-1] += ends
+        for i, (name, item) in enumerate(printed):
+            block = [f"{name} = {item[0]}", *item[1:]]
+            block[-1] += "," if i < len(printed) - 1 else ""
+            lines += _indented(block)
         return [*lines, "}"]
 
     def item(self, item: Any) -> list[str]:
@@ -202,8 +202,8 @@ def _plain(item: Any) -> str:
     if isinstance(item, (tuple, list)):
         return f"({', '.join(map(_plain, item))}{',' if len(item) == 1 else ''})"
     raise GraphError(
-        f"attribute {item!r} of type {type(item).__name__} cannot be printed; attributes are numbers, strings, dtypes, dims, "
-        "arrays, graphs and tuples of these"
+        f"attribute {item!r} of type {type(item).__name__} cannot be printed; attributes are numbers, strings, "
+        "dtypes, dims, arrays, graphs and tuples of these"
     )
 
 

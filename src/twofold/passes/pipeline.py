@@ -1,0 +1,39 @@
+"""THE list of passes, and ``optimise``, which runs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from twofold.base import flags
+from twofold.ir import Graph
+from twofold.ir.text import print_graph
+from twofold.ir.verify import verify
+from twofold.passes.dead_code import dead_code
+
+Pass = Callable[[Graph], Graph]
+
+PIPELINE: tuple[Pass, ...] = (
+    dead_code,
+)  # fmt: skip
+
+
+def optimise(graph: Graph, *, dump: Callable[[str, Graph], None] | None = None) -> Graph:
+    """``graph`` through every pass of ``PIPELINE``, verified after each; the graph given is not changed.
+
+    ``dump(name, graph)`` is called with the start and after each pass; TWOFOLD_DEBUG=3 prints them to stderr.
+    """
+    if dump is None and flags.get("TWOFOLD_DEBUG") >= 3:
+        dump = _print
+    verify(graph, "recording")
+    if dump:
+        dump("recorded", graph)
+    for run in PIPELINE:
+        graph = verify(run(graph), run.__name__)
+        if dump:
+            dump(run.__name__, graph)
+    return graph
+
+
+def _print(name: str, graph: Graph) -> None:
+    print(f"# {name}\n{print_graph(graph)}\n", file=sys.stderr)
