@@ -201,10 +201,13 @@ def _substitute(atom: Any, values: dict[Var, Affine]) -> Affine:
 def _rejoin(terms: dict[Any, int]) -> dict[Any, int]:
     """d * c * (a // d) + c * (a % d) becomes c * a (left as an Affine among the terms for ``_unfold``)."""
     for atom in [a for a in terms if isinstance(a, Mod)]:
-        c, quotient = terms[atom], Div(atom.inner, atom.divisor)
-        if c and terms.get(quotient) == c * atom.divisor:
+        c, quotient = terms[atom], floordiv(atom.inner, atom.divisor)
+        if not c or quotient.const or len(quotient.terms) != 1:
+            continue
+        ((whole, k),) = quotient.terms.items()
+        if k == 1 and terms.get(whole) == c * atom.divisor:
             terms = dict(terms)
-            del terms[quotient], terms[atom]
+            del terms[whole], terms[atom]
             terms[atom.inner] = terms.get(atom.inner, 0) + c
     return terms
 

@@ -1,0 +1,58 @@
+"""Internal ops that expressions may use beside the op table: checked indices, and Philox random bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twofold.backends.cpu.llvm import Value, const, vector
+from twofold.base import rng
+
+if TYPE_CHECKING:
+    from twofold.backends.cpu.emit.body import Body
+    from twofold.backends.cpu.loops import Expr
+
+
+def _checked(body: Body, e: Expr, args: list[Value], size: int, code: int) -> Value:
+    """An index in [-size, size) made non-negative; one outside leaves ``code`` in the program's error word and reads as 0."""
+    f, (x,) = body.f, args
+    if e.args[0].dtype.kind == "i":
+        x = f.select(f.icmp("slt", x, 0), f.binary("add", x, size), x)
+    wrong = f.icmp("uge", x, size)
+    some = f.reduce(lambda a, b: f.binary("or", a, b), body.masked(wrong)) if wrong.lanes else wrong
+    with f.when(some):
+        f.store(const("i32", code), body.errors)
+    return f.select(wrong, const(x.type, 0), x)
+
+
+def _multiply_high(body: Body, x: Value, m: int) -> tuple[Value, Value]:
+    """The (high, low) words of a 32 x 32 bit product."""
+    f = body.f
+    product = f.binary("mul", f.cast("zext", x, "i64"), m)
+    return f.cast("trunc", f.binary("lshr", product, 32), "i32"), f.cast("trunc", product, "i32")
+
+
+def _philox(body: Body, _e: Expr, args: list[Value]) -> Value:
+    """Word ``args[0] % 4`` of block ``args[0] / 4`` of the draw given by four state words (base/rng.py)."""
+    f = body.f
+    number, key0, key1, draw0, draw1 = args
+    block = f.binary("lshr", number, 2)
+    c = [f.cast("trunc", block, "i32"), f.cast("trunc", f.binary("lshr", block, 32), "i32"), draw0, draw1]
+    keys = [key0, key1]
+    for _ in range(rng.ROUNDS):
+        high0, low0 = _multiply_high(body, c[0], rng.MULTIPLIERS[0])
+        high1, low1 = _multiply_high(body, c[2], rng.MULTIPLIERS[1])
+        c = [
+            f.binary("xor", f.binary("xor", high1, c[1]), keys[0]), low1,
+            f.binary("xor", f.binary("xor", high0, c[3]), keys[1]), low0,
+        ]  # fmt: skip
+        keys = [f.binary("add", k, w) for k, w in zip(keys, rng.WEYL)]
+    word = f.cast("trunc", f.binary("and", number, 3), "i32")
+    out = c[3]
+    for k in (2, 1, 0):
+        out = f.select(f.icmp("eq", word, k), c[k], out)
+    return out
+
+
+SPECIAL: dict[str, Any] = {"checked": _checked, "philox": _philox}
+
+__all__ = ["SPECIAL", "vector"]
