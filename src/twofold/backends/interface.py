@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from twofold.base import flags
 from twofold.base.errors import DeviceError
 from twofold.ir import Graph, Op, Spec
 
@@ -23,9 +25,22 @@ KINDS = {"cpu": "reference", "reference": "reference", "gpu": "xla", "cuda": "xl
 _ALIASES = {"cuda": "gpu"}
 
 
+class _Placement(threading.local):
+    """The devices of the ``with`` blocks this thread is in."""
+
+    def __init__(self) -> None:
+        self.stack: list[Device] = []
+
+
+_placement = _Placement()
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One place where arrays live. Equal by name; compares equal to its name as a string too."""
+    """One place where arrays live. Equal by name; compares equal to its name as a string too.
+
+    As a context manager it is where new arrays go: ``with tw.device("gpu:0"):``.
+    """
 
     name: str
 
@@ -36,6 +51,13 @@ class Device:
     @property
     def backend(self) -> Backend:
         return _backend(KINDS[self.kind])
+
+    def __enter__(self) -> Device:
+        _placement.stack.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _placement.stack.pop()
 
     def __str__(self) -> str:
         return self.name
@@ -115,3 +137,8 @@ def device(name: str | Device) -> Device:
             return candidate
     names = ", ".join(d.name for d in present) or "none"
     raise DeviceError(f"device {name!r} is not here; the {found.backend.name} backend found: {names}")
+
+
+def default_device() -> Device:
+    """Where new arrays go: the innermost ``with tw.device(...)``, else TWOFOLD_DEVICE, else the CPU."""
+    return _placement.stack[-1] if _placement.stack else device(flags.get("TWOFOLD_DEVICE"))

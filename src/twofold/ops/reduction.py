@@ -25,7 +25,7 @@ def _infer(name: str, out: DType | None = None) -> Any:
     def infer(x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Spec:
         if name in ("any", "all") and x.dtype is not bool_:
             raise DtypeError(f"{name}: dtype {x.dtype.name}; expected bool")
-        if name in ("max", "min") and any(x.shape[a] == 0 for a in axes):
+        if name in ("max", "min") and 0 in [x.shape[a] for a in axes]:
             raise ShapeError(f"{name}: no elements to reduce in {show(x.shape)} over axes {axes}")
         return Spec(without(x.shape, axes, keepdims), out or x.dtype)
 

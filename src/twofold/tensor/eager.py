@@ -5,16 +5,13 @@ An ``Array`` is a value with a buffer. The record holds only the buffers that th
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from twofold.backends import Device, device
-from twofold.base import flags
+from twofold.backends import Device, default_device, device
 from twofold.base.errors import DeviceError, TwofoldError
 from twofold.ir import Node, Op, Spec, Value, context
 from twofold.ir.builder import annotate, eager_bind
@@ -33,30 +30,6 @@ class Array(Value):
     def numpy(self) -> np.ndarray:
         """The content as a NumPy array (shares memory on a CPU)."""
         return np.asarray(self.device.backend.get(self.buffer))
-
-
-class _Placement(threading.local):
-    def __init__(self) -> None:
-        self.stack: list[Device] = []
-
-
-_placement = _Placement()
-
-
-def default_device() -> Device:
-    """Where new arrays go: the innermost ``with tw.device(...)``, else TWOFOLD_DEVICE, else the CPU."""
-    return _placement.stack[-1] if _placement.stack else device(flags.get("TWOFOLD_DEVICE"))
-
-
-@contextlib.contextmanager
-def device_scope(name: str | Device) -> Iterator[Device]:
-    """New arrays made in the block live on this device."""
-    where = device(name)
-    _placement.stack.append(where)
-    try:
-        yield where
-    finally:
-        _placement.stack.pop()
 
 
 _SPECS: dict[Any, tuple[Spec, ...]] = {}

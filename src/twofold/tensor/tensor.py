@@ -270,14 +270,6 @@ class Tensor(ArrayOperators):
     def cuda(self, index: int = 0) -> Tensor:
         return self.to(device=f"gpu:{index}")
 
-    def __setitem__(self, index: Any, new: Any) -> None:
-        """Replace part of the tensor: the handle gets a new value; recorded computations keep the old one."""
-        from twofold.tensor.functions import setitem
-
-        if self.requires_grad and self._own.owner is not None:
-            raise GradientError("a leaf that requires gradients cannot be changed in place; use detach() or no_grad()")
-        self._own = setitem(self.value, index, unwrap(new))
-
 
 class Variable(Tensor):
     """A tensor that programs read and ``assign``: a parameter, a statistic, a moment, a learning rate, a random key.
@@ -370,11 +362,6 @@ class Variable(Tensor):
         view = self._own.numpy().view()  # type: ignore[attr-defined]
         view.setflags(write=False)
         return view
-
-    def __setitem__(self, index: Any, new: Any) -> None:
-        from twofold.tensor.functions import setitem
-
-        self.assign(wrap(setitem(self.value, index, unwrap(new))))
 
     def __repr__(self) -> str:
         return f"Variable({self.name + ', ' if self.name else ''}{Tensor.__repr__(Tensor(self._own))})"
