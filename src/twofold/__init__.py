@@ -1,8 +1,10 @@
 """twofold: one program, dynamic and static.
 
-The public names. Arrays, gradients and dtypes are here at once; networks, data, files and compilers are loaded when they
-are first asked for, so that ``import twofold`` stays quick.
+The public names. Arrays, gradients and dtypes are here at once; networks, data, files and compilers are loaded when
+they are first asked for, so that ``import twofold`` stays quick.
 """
+
+# ruff: noqa: F401, I001 (names are imported to be exported)
 
 from __future__ import annotations
 
