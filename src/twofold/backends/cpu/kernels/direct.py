@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels.shapes import Axis, Conv, forward_axes, gradient_axes, split
+from twofold.backends.cpu.kernels.axes import clip, segments
+from twofold.backends.cpu.kernels.shapes import Axis, Conv, forward_axes, gradient_axes
 from twofold.backends.cpu.kernels.tile import Operands, accumulate, best_shape, flatten, shaped, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
@@ -135,7 +136,7 @@ class _Sweep:
         self.counts = [min(lanes, outs - at) for at in range(0, outs, lanes)]
         self.width = len(self.counts) * lanes
         most = self.machine.accumulators(len(self.counts)) // len(self.counts)
-        self.segments = _segments(one.h, most)
+        self.segments = segments(one.h, most)
         blocks_of_rows = -(-one.v.outputs // self.rows)
         low, high = f.share(packed.groups * count * one.n * blocks_of_rows, f.arg("tid"), f.arg("n"))
         with f.loop(low, high) as unit:
@@ -163,7 +164,7 @@ class _Sweep:
     def _row(self, image: Index, row: Value) -> None:
         f, one = self.f, self.one
         self.row = row
-        self.taps = _clip(f, one.v, row)
+        self.taps = clip(f, one.v, row)
         line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row, one.v.out_step)))
         self.pixel = f.add(one.pixel_first, f.add(f.mul(line, one.h.extent), one.h.out_first))
         for start, size, count in self.segments:
@@ -224,29 +225,3 @@ class _Sweep:
             for p, value in enumerate(values):
                 f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes), count)
 
-
-def _segments(h: Axis, most: int) -> list[tuple[int, int, int]]:
-    """A row as (first output, pixels of a tile, tiles): equal tiles whose taps all fall inside are one loop."""
-    segments: list[tuple[int, int, int]] = []
-    at, joinable = 0, False
-    for size in split(h.outputs, most):
-        inside = h.taps > 0 and all(h.valid(o, t) for o in (at, at + size - 1) for t in (0, h.taps - 1))
-        if inside and joinable and segments[-1][1] == size:
-            start, _, count = segments[-1]
-            segments[-1] = (start, size, count + 1)
-        else:
-            segments.append((at, size, 1))
-        joinable = inside
-        at += size
-    return segments
-
-
-def _clip(f: Function, axis: Axis, row: Index) -> tuple[Index, Index]:
-    """The vertical taps [low, high) that fall inside the image for this output row."""
-    if axis.inside or not axis.taps:
-        return 0, axis.taps
-    base = f.add(f.mul(row, axis.step), axis.first)  # tap t reads line base + t*spacing
-    short = f.imax(f.sub(0, base), 0)
-    low = f.imin(f.div(f.add(short, axis.spacing - 1), axis.spacing), axis.taps)
-    room = f.imax(f.sub(axis.inputs + axis.spacing - 1, base), 0)  # ceil((inputs - base) / spacing) taps fit
-    return low, f.imin(f.div(room, axis.spacing), axis.taps)

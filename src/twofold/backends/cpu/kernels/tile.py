@@ -67,7 +67,7 @@ class Operands:
     """What a tile reads: element k of pixel p is at ``x + k*x_step + p*pixel_step``, of vector j at ``w + k*w_step + j*lanes``.
 
     ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the pixels
-    in ``x`` one by one, instead of ``p * pixel_step``.
+    in ``x`` one by one, instead of ``p * pixel_step``. ``ahead``, if not 0, prefetches weights so many elements ahead.
     """
 
     x: Value
@@ -77,6 +77,7 @@ class Operands:
     w_step: int
     counts: tuple[int, ...]
     offsets: tuple[int, ...] = ()
+    ahead: int = 0
 
     def pixel(self, p: int) -> int:
         return self.offsets[p] if self.offsets else p * self.pixel_step
@@ -115,6 +116,8 @@ def accumulate(f: Function, tile: Tile, ops: Operands, steps: Index, pixels: Seq
 def _step(f: Function, tile: Tile, ops: Operands, x: Value, w: Value, k: int, pixels: Sequence[int]) -> Tile:
     lanes = f.machine.lanes
     weights = [f.vload(f.gep(w, k * ops.w_step + j * lanes), count) for j, count in enumerate(ops.counts)]
+    if ops.ahead:
+        f.prefetch(f.gep(w, k * ops.w_step + ops.ahead))
     tile = list(tile)
     for p in pixels:
         value = f.broadcast(f.gep(x, k * ops.x_step + ops.pixel(p)))

@@ -86,6 +86,7 @@ class Function:
         self._count = 0
         self._block = "entry"
         self._ended = False
+        self._shift = 0  # lines put into the entry block since, for the places of phis
 
     # ---- plumbing -------------------------------------------------------------------------------------------------
     def arg(self, name: str) -> Value:
@@ -335,6 +336,13 @@ class Function:
         """One float from memory in every lane."""
         return self.splat(self.load("float", pointer))
 
+    def stack(self, count: int, element: str = "ptr") -> Value:
+        """Room for ``count`` elements in this function's frame (taken once, whatever loop asks for it)."""
+        name = f"%{self.fresh('stack')}"
+        self._lines.insert(1, f"{name} = alloca {element}, i64 {count}, align 64")
+        self._shift += 1
+        return Value("ptr", name)
+
     def prefetch(self, pointer: Value, locality: int = 3, write: bool = False) -> None:
         """Ask for a cache line; ``locality`` 3 keeps it in all levels, 0 in none."""
         self.module.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
@@ -355,7 +363,7 @@ class Function:
         self.label(body)
         index = Value("i64", f"%{self.fresh('i')}")
         carried = [Value(c.type, f"%{self.fresh('c')}") for c in carry]
-        slot = len(self._lines)
+        slot = len(self._lines) - self._shift
         self._lines.append("")  # the phis, once the values of the next round are known
         loop = Loop(index, carried)
         yield loop
@@ -364,7 +372,7 @@ class Function:
         latch = self._block
         self.emit(f"br {again}, label %{body}, label %{done}")
         phis = [(index, self.index(start), following), *zip(carried, carry, loop._next)]
-        self._lines[slot] = "\n".join(
+        self._lines[slot + self._shift] = "\n".join(
             f"{v.name} = phi {v.type} [ {a.name}, %{before} ], [ {n.name}, %{latch} ]" for v, a, n in phis
         )
         self.label(done)

@@ -1,0 +1,260 @@
+"""Matrix products: both transposes, batches with broadcasting, skinny and ragged shapes.
+
+ALGORITHM
+    c[b, i, j] = sum over k of a[b, i, k] * b[b, k, j]        (a and b transposed or not)
+SCHEDULE
+    The tile is that of the convolutions: MR rows of a (broadcast) x NV vectors of b's columns. b is first copied into
+    panels of NV vectors (one barrier), unless it is already so contiguous, or is used too little to repay it. Units (batch,
+    8*MR rows, panel) are shared among the threads; the rows stay in L2 while panels go by. Long sums are cut in blocks of K
+    so that a panel stays in L2 as well; between blocks the sums rest in c.
+    With few rows and b transposed, each result is a dot product along contiguous memory: vectors run along k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels.shapes import split
+from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, best_shape, zeros
+from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.machine import Machine
+from twofold.backends.cpu.program import Kernel, KernelBuilder
+
+UNROLL = 2
+DOT_ROWS = 6  # up to so many rows against a transposed b, dot products beat packing b
+
+
+@dataclass(frozen=True)
+class Matmul:
+    """``batch`` products of (m, k) and (k, n); with a transposition flag the operand is stored (k, m) or (n, k).
+
+    ``a_batch`` and ``b_batch`` say whether the operand has a batch of its own or is shared by all products.
+    """
+
+    m: int
+    k: int
+    n: int
+    batch: int = 1
+    transpose_a: bool = False
+    transpose_b: bool = False
+    a_batch: bool = True
+    b_batch: bool = True
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.m * self.k * self.n
+
+
+def matmul(machine: Machine, shape: Matmul, epilogue: ep.Epilogue = (), ldc: int = 0) -> Kernel:
+    """Kernel (a, b, c, ...epilogue[, workspace]); a Site's pixel is batch*m + row, its channel the column."""
+    if shape.transpose_b and shape.m <= DOT_ROWS and (not shape.transpose_a or shape.m == 1):
+        return _dots(machine, shape, epilogue, ldc or shape.n)
+    return _Product(machine, shape, epilogue, ldc or shape.n).kernel()
+
+
+class _Product:
+    def __init__(self, machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int):
+        self.machine, self.shape, self.epilogue, self.ldc = machine, shape, epilogue, ldc
+        best = best_shape(machine, min(shape.m, 96), shape.n)
+        self.width = best.vectors * machine.lanes
+        self.most = machine.accumulators(best.vectors) // best.vectors
+        self.rows = min(shape.m, 8 * self.most)
+        self.packs = shape.transpose_b or (shape.m > 32 and shape.n > 2 * self.width)
+        # a panel of k_block rows fills a quarter of L2
+        self.k_block = max(1, min(shape.k, max(64, machine.l2 // 4 // (4 * self.width))))
+        self.panels = -(-shape.n // self.width)
+        self.panel_batches = shape.batch if shape.b_batch else 1
+
+    @property
+    def panel_size(self) -> int:
+        return self.shape.k * self.width
+
+    def kernel(self) -> Kernel:
+        names = ["a", "b", "c", *ep.params_of(self.epilogue)]
+        workspace = 4 * self.panel_batches * self.panels * self.panel_size if self.packs else 0
+        self.k = KernelBuilder(self.machine, "matmul", names + (["workspace"] if workspace else []))
+        self.f = self.k.f
+        if self.packs:
+            self._pack()
+            self.k.barrier()
+        whole = self.shape.k // self.k_block
+        rest = self.shape.k % self.k_block
+        if not self.shape.k:
+            self._sweep(0, 0, True, True)
+        elif whole + bool(rest) == 1:
+            self._sweep(0, self.shape.k, True, True)
+        else:
+            last = rest or self.k_block
+            middle = whole - (0 if rest else 1)
+            self._sweep(0, self.k_block, True, False)
+            if middle > 1:
+                with self.f.loop(1, middle) as block:
+                    self._sweep(self.f.mul(block.index, self.k_block), self.k_block, False, False)
+            self._sweep(self.shape.k - last, last, False, True)
+        note = f"{self.most}x{self.width} tiles, {'packed' if self.packs else 'in place'}, k in {self.k_block}"
+        return self.k.finish(flops=self.shape.flops, workspace=workspace, note=note)
+
+    def _kinds(self) -> list[tuple[int, int, int]]:
+        """Panels as (first, how many, columns)."""
+        n, width = self.shape.n, self.width
+        kinds = [(0, n // width, width)] if n >= width else []
+        return kinds + ([(n // width, 1, n % width)] if n % width else [])
+
+    def _pack(self) -> None:
+        """b -> [batch][panel][k][width], zeros beyond the last column."""
+        f, shape, lanes = self.f, self.shape, self.machine.lanes
+        for first, count, columns in self._kinds():
+            low, high = f.share(self.panel_batches * count * shape.k, f.arg("tid"), f.arg("n"))
+            with f.loop(low, high) as loop:
+                batch, panel, row = f.divmod_chain(loop.index, [self.panel_batches, count, shape.k])
+                panel = f.add(panel, first)
+                place = f.add(f.mul(f.add(f.mul(batch, self.panels), panel), self.panel_size), f.mul(row, self.width))
+                start = f.add(f.mul(batch, shape.k * shape.n), self._b(row, f.mul(panel, self.width)))
+                for at in range(0, self.width, lanes):
+                    value = self._columns(start, at, max(0, min(lanes, columns - at)))
+                    f.vstore(value, f.gep(f.arg("workspace"), f.add(place, at)))
+
+    def _columns(self, start: Index, at: int, count: int) -> Value:
+        """A vector of b's columns from ``at`` on, in one row."""
+        f = self.f
+        if not self.shape.transpose_b:
+            return f.vload(f.gep(f.arg("b"), f.add(start, at)), count) if count else const(f.vec(), 0.0)
+        value = const(f.vec(), 0.0)
+        for lane in range(count):
+            place = f.gep(f.arg("b"), f.add(start, (at + lane) * self.shape.k))
+            value = f.insert(value, f.load("float", place), lane)
+        return value
+
+    def _b(self, row: Index, column: Index) -> Index:
+        """Where an element of b lies within its matrix."""
+        if self.shape.transpose_b:
+            return self.f.add(self.f.mul(column, self.shape.k), row)
+        return self.f.add(self.f.mul(row, self.shape.n), column)
+
+    def _sweep(self, start: Index, steps: int, first: bool, last: bool) -> None:
+        """All units over ``steps`` of k from ``start``: begin at zero if ``first``, finish the results if ``last``."""
+        f, shape = self.f, self.shape
+        bands = [(0, shape.m // self.rows, self.rows)]
+        if shape.m % self.rows:
+            bands.append((shape.m - shape.m % self.rows, 1, shape.m % self.rows))
+        for row, count, rows in bands:
+            for first_panel, panels, columns in self._kinds():
+                low, high = f.share(shape.batch * count * panels, f.arg("tid"), f.arg("n"))
+                with f.loop(low, high) as loop:
+                    batch, band, panel = f.divmod_chain(loop.index, [shape.batch, count, panels])
+                    at = f.add(f.mul(band, self.rows), row)
+                    self._unit(batch, at, rows, f.add(panel, first_panel), columns, (start, steps, first, last))
+
+    def _unit(self, batch: Index, row: Index, rows: int, panel: Index, columns: int, part: tuple) -> None:
+        f, shape, lanes = self.f, self.shape, self.machine.lanes
+        start, steps, _, _ = part
+        counts = tuple(min(lanes, columns - at) for at in range(0, columns, lanes))
+        most = self.machine.accumulators(len(counts)) // len(counts)
+        a = f.gep(f.arg("a"), f.mul(batch, shape.m * shape.k) if shape.a_batch else 0)
+        x_step, row_step = (shape.m, 1) if shape.transpose_a else (1, shape.k)
+        a = f.gep(a, f.dot([(row, row_step), (start, x_step)]))
+        own = batch if shape.b_batch else 0
+        if self.packs:
+            place = f.add(f.mul(f.add(f.mul(own, self.panels), panel), self.panel_size), f.mul(start, self.width))
+            w, w_step, read = f.gep(f.arg("workspace"), place), self.width, (lanes,) * len(counts)
+        else:
+            place = f.add(f.mul(own, shape.k * shape.n), self._b(start, f.mul(panel, self.width)))
+            w, w_step, read = f.gep(f.arg("b"), place), shape.n, counts
+        column, row = f.mul(panel, self.width), f.add(f.mul(batch, shape.m), row)
+
+        def tile(at: Index, size: int) -> None:
+            ops = Operands(f.gep(a, f.mul(at, row_step)), w, x_step, row_step, w_step, read)
+            self._tile(ops, f.add(row, at), column, size, counts, part)
+
+        _walk(f, split(rows, most), tile)
+
+    def _tile(self, ops: Operands, row: Index, column: Index, size: int, counts: tuple[int, ...], part: tuple) -> None:
+        f, lanes = self.f, self.machine.lanes
+        _, steps, first, last = part
+        c = f.gep(f.arg("c"), f.dot([(row, self.ldc), (column, 1)]))
+        places = [[f.gep(c, p * self.ldc + j * lanes) for j in range(len(counts))] for p in range(size)]
+        if first:
+            tile: Tile = zeros(f, size, len(counts))
+        else:
+            tile = [[f.vload(place, count) for place, count in zip(line, counts)] for line in places]
+        tile = accumulate(f, tile, ops, steps, range(size), UNROLL)
+        for j, count in enumerate(counts):
+            values = [line[j] for line in tile]
+            if last:
+                sites = [ep.Site(f.add(row, p), f.add(column, j * lanes), count) for p in range(size)]
+                values = ep.finish_column(f, self.epilogue, values, sites, 0)
+            for value, line in zip(values, places):
+                f.vstore(value, line[j], count)
+
+
+def _walk(f: Function, sizes: list[int], body: Callable[[Index, int], None]) -> None:
+    """``body(start, size)`` for consecutive pieces; equal neighbours become a loop."""
+    at = 0
+    while sizes:
+        size = sizes[0]
+        count = sum(1 for s in sizes if s == size)  # sizes come sorted, larger first
+        if count == 1:
+            body(at, size)
+        else:
+            with f.loop(0, count) as loop:
+                body(f.add(f.mul(loop.index, size), at), size)
+        at += count * size
+        sizes = sizes[count:]
+
+
+def _dots(machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int) -> Kernel:
+    """Few rows, b transposed: a vector of results is that many dot products, 4 columns at a time."""
+    k = KernelBuilder(machine, "matmul_dots", ["a", "b", "c", *ep.params_of(epilogue)])
+    f, lanes = k.f, machine.lanes
+    for start, count, columns in ((0, shape.n // lanes, lanes), (shape.n - shape.n % lanes, 1, shape.n % lanes)):
+        if not count or not columns:
+            continue
+        low, high = f.share(shape.batch * count, f.arg("tid"), f.arg("n"))
+        with f.loop(low, high) as loop:
+            batch, block = f.divmod_chain(loop.index, [shape.batch, count])
+            column = f.add(f.mul(block, lanes), start)
+            a = f.gep(f.arg("a"), f.mul(batch, shape.m * shape.k) if shape.a_batch else 0)
+            b = f.add(f.mul(batch, shape.n * shape.k) if shape.b_batch else 0, f.mul(column, shape.k))
+            rows = _dot_block(f, shape, a, f.gep(f.arg("b"), b), columns)
+            first = f.mul(batch, shape.m)
+            sites = [ep.Site(f.add(first, i), column, columns) for i in range(shape.m)]
+            for value, site in zip(ep.finish_column(f, epilogue, rows, sites, 0), sites):
+                place = f.gep(f.arg("c"), f.dot([(site.pixel, ldc), (column, 1)]))
+                f.vstore(value, place, columns)
+    return k.finish(flops=shape.flops, note="dot products along k")
+
+
+def _dot_block(f: Function, shape: Matmul, a: Value, b: Value, columns: int) -> list[Value]:
+    """For each row, the vector of its dot products with ``columns`` rows of b."""
+    lanes = f.machine.lanes
+    results = [const(f.vec(), 0.0)] * shape.m
+    together = max(1, (f.machine.registers - 2) // (shape.m + 1))
+    done = 0
+    for size in split(columns, min(4, together)):
+        sums = [const(f.vec(), 0.0)] * (shape.m * size)
+        whole = shape.k - shape.k % lanes
+        with f.loop(0, whole, lanes, carry=sums) as loop:
+            loop.carry(_dot_step(f, shape, a, b, done, size, loop.index, lanes, loop.carried))
+        sums = loop.results if whole else sums
+        if shape.k % lanes:
+            sums = _dot_step(f, shape, a, b, done, size, whole, shape.k % lanes, sums)
+        for i in range(shape.m):
+            for j in range(size):
+                total = f.reduce(f.fadd, sums[i * size + j])
+                results[i] = f.insert(results[i], total, done + j)
+        done += size
+    return results
+
+
+def _dot_step(
+    f: Function, shape: Matmul, a: Value, b: Value, first: int, size: int, at: Index, count: int, sums: list[Value]
+) -> list[Value]:
+    columns = [f.vload(f.gep(b, f.add(at, (first + j) * shape.k)), count) for j in range(size)]
+    out = []
+    for i in range(shape.m):
+        row = f.vload(f.gep(a, f.add(at, i * shape.k)), count)
+        out += [f.fma(row, column, sums[i * size + j]) for j, column in enumerate(columns)]
+    return out
+

@@ -1,0 +1,237 @@
+"""3x3 convolutions and their data gradients by Winograd's F(4x4, 3x3); see winograd.py.
+
+ALGORITHM
+    v = B' x B for every tile;  m[point] = v[point] @ u[point] (36 matrix products over the channels);  y = A' m A
+SCHEDULE
+    *blocked* (many tiles): a thread takes blocks of tiles whose v and m stay near its L2, and does all three stages.
+    *staged* (few tiles, so big weights): all threads do one stage, with barriers between; in the products they share out
+    (point, block of outputs), so that every weight is read by one thread, once.
+    A row of v has 16 elements more than its channels, so that the rows of a tile fall into different cache sets. The panel
+    of weights that is next is prefetched while one is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels import winograd as wg
+from twofold.backends.cpu.kernels.shapes import Conv, split
+from twofold.backends.cpu.kernels.tile import Operands, accumulate, zeros
+from twofold.backends.cpu.kernels.weights import Packed
+from twofold.backends.cpu.llvm import Function, Index, Value
+from twofold.backends.cpu.machine import Machine
+from twofold.backends.cpu.program import Kernel, KernelBuilder
+
+STAGED_BELOW = 8  # blocks: with fewer, threads would stand idle or read all the weights for little
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Blocks of tiles: ``sizes`` as (first tile, blocks, tiles in each)."""
+
+    grid: wg.TileGrid
+    sizes: list[tuple[int, int, int]]
+    staged: bool
+
+    @property
+    def largest(self) -> int:
+        return max(size for _, _, size in self.sizes)
+
+    @property
+    def parts(self) -> int:
+        """Parts of an epilogue's Statistics: blocks, or in the staged schedule tiles."""
+        return self.grid.count if self.staged else sum(count for _, count, _ in self.sizes)
+
+
+def forward(
+    machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
+) -> Kernel:
+    """Kernel (x, u, y, ...epilogue, workspace or scratch); ``u`` comes from ``transform_weights(packed)``."""
+    plan = plan_forward(machine, conv)
+    return _Builder(machine, "winograd", plan, conv, packed, epilogue, ldx or conv.c, ldy or conv.o).kernel(conv.flops)
+
+
+def data_gradient(
+    machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
+) -> Kernel:
+    """Kernel (dy, u, dx, ...epilogue, workspace or scratch) named (x, u, y, ...); ``u`` is flipped, from backward packing."""
+    back = reversed_conv(conv)
+    plan = plan_forward(machine, back)
+    return _Builder(machine, "winograd_dx", plan, back, packed, epilogue, ldx or conv.o, ldy or conv.c).kernel(conv.flops)
+
+
+def reversed_conv(conv: Conv) -> Conv:
+    """The data gradient of a 3x3 convolution without stride, as the forward convolution that it is."""
+    (top, bottom), (left, right) = conv.pad
+    pad = ((2 - top, 2 - bottom), (2 - left, 2 - right))
+    return Conv(conv.n, conv.oh, conv.ow, conv.o, conv.c, 3, 3, pad=pad)
+
+
+def plan_forward(machine: Machine, conv: Conv) -> Plan:
+    """Cut the tiles into blocks: v and m fill L2, but no fewer than 16 tiles (each reads all the weights)."""
+    grid = wg.TileGrid(conv.n, (conv.h, conv.w), (conv.oh, conv.ow), (conv.pad[0][0], conv.pad[1][0]))
+    per_tile = wg.POINTS * 4 * (conv.c + 16 + conv.o + 16)
+    target = max(16, min(96, machine.l2 // per_tile))
+    staged = -(-grid.count // target) < STAGED_BELOW
+    if staged:
+        return Plan(grid, [(0, 1, grid.count)], True)
+    sizes, at = [], 0
+    for size in sorted(set(parts := split(grid.count, target)), reverse=True):
+        sizes.append((at, parts.count(size), size))
+        at += size * parts.count(size)
+    return Plan(grid, sizes, False)
+
+
+class _Builder:
+    def __init__(
+        self,
+        machine: Machine,
+        name: str,
+        plan: Plan,
+        conv: Conv,
+        packed: Packed,
+        epilogue: ep.Epilogue,
+        ldx: int,
+        ldy: int,
+    ):
+        self.machine, self.plan, self.conv, self.packed = machine, plan, conv, packed
+        self.epilogue, self.ldx, self.ldy, self.lanes = epilogue, ldx, ldy, machine.lanes
+        self.memory = "workspace" if plan.staged else "scratch"
+        self.k = KernelBuilder(machine, name, ["x", "u", "y", *ep.params_of(epilogue), self.memory])
+        self.f: Function = self.k.f
+        self.v_pitch = -(-conv.c // 16) * 16 + 16
+        self.m_pitch = packed.whole * packed.block + packed.rest_width + 16
+        self.v_size = wg.POINTS * plan.largest * self.v_pitch
+        self.bytes = -(-4 * (self.v_size + wg.POINTS * plan.largest * self.m_pitch) // 64) * 64
+
+    def kernel(self, flops: int) -> Kernel:
+        f, plan = self.f, self.plan
+        if plan.staged:
+            self._place(f.arg("workspace"))
+            self._stages(0, plan.grid.count, 0)
+            return self.k.finish(flops=flops, workspace=self.bytes, note=f"Winograd, staged, {plan.grid.count} tiles")
+        self._place(f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.bytes), "i8"))
+        part = 0
+        for first, count, size in plan.sizes:
+            low, high = f.share(count, f.arg("tid"), f.arg("n"))
+            with f.loop(low, high) as block:
+                self._stages(f.add(f.mul(block.index, size), first), size, f.add(block.index, part))
+            part += count
+        return self.k.finish(flops=flops, scratch=self.bytes, note=f"Winograd, blocks of {plan.largest} tiles")
+
+    def _place(self, memory: Value) -> None:
+        self.v, self.m = memory, self.f.gep(memory, self.v_size)
+
+    def _share(self, total: int) -> tuple[Index, Index]:
+        """This thread's part of a stage: all of it, when blocked."""
+        return self.f.share(total, self.f.arg("tid"), self.f.arg("n")) if self.plan.staged else (0, total)
+
+    def _stages(self, first: Index, tiles: int, part: Index) -> None:
+        self._transform_input(first, tiles)
+        if self.plan.staged:
+            self.k.barrier()
+        self._products(tiles)
+        if self.plan.staged:
+            self.k.barrier()
+        self._transform_output(first, tiles, part)
+
+    def _transform_input(self, first: Index, tiles: int) -> None:
+        f, conv, grid = self.f, self.conv, self.plan.grid
+        zero = wg.zero_row(f, conv.c)
+        with f.loop(*self._share(tiles)) as tile:
+            image, row, column = grid.position(f, f.add(tile.index, first))
+            corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
+            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, wg.IN, zero)
+            target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
+            wg.emit_transform(f, wg.BT, pixels, wg.IN, conv.c, target, tiles * self.v_pitch)
+
+    def _products(self, tiles: int) -> None:
+        f, packed = self.f, self.packed
+        for first, count, outs in packed.kinds():
+            vectors = -(-outs // self.lanes)
+            width = vectors * self.lanes
+            most = self.machine.accumulators(vectors) // vectors
+            with f.loop(*self._share(wg.POINTS * count)) as unit:
+                point, block = f.divmod_chain(unit.index, [wg.POINTS, count])
+                block = f.add(block, first)
+                u = f.gep(f.arg("u"), f.dot([(point, wg.panel_size(packed)), (block, packed.ins * packed.block)]))
+                v = f.gep(self.v, f.mul(point, tiles * self.v_pitch))
+                m = f.gep(self.m, f.dot([(point, tiles * self.m_pitch), (block, packed.block)]))
+                at = 0
+                runs = split(tiles, most)
+                for size in sorted(set(runs), reverse=True):
+                    with f.loop(0, runs.count(size)) as run:
+                        row = f.add(f.mul(run.index, size), at)
+                        self._product(f.gep(v, f.mul(row, self.v_pitch)), u, f.gep(m, f.mul(row, self.m_pitch)), size, width)
+                    at += size * runs.count(size)
+
+    def _product(self, v: Value, u: Value, m: Value, size: int, width: int) -> None:
+        f, vectors, ins = self.f, width // self.lanes, self.packed.ins
+        ops = Operands(v, u, 1, self.v_pitch, width, (self.lanes,) * vectors, ahead=ins * width)
+        tile = accumulate(f, zeros(f, size, vectors), ops, ins, range(size), 2)
+        for p, row in enumerate(tile):
+            for j, value in enumerate(row):
+                f.vstore(value, f.gep(m, p * self.m_pitch + j * self.lanes))
+
+    def _transform_output(self, first: Index, tiles: int, part: Index) -> None:
+        f, conv, lanes = self.f, self.conv, self.lanes
+        whole, rest = conv.o - conv.o % lanes, conv.o % lanes
+        kinds = [(0, whole, lanes)] if whole else []
+        kinds += [(whole, conv.o, rest)] if rest else []
+        if not self.plan.staged:
+            self._begin(part, kinds)
+        with f.loop(*self._share(tiles)) as tile:
+            number = f.add(tile.index, first)
+            image, row, column = self.plan.grid.position(f, number)
+            if self.plan.staged:
+                part = number
+                self._begin(part, kinds)
+            source = f.gep(self.m, f.mul(tile.index, self.m_pitch))
+            for start, stop, count in kinds:
+                with f.loop(start, stop, lanes) as channel:
+                    self._output(source, tiles, (image, row, column), channel.index, count, part)
+
+    def _begin(self, part: Index, kinds: list[tuple[int, int, int]]) -> None:
+        for step in self.epilogue:
+            for start, stop, count in kinds:
+                with self.f.loop(start, stop, self.lanes) as channel:
+                    step.begin(self.f, part, channel.index, count)
+
+    def _output(
+        self, source: Value, tiles: int, position: tuple[Index, Index, Index], channel: Index, count: int, part: Index
+    ) -> None:
+        f, (oh, ow) = self.f, self.plan.grid.outputs
+        image, row, column = position
+        step = tiles * self.m_pitch
+        loads = [f.vload(f.gep(source, f.add(channel, point * step))) for point in range(wg.POINTS)]
+        grid = wg.apply2(f, wg.AT, [loads[wg.IN * i : wg.IN * i + wg.IN] for i in range(wg.IN)])
+        start = f.add(f.mul(f.add(f.mul(image, oh), row), ow), column)
+
+        def store(cells: list[tuple[int, int]]) -> None:
+            sites = [ep.Site(f.add(start, i * ow + j), channel, count) for i, j in cells]
+            values = ep.finish_column(f, self.epilogue, [grid[i][j] for i, j in cells], sites, part)
+            base = f.gep(f.arg("y"), f.add(f.mul(start, self.ldy), channel))
+            for value, (i, j) in zip(values, cells):
+                f.vstore(value, f.gep(base, (i * ow + j) * self.ldy), count)
+
+        cells = [(i, j) for i in range(wg.OUT) for j in range(wg.OUT)]
+        if oh % wg.OUT == 0 and ow % wg.OUT == 0:
+            store(cells)
+            return
+        inside_row = f.icmp("sle", f.index(row), oh - wg.OUT)
+        inside = f.value("i1", f"and {inside_row}, {f.icmp('sle', f.index(column), ow - wg.OUT).name}")
+
+        def edge() -> list[Value]:
+            for i in range(wg.OUT):
+                with f.when(f.icmp("slt", f.index(row), oh - i)):
+                    for j in range(wg.OUT):
+                        with f.when(f.icmp("slt", f.index(column), ow - j)):
+                            store([(i, j)])
+            return []
+
+        def full() -> list[Value]:
+            store(cells)
+            return []
+
+        f.choose(inside, full, edge)

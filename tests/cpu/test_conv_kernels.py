@@ -1,0 +1,80 @@
+"""Convolution kernels against float64 NumPy: strides, dilations, groups, uneven padding, channel tails."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_oracles import HOST, data_gradient, error, forward, normal, pack, run, unpack, unset, weight_gradient
+
+from twofold.backends.cpu.kernels import direct, wgrad
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels.shapes import Conv
+
+
+def _pad(p: int):
+    return ((p, p), (p, p))
+
+
+CASES = [
+    Conv(2, 7, 9, 5, 13, 3, 3, (1, 1), _pad(1)),
+    Conv(2, 8, 11, 5, 13, 3, 3, (2, 2), _pad(1)),
+    Conv(1, 8, 11, 6, 9, 3, 2, (2, 3), ((0, 1), (2, 1)), (2, 3), 3),
+    Conv(2, 8, 8, 20, 17, 1, 1),
+    Conv(1, 5, 29, 8, 24, 1, 1),
+    Conv(2, 9, 8, 20, 17, 1, 1, (2, 2)),
+    Conv(1, 5, 5, 1, 1, 5, 5, (1, 1), _pad(2)),
+    Conv(1, 3, 3, 8, 8, 3, 3, (1, 1), _pad(3), (2, 2)),
+    Conv(2, 19, 20, 3, 13, 7, 7, (2, 2), _pad(3)),
+    Conv(2, 12, 12, 1, 6, 5, 5, (1, 1), _pad(2)),
+    Conv(1, 23, 23, 3, 40, 11, 11, (4, 4)),
+    Conv(1, 6, 6, 16, 32, 3, 3, (3, 3), _pad(1), groups=2),
+    Conv(1, 13, 4, 17, 33, 1, 3, (1, 1), ((0, 0), (1, 1))),
+    Conv(1, 4, 13, 12, 12, 3, 1, (2, 1), ((1, 0), (0, 0)), groups=12),
+]
+
+
+@pytest.mark.parametrize("conv", CASES, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_direct_convolution_and_both_gradients(conv, threads):
+    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.cg, conv.kh, conv.kw), 1)
+    y, dy = unset((conv.n, conv.oh, conv.ow, conv.o)), normal((conv.n, conv.oh, conv.ow, conv.o), 2)
+    packed, backward = direct.packing(HOST, conv), direct.packing(HOST, conv, forward=False)
+    run(direct.forward(HOST, conv, packed), [x, pack(conv, w, packed), y], threads)
+    assert error(y, forward(conv, x, w)) < 2e-6
+    dx = unset(x.shape)
+    run(direct.data_gradient(HOST, conv, backward), [dy, pack(conv, w, backward), dx], threads)
+    assert error(dx, data_gradient(conv, dy, w)) < 2e-6
+    dw = unset(packed.size)
+    run(wgrad.weight_gradient(HOST, conv, packed), [x, dy, dw], threads)
+    assert error(unpack(conv, dw, packed), weight_gradient(conv, x, dy)) < 2e-6
+
+
+def test_packed_orders_convert_into_each_other():
+    conv = Conv(1, 6, 6, 10, 21, 3, 2)
+    w = normal((21, 10, 3, 2))
+    packed, backward = direct.packing(HOST, conv), direct.packing(HOST, conv, forward=False)
+    there = unset(backward.size)
+    from twofold.backends.cpu.kernels import weights
+
+    run(weights.repack(HOST, packed, backward), [pack(conv, w, packed), there])
+    assert np.array_equal(there, pack(conv, w, backward))
+    assert np.array_equal(unpack(conv, there, backward), w)
+
+
+@pytest.mark.parametrize("conv", [CASES[0], CASES[4]], ids=str)
+def test_epilogue_sees_every_result_once(conv):
+    """Batch norm's scale and shift, a residual in a wider buffer, ReLU, and the statistics of what is stored."""
+    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.cg, conv.kh, conv.kw), 1)
+    scale, shift = normal(conv.o, 2), normal(conv.o, 3)
+    wide = normal((conv.n, conv.oh, conv.ow, conv.o + 5), 4)
+    packed = direct.packing(HOST, conv)
+    stats = unset((direct.parts(HOST, conv, packed), 2, conv.o))
+    steps = (ep.ScaleShift(), ep.Residual(conv.o + 5), ep.Relu(), ep.Statistics(conv.o))
+    out = np.full((conv.n, conv.oh, conv.ow, conv.o + 3), 7, np.float32)
+    run(direct.forward(HOST, conv, packed, steps, ldy=conv.o + 3), [x, pack(conv, w, packed), out, scale, shift, wide, stats])
+    expected = np.maximum(forward(conv, x, w) * scale + shift + wide[..., : conv.o], 0)
+    assert error(out[..., : conv.o], expected) < 2e-6
+    assert (out[..., conv.o :] == 7).all()
+    sums = stats.astype(np.float64).sum(0)
+    assert error(sums[0], expected.sum((0, 1, 2))) < 1e-5
+    assert error(sums[1], (expected**2).sum((0, 1, 2))) < 1e-5

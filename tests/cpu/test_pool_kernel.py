@@ -1,0 +1,84 @@
+"""Pooling kernels against NumPy: tails, edges, ceil mode, ties, NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_oracles import HOST, error, normal, run, unset
+
+from twofold.backends.cpu.kernels import pool as kernels
+from twofold.backends.cpu.kernels.pool import Pool
+
+ONE = ((1, 1), (1, 1))
+CASES = [
+    Pool(2, 8, 8, 16, 4, 4, (2, 2), (2, 2)),
+    Pool(2, 13, 13, 7, 6, 6, (3, 3), (2, 2)),
+    Pool(1, 9, 11, 37, 5, 6, (3, 3), (2, 2), ONE),
+    Pool(3, 7, 7, 19, 7, 7, (3, 3), (1, 1), ONE, include_pad=True),
+    Pool(2, 14, 14, 9, 7, 7, (3, 3), (2, 2)),  # ceil mode: the last window hangs over
+    Pool(1, 7, 12, 40, 1, 1, (7, 12), (7, 12)),  # the whole image, too wide to write out
+    Pool(1, 10, 8, 3, 4, 3, (2, 3), (3, 2), ((0, 0), (1, 0)), include_pad=True),
+]
+
+
+def _windows(pool: Pool):
+    for i in range(pool.oh):
+        for j in range(pool.ow):
+            top, left = i * pool.stride[0] - pool.pad[0][0], j * pool.stride[1] - pool.pad[1][0]
+            bottom, right = top + pool.window[0], left + pool.window[1]
+            rows, columns = slice(max(top, 0), min(bottom, pool.h)), slice(max(left, 0), min(right, pool.w))
+            if pool.include_pad:
+                size = (min(bottom, pool.h + pool.pad[0][1]) - top) * (min(right, pool.w + pool.pad[1][1]) - left)
+            else:
+                size = (rows.stop - rows.start) * (columns.stop - columns.start)
+            yield i, j, rows, columns, size
+
+
+def _forward(pool: Pool, x, kind):
+    y = np.zeros((pool.n, pool.oh, pool.ow, pool.c))
+    for i, j, rows, columns, size in _windows(pool):
+        view = x[:, rows, columns].astype(np.float64)
+        y[:, i, j] = view.max((1, 2)) if kind == "max" else view.sum((1, 2)) / size
+    return y
+
+
+def _gradient(pool: Pool, x, g, kind):
+    dx = np.zeros(x.shape)
+    for i, j, rows, columns, size in _windows(pool):
+        view, into = x[:, rows, columns], dx[:, rows, columns]
+        if kind == "mean":
+            into += (g[:, i, j] / size)[:, None, None]
+            continue
+        flat = np.where(np.isnan(view), np.inf, view).reshape(pool.n, -1, pool.c)
+        winner = flat.argmax(1)
+        for image, channel in np.ndindex(pool.n, pool.c):
+            a, b = divmod(int(winner[image, channel]), view.shape[2])
+            into[image, a, b, channel] += g[image, i, j, channel]
+    return dx
+
+
+@pytest.mark.parametrize("kind", ["max", "mean"])
+@pytest.mark.parametrize("pool", CASES, ids=str)
+def test_pool_forward_and_gradient(pool, kind):
+    x = np.round(normal((pool.n, pool.h, pool.w, pool.c)) * 2) / 2  # with ties
+    g = normal((pool.n, pool.oh, pool.ow, pool.c), 1)
+    results = []
+    for threads in (1, 3):
+        y, dx = unset(g.shape), unset(x.shape)
+        run(kernels.forward(HOST, pool, kind), [x, y], threads)
+        run(kernels.gradient(HOST, pool, kind), [x, g, dx] if kind == "max" else [g, dx], threads)
+        results.append((y, dx))
+    assert error(results[0][0], _forward(pool, x, kind)) < 1e-6
+    assert error(results[0][1], _gradient(pool, x, g, kind)) < 1e-6
+    assert all(np.array_equal(a, b) for a, b in zip(*results))
+
+
+def test_max_pool_keeps_nan_and_sends_its_gradient_there():
+    pool = Pool(1, 4, 4, 8, 2, 2, (2, 2), (2, 2))
+    x = np.ones((1, 4, 4, 8), np.float32)
+    x[0, 1, 0, 3] = np.nan
+    y, dx, g = unset((1, 2, 2, 8)), unset(x.shape), np.ones((1, 2, 2, 8), np.float32)
+    run(kernels.forward(HOST, pool, "max"), [x, y])
+    run(kernels.gradient(HOST, pool, "max"), [x, g, dx])
+    assert np.isnan(y[0, 0, 0, 3]) and np.isnan(y).sum() == 1
+    assert dx[0, 1, 0, 3] == 1 and dx[0, 0, 0, 3] == 0 and dx[0, 0, 0, 2] == 1 and dx.sum() == 32

@@ -1,0 +1,73 @@
+"""Winograd kernels against float64 NumPy: forward, data gradient, weight gradient; edges, tails, both schedules."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_oracles import HOST, data_gradient, error, forward, normal, pack, run, unpack, unset, weight_gradient
+
+from twofold.backends.cpu.kernels import direct, winograd, winograd_conv, winograd_wgrad
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels.shapes import Conv
+
+ONE = ((1, 1), (1, 1))
+CASES = [
+    Conv(1, 8, 8, 16, 16, 3, 3, pad=ONE),
+    Conv(2, 7, 9, 5, 13, 3, 3, pad=ONE),
+    Conv(1, 3, 3, 9, 20, 3, 3),
+    Conv(3, 14, 14, 24, 40, 3, 3, pad=ONE),
+    Conv(1, 40, 42, 6, 17, 3, 3, pad=((0, 1), (2, 0))),
+    Conv(8, 28, 28, 32, 32, 3, 3, pad=ONE),
+]
+BOUND = 2e-5  # F(4x4, 3x3) in float32
+
+
+def transformed(conv, w, packed, flip=False):
+    u = unset(winograd.weights_size(packed))
+    run(winograd.transform_weights(HOST, packed, flip), [pack(conv, w, packed), u])
+    return u
+
+
+@pytest.mark.parametrize("conv", CASES, ids=str)
+def test_forward_and_data_gradient(conv):
+    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.c, 3, 3), 1)
+    dy = normal((conv.n, conv.oh, conv.ow, conv.o), 2)
+    packed, backward = direct.packing(HOST, conv), direct.packing(HOST, conv, forward=False)
+    results = []
+    for threads in (1, 3):
+        y, dx = unset(dy.shape), unset(x.shape)
+        run(winograd_conv.forward(HOST, conv, packed), [x, transformed(conv, w, packed), y], threads)
+        run(winograd_conv.data_gradient(HOST, conv, backward), [dy, transformed(conv, w, backward, True), dx], threads)
+        results.append((y, dx))
+    assert error(results[0][0], forward(conv, x, w)) < BOUND
+    assert error(results[0][1], data_gradient(conv, dy, w)) < BOUND
+    assert all(np.array_equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("conv", CASES, ids=str)
+def test_weight_gradient(conv):
+    x, dy = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.n, conv.oh, conv.ow, conv.o), 2)
+    packed = direct.packing(HOST, conv)
+    results = []
+    for threads in (1, 3):
+        dw = unset(packed.size)
+        run(winograd_wgrad.weight_gradient(HOST, conv, packed), [x, dy, dw], threads)
+        results.append(dw)
+    assert error(unpack(conv, results[0], packed), weight_gradient(conv, x, dy)) < BOUND
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("conv", [CASES[3], CASES[4], CASES[5]], ids=str)
+def test_epilogue(conv):
+    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.c, 3, 3), 1)
+    bias, residual = normal(conv.o, 2), normal((conv.n, conv.oh, conv.ow, conv.o), 3)
+    packed = direct.packing(HOST, conv)
+    stats = unset((winograd_conv.plan_forward(HOST, conv).parts, 2, conv.o))
+    y = unset(residual.shape)
+    steps = (ep.Bias(), ep.Residual(conv.o), ep.Relu(), ep.Statistics(conv.o))
+    run(winograd_conv.forward(HOST, conv, packed, steps), [x, transformed(conv, w, packed), y, bias, residual, stats])
+    expected = np.maximum(forward(conv, x, w) + bias + residual, 0)
+    assert error(y, expected) < BOUND
+    sums = stats.astype(np.float64).sum(0)
+    assert error(sums[0], expected.sum((0, 1, 2))) < 1e-4
+    assert error(sums[1], (expected**2).sum((0, 1, 2))) < 1e-4
