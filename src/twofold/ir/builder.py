@@ -104,15 +104,20 @@ class GradientCell:
 
 
 class Builder:
-    """Fills a graph. ``parent`` is set for the branches and bodies of control flow, whose foreign values become
-    extra inputs (``captures``) supplied by the parent."""
+    """Fills a graph.
+
+    ``parent`` is set for the branches and bodies of control flow (see ``twofold.ir.subgraph``): there foreign values
+    become inputs (``captures``) that the parent supplies, and a variable's value is one of them. A sub-graph has no
+    state of its own: what it assigns (``writes``) becomes an output, which the parent assigns.
+    """
 
     def __init__(self, name: str = "graph", parent: Builder | None = None):
         self.graph = Graph(name)
         self.parent = parent
         self.captures: dict[Any, tuple[Value, Value]] = {}  # key of the foreign value -> (it, our input)
         self.variables: dict[int, State] = {}
-        self.guards: list[tuple[Any, str, Any]] = []  # what the trace assumed: (object, attribute, value)
+        # what the trace assumed: (object, attribute, value)
+        self.guards: list[tuple[Any, str, Any]] = [] if parent is None else parent.guards
         self.gradients: dict[int, GradientCell] = {}  # by id of the leaf
         self.spent: set[int] = set()  # ids of nodes that a backward() has gone through
         self.closed = False
@@ -176,28 +181,44 @@ class Builder:
         if value.key not in self.captures:
             assert self.parent is not None
             outer = self.parent.lift(value)
-            inner = SymbolicValue(self, outer.spec, None, 0, value.name)
-            inner.requires_grad, inner.detached = outer.requires_grad, outer.detached
-            self.captures[value.key] = (outer, inner)
+            self.captures[value.key] = (outer, self._stand_in(outer))
         return self.captures[value.key][1]
+
+    def _stand_in(self, outer: Value) -> SymbolicValue:
+        inner = SymbolicValue(self, outer.spec, None, 0, outer.name)
+        inner.requires_grad, inner.detached, inner.owner = outer.requires_grad, outer.detached, outer.owner
+        return inner
 
     # -- state -------------------------------------------------------------------------------------------------------
     def read(self, variable: Any) -> Value:
         """The present value of a variable, as this graph sees it."""
         state = self.variables.get(id(variable))
         if state is None:
-            spec = Spec(tuple(variable.shape), as_dtype(variable.dtype))
             name = getattr(variable, "name", "") or f"state{len(self.variables)}"
-            value = self._leaf(SymbolicValue(self, spec, None, 0, name), variable)
+            value = self._entry_value(variable, name)
             state = self.variables[id(variable)] = State(name, value, value, variable)
-            self.graph.state.append(state)
+            if self.parent is None:
+                self.graph.state.append(state)
         return state.output
+
+    def _entry_value(self, variable: Any, name: str) -> Value:
+        if self.parent is None:
+            spec = Spec(tuple(variable.shape), as_dtype(variable.dtype))
+            return self._leaf(SymbolicValue(self, spec, None, 0, name), variable)
+        outer = self.parent.read(variable)
+        inner = self._stand_in(outer)
+        self.captures["variable", id(variable)] = (outer, inner)  # apart from captures of that value: it may be assigned
+        return self._leaf(inner, variable)
 
     def write(self, variable: Any, value: Value) -> None:
         """Give a variable a new value from here on."""
         self.read(variable)
         value = self.append(OPS["detach"], (value,), {})
         self.variables[id(variable)].output = self._leaf(value, variable)
+
+    def writes(self) -> list[State]:
+        """The variables assigned so far."""
+        return [s for s in self.variables.values() if s.written]
 
     @staticmethod
     def _leaf(value: Value, variable: Any) -> Value:

@@ -11,6 +11,7 @@ values to new ones, as an interpreter does, and a rule decides what each node be
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from twofold.base.dims import Dim, Sym, substitute
 from twofold.base.errors import GraphError, TwofoldError
-from twofold.ir.builder import bind, context, grad_mode, scope
+from twofold.ir.builder import bind, context, current_builder, grad_mode, recording, scope
 from twofold.ir.interpret import interpret
 from twofold.ir.op import OPS, Op
 from twofold.ir.text import print_graph
@@ -91,12 +92,12 @@ def rebuild(graph: Graph, rule: Rule, spec: Callable[[Spec], Spec] = lambda s: s
     for node in graph.nodes:
         inputs = tuple(new.values[v] for v in node.inputs)
         outputs = rule(new, node, inputs)
-        for old, value in zip(node.outputs, new.copy(node, inputs) if outputs is None else outputs, strict=True):
-            if value is not None:
-                new.stand_for(old, value)
+        for old, output in zip(node.outputs, new.copy(node, inputs) if outputs is None else outputs, strict=True):
+            if output is not None:
+                new.stand_for(old, output)
     new.graph.outputs = [new.values[v] for v in graph.outputs]
-    for state, before in zip(new.graph.state, graph.state):
-        state.output = new.values[before.output]
+    for copied, before in zip(new.graph.state, graph.state):
+        copied.output = new.values[before.output]
     return new.graph
 
 
@@ -155,12 +156,14 @@ def inline(graph: Graph, arguments: Sequence[Value]) -> list[Value]:
     """
     if len(arguments) != len(graph.all_inputs):
         raise GraphError(f"graph {graph.name!r} takes {len(graph.all_inputs)} values; got {len(arguments)}")
-    return interpret(graph, arguments, _bind_node)
+    builder = current_builder(arguments)
+    with recording(builder) if builder is not None else contextlib.nullcontext():
+        return interpret(graph, arguments, _bind_node)
 
 
 def _bind_node(node: Node, inputs: list[Value]) -> Sequence[Value]:
     recorded = context.grad_enabled and not all(v.detached for v in node.outputs)
-    with grad_mode(recorded), scope(node.scope) if node.scope else grad_mode(recorded):
+    with grad_mode(recorded), scope(node.scope) if node.scope else contextlib.nullcontext():
         out = bind(node.op, *inputs, **node.attrs)
     return out if node.op.multi else (out,)
 

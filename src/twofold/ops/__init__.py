@@ -4,8 +4,22 @@ Importing this package fills ``twofold.ir.OPS`` and gives values their operators
 """
 
 from twofold.ir.operators import IMPLEMENTATIONS
-from twofold.ops import arrange, conv, creation, elementwise, gather, indexing, matmul, movement, pool, random, reduction
-from twofold.ops import sets, sorting  # isort: skip
+from twofold.ops import (
+    arrange,
+    control,
+    conv,
+    creation,
+    elementwise,
+    gather,
+    indexing,
+    matmul,
+    movement,
+    pool,
+    random,
+    reduction,
+    sets,
+    sorting,
+)
 from twofold.ops.convert import as_numpy, cast, constant, dim_value, is_scalar, together, value
 from twofold.ops.creation import arange, full, iota
 from twofold.ops.elementwise import ELEMENTWISE, barrier, clip, detach, identity, safe_divide, where
@@ -23,7 +37,7 @@ IMPLEMENTATIONS.update(
 )  # fmt: skip
 
 __all__ = [
-    "ELEMENTWISE", "arange", "arrange", "as_numpy", "barrier", "cast", "clip", "constant", "conv", "creation", "detach",
+    "ELEMENTWISE", "arange", "arrange", "as_numpy", "barrier", "cast", "clip", "constant", "control", "conv", "creation", "detach",
     "dim_value", "elementwise", "full", "gather", "identity", "indexing", "iota", "is_scalar", "matmul", "movement", "pool",
     "random", "reduction", "safe_divide", "sets", "sorting", "sum_to", "together", "value", "where",
 ]  # fmt: skip
