@@ -1,0 +1,29 @@
+# One command for each habit; `make` prints them.
+.DEFAULT_GOAL := help
+.PHONY: help install quick test lint types imports check golden
+
+help:      ## print this list
+	@grep -hE '^[a-z-]+: *.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+install:   ## install twofold, editable, with everything tests and lint need
+	pip install -e '.[test,lint]'
+
+quick:     ## the fast tests
+	pytest -n 2 -m "not slow" tests/base tests/ir tests/autodiff tests/passes
+
+test:      ## the whole test suite
+	pytest -n 2
+
+lint:      ## ruff
+	ruff check .
+
+types:     ## mypy
+	mypy
+
+imports:   ## the layering contracts
+	lint-imports
+
+check: lint types imports test ## everything that must pass before a commit
+
+golden:    ## rewrite the golden texts of the passes, to be read before committing
+	pytest tests/passes --update-golden

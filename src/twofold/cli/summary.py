@@ -1,0 +1,34 @@
+"""``twofold summary``: a network layer by layer, without running it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import twofold as tw
+from twofold import zoo
+from twofold.base.errors import ArgumentError
+from twofold.cli.common import Json, emit
+
+
+def command(
+    network: Annotated[str, typer.Argument(help="A network of `twofold zoo`.")],
+    input: Annotated[str | None, typer.Option(help="Shape of one image, such as 3x224x224.")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
+    json: Json = False,
+) -> None:
+    """Print each layer's output shape, parameters, multiply-adds and activation memory."""
+    entry = zoo.info(network)
+    shape = entry.input_shape if input is None else _shape(input)
+    model = entry(classes, **entry.options_for(shape))
+    found = tw.summary(model, shape)
+    emit(found.to_json() if json else None, json, str(found))
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise ArgumentError(f"--input {text!r}; expected channels x height x width, such as 3x224x224")
+    channels, height, width = map(int, parts)
+    return channels, height, width

@@ -1,0 +1,160 @@
+"""``twofold train``: train a network of the zoo on real images, export it, and check the exported file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import twofold as tw
+from twofold import data as datasets
+from twofold.base.errors import ArgumentError, VerificationError
+from twofold.cli.common import DEFAULT_OUTPUT, DeviceName, Json, emit, note, use_device
+from twofold.train import Reporter, Trainer, read_checkpoint
+from twofold.train.checkpoint import restore
+from twofold.train.fit import BEST, CURVES, LAST
+from twofold.train.report import seconds
+from twofold.train.task import Settings, build_model, build_optimizer, build_schedule, loader, prepare, settings_for
+
+CHECKED = 64  # validation images on which the exported file is compared with the model
+TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
+
+
+def command(
+    network: Annotated[str, typer.Argument(help="A network of `twofold zoo`.")] = "lenet5",
+    data: Annotated[str, typer.Option(help="A data set of `twofold data`.")] = "digits",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train; by default the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initial values, the order and the augmentation.")] = 0,
+    recipe: Annotated[str, typer.Option(help="quick, or paper: the published procedure.")] = "quick",
+    output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and the exported network.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that prepare batches.")] = 0,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints within an epoch.")] = 30.0,
+    eager: Annotated[bool, typer.Option("--eager", help="Run each step as a dynamic graph; same numbers.")] = False,
+    device: DeviceName = None,
+    json: Json = False,
+) -> None:
+    """Train NETWORK on real images; write checkpoints, curves and an ONNX file that is checked in another process."""
+    began = time.perf_counter()
+    use_device(device)
+    output = output or DEFAULT_OUTPUT / f"{network}-{data}"
+    train_set, val_set = (datasets.load(data, split, data_dir) for split in ("train", "test"))
+    settings = settings_for(network, data, train_set, recipe, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    if resume:
+        settings = _resumed(output, settings, epochs)
+    trainer = _trainer(settings, train_set, val_set, output, eager=eager, clip=clip, workers=workers, every=checkpoint_every)
+    if resume:
+        trainer.resume()
+    note(
+        f"{settings.network} ({trainer.model.num_parameters():,} parameters) on {data}: {len(train_set):,} images to train, "
+        f"{len(val_set):,} to validate, {settings.epochs} epochs of {len(trainer.train)} steps, on {device or tw.tensor(0).device}"
+    )
+    history = trainer.run(settings.epochs, Reporter(settings.epochs))
+    result = _finish(trainer, settings, output, history, time.perf_counter() - began)
+    emit(result, json, _text(result))
+
+
+def _resumed(output: Path, settings: Settings, epochs: int | None) -> Settings:
+    """The settings that the checkpoint was made with; only the number of epochs may change."""
+    old = Settings.from_json(read_checkpoint(output / LAST)[1].settings, output / LAST)
+    for name in ("network", "data", "recipe", "batch_size", "seed"):
+        before, now = getattr(old, name), getattr(settings, name)
+        if before != now:
+            raise ArgumentError(f"--resume: {output / LAST} was trained with {name} {before!r}, this asks for {now!r}; give the same, or another --output")
+    old.epochs = epochs or old.epochs
+    return old
+
+
+def _trainer(
+    settings: Settings, train_set: Any, val_set: Any, output: Path, *, eager: bool, clip: float | None, workers: int, every: float
+) -> Trainer:
+    tw.random.seed(settings.seed)
+    model = build_model(settings)
+    optimizer = build_optimizer(model, settings)
+    batches = loader(prepare(train_set, settings), settings, training=True, workers=workers)
+    return Trainer(
+        model, batches, loader(prepare(val_set, settings), settings, training=False, workers=workers),
+        optimizer=optimizer, schedule=build_schedule(optimizer, settings, len(batches)), output=output,
+        settings=settings.to_json(), compiled=not eager, clip=clip, checkpoint_every=every,
+    )  # fmt: skip
+
+
+def _finish(trainer: Trainer, settings: Settings, output: Path, history: list[dict[str, Any]], took: float) -> dict[str, Any]:
+    """Export the best network and compare the file, run by a process without the model's code, with the model."""
+    arrays, progress = read_checkpoint(output / BEST)
+    restore(trainer.variables(), arrays, output / BEST)
+    trainer.model.eval()
+    images = np.concatenate([np.asarray(x) for x, _ in _first_batches(trainer.val)])[:CHECKED]
+    onnx = output / f"{settings.network}.onnx"
+    tw.export(trainer.model, (tw.tensor(images[:1]),), onnx)
+    with tw.no_grad():
+        expected = np.asarray(trainer.model(tw.tensor(images)))
+    got = run_elsewhere(onnx, images)
+    error = float(np.max(np.abs(got - expected)) / max(float(np.max(np.abs(expected))), 1e-30))
+    same = int((got.argmax(1) == expected.argmax(1)).sum())
+    best = max(history, key=lambda row: row.get("val_accuracy", row["accuracy"]))
+    result = {
+        "network": settings.network, "data": settings.data, "epochs": len(history), "seconds": round(took, 2),
+        "best_epoch": best["epoch"], "val_accuracy": best.get("val_accuracy"), "val_loss": best.get("val_loss"),
+        "checkpoint": str(output / BEST), "onnx": str(onnx), "checked_images": len(images),
+        "same_predictions": same, "largest_difference": error,
+        "curves": str(output / CURVES) if (output / CURVES).exists() else None,
+    }  # fmt: skip
+    if same != len(images) or not error <= TOLERANCE:
+        raise VerificationError(
+            f"{onnx}: predicts {same} of {len(images)} images as the model does; logits differ by {error:.2g} (allowed {TOLERANCE:g})"
+        )
+    return result
+
+
+def _first_batches(batches: Any) -> Any:
+    seen = 0
+    for images, labels in batches:
+        yield images, labels
+        seen += int(labels.shape[0])
+        if seen >= CHECKED:
+            return
+
+
+ELSEWHERE = """
+import sys
+import numpy as np
+import twofold as tw
+function = tw.load(sys.argv[1])
+np.save(sys.argv[3], np.asarray(function(np.load(sys.argv[2]))))
+loaded = [m for m in sys.modules if m.startswith(("twofold.nn", "twofold.zoo", "twofold.train"))]
+sys.exit(f"model code was imported: {loaded}" if loaded else 0)
+"""
+
+
+def run_elsewhere(onnx: Path, images: np.ndarray) -> np.ndarray:
+    """The file's outputs, computed by a process that imports no model code."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder, "in.npy"), Path(folder, "out.npy")
+        np.save(given, images)
+        done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(onnx), str(given), str(found)], capture_output=True, text=True)
+        if done.returncode:
+            raise VerificationError(f"{onnx} does not run in a process of its own: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+        return np.load(found)
+
+
+def _text(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['network']} on {result['data']}: {result['val_accuracy']:.2%} of the validation images right "
+        f"(epoch {result['best_epoch']} of {result['epochs']}), in {seconds(result['seconds'])}",
+        f"exported {result['onnx']}; run by a process without the model's code, its predictions equal the model's on "
+        f"{result['same_predictions']} of {result['checked_images']} images (logits within {result['largest_difference']:.1e})",
+        f"checkpoint {result['checkpoint']}",
+    ]
+    return "\n".join(lines + ([f"curves {result['curves']}"] if result["curves"] else []))

@@ -1,0 +1,82 @@
+"""Checkpoints: one safetensors file with every variable of a training, and what the loop needs to go on, as JSON.
+
+A checkpoint holds the model (``model.*``), the optimizer (``optimizer.*``) and the random state; its metadata hold the
+place in the data, the history and the settings. It is written aside and renamed, so a kill leaves the old one whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twofold.base.errors import FormatError
+from twofold.io.weights import read_weights, write_safetensors
+
+FORMAT = "twofold-checkpoint-1"
+STATE_KEY = "random.state"
+
+
+@dataclass
+class Progress:
+    """How far a training has come: what is needed to go on with the same bits."""
+
+    epoch: int = 0  # epochs finished
+    step: int = 0  # steps in all
+    loader: dict[str, Any] = field(default_factory=dict)  # the loader's place
+    schedule: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row for each finished epoch
+    running: dict[str, Any] = field(default_factory=dict)  # sums of the epoch under way
+    best: float = -1.0
+    settings: dict[str, Any] = field(default_factory=dict)  # what was asked for: network, data, batch size ...
+
+
+def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Any], progress: Progress) -> None:
+    """Write all ``tensors`` (name -> anything with ``numpy()``) and the progress to ``path``, atomically."""
+    arrays = {name: np.ascontiguousarray(t.numpy()) if hasattr(t, "numpy") else np.asarray(t) for name, t in tensors.items()}
+    write_safetensors(path, arrays, {"format": FORMAT, "progress": json.dumps(asdict(progress))})
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Progress]:
+    """The arrays and the progress of a checkpoint; FormatError where the file is none."""
+    if not Path(path).exists():
+        raise FormatError(f"{path}: there is no checkpoint; train without --resume first")
+    found = read_weights(path)
+    metadata = found.metadata
+    if metadata.get("format") != FORMAT:
+        raise FormatError(f"{path}: holds weights but is no checkpoint of a training (metadata 'format' is {metadata.get('format')!r})")
+    try:
+        fields = json.loads(metadata["progress"])
+        progress = Progress(**fields)
+        _check(progress)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: its record of progress cannot be read: {error}") from None
+    return dict(found), progress
+
+
+def _check(progress: Progress) -> None:
+    for name, kind in (("epoch", int), ("step", int), ("loader", dict), ("history", list), ("running", dict), ("settings", dict)):
+        value = getattr(progress, name)
+        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
+            raise ValueError(f"{name} is {value!r}; expected {kind.__name__}")
+
+
+def restore(tensors: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: Any) -> None:
+    """Assign the arrays to the variables of the same names; nothing is changed unless all fit."""
+    missing = sorted(set(tensors) - set(arrays))
+    unexpected = sorted(set(arrays) - set(tensors))
+    if missing or unexpected:
+        raise FormatError(
+            f"{path}: does not fit this training: missing {missing[:5] or 'nothing'}, unexpected {unexpected[:5] or 'nothing'}; "
+            "resume with the network and optimizer it was made with"
+        )
+    for name, variable in tensors.items():
+        if tuple(arrays[name].shape) != tuple(variable.shape):
+            raise FormatError(f"{path}: {name} has shape {arrays[name].shape}, expected {tuple(variable.shape)}")
+    for name, variable in tensors.items():
+        variable.assign(arrays[name])

@@ -1,0 +1,54 @@
+"""Finding where numbers stopped being numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import twofold as tw
+from twofold.base.errors import NonFiniteError
+from twofold.train.evaluate import main_output
+
+
+def finite(tensor: Any) -> bool:
+    """Whether every element is a number."""
+    return bool(np.isfinite(np.asarray(tensor.numpy(), np.float64)).all())
+
+
+def first_nonfinite(model: Any, images: Any) -> str:
+    """Which layer, run one by one on ``images``, is the first to give NaN or infinity; empty if none does."""
+    if not finite(images):
+        return "the images themselves"
+    for name, parameter in model.named_parameters():
+        if not finite(parameter):
+            return f"parameter {name!r}"
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            tensor = main_output(output)
+            if not found and isinstance(tensor, tw.Tensor) and not finite(tensor):
+                found.append(f"layer {name!r} ({type(module).__name__})")
+
+        return hook
+
+    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        with tw.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
+
+
+def explain(model: Any, images: Any, loss: float, epoch: int, step: int, rate: float) -> NonFiniteError:
+    """The error for a loss that is not a number."""
+    place = first_nonfinite(model, images)
+    where = f"the first value that is not finite is in {place}" if place else "every layer's output is finite: it is the loss itself, or its gradient"
+    return NonFiniteError(
+        f"loss is {loss} at epoch {epoch}, step {step} (learning rate {rate:g}): {where}. "
+        "Try a smaller --lr, a warm-up, or gradient clipping; the parameters are kept as they were before this step"
+    )

@@ -1,0 +1,181 @@
+"""From names to a training: a network of the zoo, a data set, a recipe -> model, loaders, optimizer, schedule.
+
+What decides the numbers is kept as plain ``Settings`` in every checkpoint, so that ``evaluate`` and ``predict`` rebuild
+the same network and the same preparation of images from the checkpoint alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from twofold import data, nn, optim, zoo
+from twofold.base.errors import ArgumentError, FormatError
+from twofold.data import transforms as T
+from twofold.zoo.inits import initialise
+from twofold.zoo.recipes import Recipe, Step
+
+
+@dataclass
+class Settings:
+    """What was asked for. ``input_shape`` is that of the images the network gets; ``classes`` are the labels' names."""
+
+    network: str = "lenet5"
+    data: str = "digits"
+    recipe: str = "quick"
+    epochs: int = 5
+    batch_size: int = 64
+    lr: float = 0.05
+    seed: int = 0
+    input_shape: tuple[int, int, int] = (1, 28, 28)
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], path: Any = "checkpoint") -> Settings:
+        """Settings out of a file; FormatError unless every field has its kind."""
+        known = {f.name: f for f in fields(cls)}
+        default = cls()
+        out: dict[str, Any] = {}
+        for name, value in record.items():
+            if name not in known:
+                raise FormatError(f"{path}: its settings have an unknown field {name!r}")
+            wanted = type(getattr(default, name))
+            out[name] = tuple(value) if wanted is tuple and isinstance(value, list) else value
+            if not isinstance(out[name], wanted) and not (wanted is float and isinstance(value, int)):
+                raise FormatError(f"{path}: its setting {name!r} is {value!r}; expected {wanted.__name__}")
+        return cls(**out)
+
+
+def settings_for(network: str, name: str, dataset: Any, recipe: str = "quick", **given: Any) -> Settings:
+    """The settings of a training: the recipe's numbers unless ``given`` says otherwise (None means not given)."""
+    entry, about, chosen = zoo.info(network), data.info(name), recipe_of(network, recipe)
+    shape = tuple(np.asarray(dataset[0][0]).shape) if about.shape is None else about.shape
+    channels = entry.input_shape[0]
+    size = entry.input_shape[1:] if about.shape is None or min(shape[1:]) < entry.domain.smallest else shape[1:]
+    if network.startswith("lenet5"):
+        size = entry.input_shape[1:]
+    mean, std = (tuple(np.resize(v, channels).tolist()) if len(v) in (1, channels) else (float(np.mean(v)),) * channels
+                 for v in (about.mean, about.std))  # fmt: skip
+    values = {k: v for k, v in given.items() if v is not None}
+    base = dict(epochs=chosen.epochs, batch_size=chosen.batch_size, lr=chosen.lr)
+    return Settings(
+        network=entry.name, data=name, recipe=recipe, input_shape=(channels, *size), classes=tuple(dataset.classes),
+        mean=mean, std=std, **{**base, **values},
+    )  # fmt: skip
+
+
+def recipe_of(network: str, name: str) -> Recipe:
+    """A recipe of a network; ArgumentError lists those it has."""
+    recipes = zoo.info(network).recipes
+    if name not in recipes:
+        raise ArgumentError(f"{network} has no recipe {name!r}; expected one of {', '.join(recipes) or '(none)'}")
+    return recipes[name]
+
+
+def build_model(settings: Settings) -> nn.Module:
+    """The network for these settings, initialised as its recipe says."""
+    entry = zoo.info(settings.network)
+    fitting = entry.options_for(settings.input_shape)
+    model = entry(len(settings.classes), **{**fitting, **settings.options})
+    initialise(model, recipe_of(settings.network, settings.recipe).init)
+    return model
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def prepare(dataset: Any, settings: Settings) -> Any:
+    """The data set with images of the network's channels, and (where images are smaller than its input) its size.
+
+    Data sets in memory are resized once, here.
+    """
+    channels, height, width = settings.input_shape
+    if not isinstance(dataset, data.ArrayDataset):
+        return dataset
+    images = dataset.images
+    if images.shape[1] != channels:
+        images = _recoloured(images, channels)
+    if images.shape[2:] != (height, width) and settings.recipe == "quick":
+        images = T.Resize((height, width))(T.ToFloat()(images)).astype(np.float32)
+    elif min(images.shape[2:]) < min(height, width):
+        images = T.Resize((height, width))(T.ToFloat()(images)).astype(np.float32)
+    return data.ArrayDataset(images, dataset.labels, dataset.classes, source=dataset.source)
+
+
+def _recoloured(images: np.ndarray, channels: int) -> np.ndarray:
+    if images.shape[-3] == 1:
+        return np.repeat(images, channels, axis=-3)
+    if channels == 1:  # ITU-R BT.601 luma
+        grey = np.tensordot(np.array([0.299, 0.587, 0.114]), np.moveaxis(images, -3, 0), 1)[..., None, :, :]
+        return np.asarray(np.rint(grey) if images.dtype.kind in "iu" else grey).astype(images.dtype)
+    raise ArgumentError(f"images have {images.shape[-3]} channels; the network takes {channels}")
+
+
+def transform_of(steps: Sequence[Step], settings: Settings) -> T.Transform:
+    """The transform that a recipe's steps mean for these settings."""
+    places = {"mean": settings.mean, "std": settings.std, "input": settings.input_shape[1:]}
+    made = []
+    for name, options in steps:
+        if name == "PCALighting" and settings.input_shape[0] != 3:
+            continue
+        made.append(getattr(T, name)(**{k: places[v] if isinstance(v, str) and v in places else v for k, v in options.items()}))
+    return T.Compose(made)
+
+
+def evaluation_transform(settings: Settings) -> T.Transform:
+    """What images go through outside training, sizes included."""
+    steps = recipe_of(settings.network, settings.recipe).evaluation
+    resize = [] if any(name in ("Resize", "CenterCrop") for name, _ in steps) else [T.Resize(settings.input_shape[1:])]
+    return T.Compose([*resize, transform_of(steps, settings)])
+
+
+def loader(dataset: Any, settings: Settings, *, training: bool, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> data.DataLoader:
+    """Batches of a prepared data set."""
+    recipe = recipe_of(settings.network, settings.recipe)
+    in_memory = isinstance(dataset, data.ArrayDataset)
+    chain = transform_of(recipe.augmentation, settings) if training else transform_of(recipe.evaluation, settings)
+    if not in_memory and settings.recipe == "quick":
+        chain = T.Compose([T.Resize(settings.input_shape[1:]), chain])
+    return data.DataLoader(
+        dataset, settings.batch_size, shuffle=training, seed=settings.seed, drop_last=False, transform=chain,
+        num_workers=workers, shard=shard,
+    )  # fmt: skip
+
+
+def read_input(path: Any, settings: Settings, *, invert: bool = False) -> np.ndarray:
+    """An image file as one prepared input ``(1, C, H, W)``; ``invert`` for dark ink on light paper."""
+    channels = settings.input_shape[0]
+    image = T.ToFloat()(data.read_image(path, mode="L" if channels == 1 else "RGB"))
+    image = 1.0 - image if invert else image
+    return np.ascontiguousarray(evaluation_transform(settings)(image[None]), np.float32)
+
+
+# ---- optimizer and schedule ------------------------------------------------------------------------------------------
+
+
+def build_optimizer(model: nn.Module, settings: Settings) -> optim.Optimizer:
+    """The recipe's optimizer, with the settings' learning rate."""
+    recipe = recipe_of(settings.network, settings.recipe)
+    groups: list[Any] = [{"params": list(model.parameters()), "weight_decay": recipe.weight_decay}]
+    if recipe.decay == "weights":
+        weights = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [g for g in groups if g["params"]]
+    match recipe.optimizer:
+        case "sgd":
+            return optim.SGD(groups, settings.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, **recipe.options)
+        case "rmsprop":
+            return optim.RMSprop(groups, settings.lr, momentum=recipe.momentum, **recipe.options)
+        case "adam":
+            return optim.Adam(groups, settings.lr, **recipe.options)
+    raise ArgumentError(f"recipe of {settings.network}: optimizer {recipe.optimizer!r} is unknown")
