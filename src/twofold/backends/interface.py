@@ -1,7 +1,8 @@
 """What a backend is: it holds buffers on devices, runs single ops, and turns a graph into a callable program.
 
-A device is named ``kind`` or ``kind:index`` (``cpu``, ``gpu:1``, ``xla:cpu``, ``reference``). Which backend serves a
-kind is one row of ``KINDS``; the backend's module is loaded when its first device is asked for.
+A device is named ``kind`` or ``kind:index`` (``cpu``, ``gpu:1``, ``xla:cpu``, ``reference``); a group of devices that
+run one program together is named like a device (``gpu:0,1``, ``gpu:all``). Which backend serves a kind is one row of
+``KINDS``; the backend's module is loaded when its first device is asked for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from twofold.base.errors import DeviceError
 from twofold.ir import Graph, Op, Spec
 
 # device kind -> module under twofold.backends with a `BACKEND`
-KINDS = {"cpu": "reference", "reference": "reference", "gpu": "xla", "cuda": "xla", "tpu": "xla", "xla": "xla"}
+KINDS = {"cpu": "reference", "native": "cpu", "reference": "reference", "gpu": "xla", "cuda": "xla", "tpu": "xla", "xla": "xla"}
 _ALIASES = {"cuda": "gpu"}
 
 
@@ -81,6 +82,10 @@ class Program(ABC):
 
     donated: Sequence[int] = ()
 
+    def place(self, index: int, array: np.ndarray) -> Any:
+        """A buffer for input ``index`` from numbers on the host; None: the device's ``put`` will do."""
+        return None
+
     @abstractmethod
     def __call__(self, buffers: Sequence[Any]) -> list[Any]: ...
 
@@ -98,6 +103,24 @@ class Backend(ABC):
     def devices(self) -> list[Device]:
         """The devices present."""
 
+    def find(self, name: str) -> Device | None:
+        """The device of a full name, if it is here; an index may be left out (the first), ``kind:all`` is the only one."""
+        names = (name.removesuffix(":all"), f"{name}:0")
+        return next((d for d in self.devices() if d.name in names), None)
+
+    def advice(self, name: str) -> str:
+        """What to tell somebody who asked for a device that is not here."""
+        return ""
+
+    def everything_like(self, device: Device) -> Device:
+        """All devices of the kind of ``device``, as a group."""
+        return device
+
+    def group(self, devices: Sequence[Device], *, shard_state: bool = False) -> Device:
+        """Several devices as one, on which a program runs data parallel."""
+        names = ", ".join(map(str, devices))
+        raise DeviceError(f"the {self.name} backend runs a program on one device, got {names}; groups need 'gpu', 'tpu' or 'xla:cpu'")
+
     @abstractmethod
     def put(self, array: np.ndarray, device: Device) -> Any:
         """A buffer on ``device`` holding ``array`` (may alias it on a CPU)."""
@@ -105,6 +128,10 @@ class Backend(ABC):
     @abstractmethod
     def get(self, buffer: Any) -> np.ndarray:
         """The buffer's content as a NumPy array (may alias it on a CPU)."""
+
+    def copy(self, buffer: Any) -> Any:
+        """An equal buffer of its own."""
+        return buffer.copy()
 
     @abstractmethod
     def run(self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device) -> Sequence[Any]:
@@ -130,13 +157,29 @@ def device(name: str | Device) -> Device:
     if kind not in KINDS:
         raise DeviceError(f"device {name!r} is unknown; expected one of {', '.join(map(repr, KINDS))} or kind:index")
     full_name = ":".join([_ALIASES.get(kind, kind), *name.split(":")[1:]])
-    found = Device(full_name)
-    present = found.backend.devices()
-    for candidate in present:
-        if candidate.name == full_name or candidate.name == f"{full_name}:0":
-            return candidate
-    names = ", ".join(d.name for d in present) or "none"
-    raise DeviceError(f"device {name!r} is not here; the {found.backend.name} backend found: {names}")
+    backend = Device(full_name).backend
+    found = backend.find(full_name)
+    if found is not None:
+        return found
+    names = ", ".join(d.name for d in backend.devices()) or "none"
+    advice = backend.advice(full_name)
+    raise DeviceError(f"device {name!r} is not here; the {backend.name} backend found: {names}" + (f"; {advice}" if advice else ""))
+
+
+def device_group(devices: str | Device | Sequence[str | Device], *, shard_state: bool = False) -> Device:
+    """One device, or a group: a name, a list of them, or ``"all"`` (every device of the default device's kind).
+
+    ``shard_state`` splits the state (parameters, optimiser moments) over a group instead of repeating it.
+    """
+    if devices == "all":
+        found = [default_device().backend.everything_like(default_device())]
+    else:
+        found = [device(d) for d in ([devices] if isinstance(devices, (str, Device)) else devices)]
+    if not found:
+        raise DeviceError("devices is empty; give at least one, or 'all'")
+    if len(found) == 1 and not shard_state:
+        return found[0]
+    return found[0].backend.group(found, shard_state=shard_state)
 
 
 def default_device() -> Device:

@@ -30,6 +30,7 @@ FLAGS: dict[str, Flag] = {
     "TWOFOLD_VERIFY": Flag(_switch, False, "run the reference beside every compiled program and compare"),
     "TWOFOLD_NUM_THREADS": Flag(int, 0, "threads of the CPU backend; 0: as many as the process may use"),
     "TWOFOLD_CONV": Flag(str, "auto", "convolution algorithm of the CPU backend: auto or direct"),
+    "TWOFOLD_TF32": Flag(_switch, False, "let accelerators round float32 products (TF32 on GPUs, bf16 passes on TPUs)"),
     "TWOFOLD_CACHE": Flag(_switch, True, "keep compiled objects on disk under TWOFOLD_HOME"),
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twofold.backends import Device, device
+from twofold.backends import Device, device_group
 from twofold.base import flags
 from twofold.base.tree import Structure, flatten, unflatten
 from twofold.ir import Graph, Spec, context, current_builder
@@ -51,10 +51,13 @@ class CompiledFunction:
     """What ``tw.compile`` returns: called like the function. ``graph(*args)`` gives its graph, ``report()`` what was
     compiled, ``retraces`` why it was traced again."""
 
-    def __init__(self, function: Callable[..., Any], *, devices: Any = None, verify: bool = False):
+    def __init__(
+        self, function: Callable[..., Any], *, devices: Any = None, shard_state: bool = False, verify: bool = False
+    ):
         functools.update_wrapper(self, function, updated=())
         self.function = function
         self.devices = devices
+        self.shard_state = shard_state
         self.verify = verify
         self.retraces: list[str] = []
         self._entries: dict[Signature, list[_Entry]] = {}
@@ -116,10 +119,7 @@ class CompiledFunction:
     def _device(self) -> Device | None:
         if self.devices is None:
             return None
-        if isinstance(self.devices, (str, Device)):
-            return device(self.devices)
-        (only,) = self.devices
-        return device(only)
+        return device_group(self.devices, shard_state=self.shard_state)
 
     def _changed(self, new: Signature, args: tuple, kwargs: dict[str, Any]) -> str:
         old = self._last
@@ -197,10 +197,14 @@ def _broken_guard(traced: Traced) -> str:
     return ""
 
 
-def compile(function: Callable[..., Any] | None = None, *, devices: Any = None, verify: bool = False) -> Any:
+def compile(
+    function: Callable[..., Any] | None = None, *, devices: Any = None, shard_state: bool = False, verify: bool = False
+) -> Any:
     """``function`` (or a Module) compiled to a static program for each set of argument shapes.
 
-    ``devices``: where to run, by default where the variables live. ``verify``: run the reference backend beside the
+    ``devices``: where to run, by default where the variables live; a list, or ``"all"`` (all of the default device's
+    kind), runs it data parallel: the first dimension of each argument, the batch, is split over them. ``shard_state``
+    also splits the variables over the devices instead of keeping all on each. ``verify``: run the reference backend beside the
     program and name the first node that differs. Usable as a decorator, with or without arguments.
 
     >>> import twofold as tw
@@ -211,7 +215,7 @@ def compile(function: Callable[..., Any] | None = None, *, devices: Any = None, 
     [2.0, 4.0]
     """
     if function is None:
-        return functools.partial(compile, devices=devices, verify=verify)
-    return CompiledFunction(function, devices=devices, verify=verify)
+        return functools.partial(compile, devices=devices, shard_state=shard_state, verify=verify)
+    return CompiledFunction(function, devices=devices, shard_state=shard_state, verify=verify)
 
 

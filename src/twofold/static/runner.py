@@ -43,9 +43,9 @@ class GraphRunner:
         device = self.device or self._device_of(arguments)
         program, specs, graph = self._program(arguments, device)
         arrays = [*arguments, *(v._own for v in self.variables)]
-        buffers = [_buffer(a, device) for a in arrays]
+        buffers = [_buffer(i, a, device, program) for i, a in enumerate(arrays)]
         for i in program.donated:
-            buffers[i] = _exclusive(arrays[i], buffers[i])
+            buffers[i] = _exclusive(buffers[i], device)
         if self.verify or flags.get("TWOFOLD_VERIFY"):
             results = check_against_reference(graph, program, buffers, device)
         else:
@@ -104,15 +104,17 @@ def check_arguments(graph: Graph, specs: Sequence[Spec]) -> None:
             raise ShapeError(f"{graph.name}: input {name!r} has shape {show(spec.shape)}, expected {show(value.shape)}{known}")
 
 
-def _buffer(array: Array, device: Device) -> Any:
-    return array.buffer if array.device == device else device.backend.put(array.numpy(), device)
+def _buffer(index: int, array: Array, device: Device, program: Program) -> Any:
+    if array.device == device:
+        return array.buffer
+    placed = program.place(index, array.numpy())
+    return device.backend.put(array.numpy(), device) if placed is None else placed
 
 
-def _exclusive(array: Array, buffer: Any) -> Any:
+def _exclusive(buffer: Any, device: Device) -> Any:
     """A buffer that a program may overwrite: itself, or a copy if somebody else looks at it (a view, another tensor)."""
-    if isinstance(buffer, np.ndarray) and (not buffer.flags.writeable or buffer.base is not None or sys.getrefcount(buffer) > _ALONE):
-        return buffer.copy()
-    return buffer
+    view = isinstance(buffer, np.ndarray) and (not buffer.flags.writeable or buffer.base is not None)
+    return device.backend.copy(buffer) if view or sys.getrefcount(buffer) > _ALONE else buffer
 
 
 # references to a state buffer held by nobody but its variable, as seen inside `_exclusive`:

@@ -1,0 +1,87 @@
+"""A graph as one jitted XLA program, with its state donated and updated in place."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from twofold.backends.interface import Device, Program
+from twofold.backends.xla import checks, lower, runtime
+from twofold.backends.xla.placement import placement, put
+from twofold.ir import Graph
+
+AHEAD = 2  # calls whose range checks may be outstanding: the host runs ahead of the device by as many
+
+
+class Pending:
+    """Flags of range checks that have not been looked at: reading one waits for its program."""
+
+    def __init__(self) -> None:
+        self._flags: list[tuple[Any, list[str]]] = []
+        self._lock = threading.Lock()
+
+    def add(self, flag: Any, messages: list[str]) -> None:
+        with self._lock:
+            self._flags.append((flag, messages))
+
+    def look(self, keep: int = 0) -> None:
+        """Raise for the first check that failed, looking at all calls but the last ``keep``."""
+        with self._lock:
+            due = self._flags[: len(self._flags) - keep] if keep else self._flags
+            self._flags = self._flags[len(due) :]
+        for flag, messages in due:
+            checks.report(np.asarray(flag.addressable_data(0)), messages)
+
+
+class XlaProgram(Program):
+    """Calls the compiled function; jax compiles it at the first call."""
+
+    def __init__(self, graph: Graph, device: Device, donated: Sequence[int], pending: Pending):
+        self.graph, self.device, self.donated, self.pending = graph, device, tuple(donated), pending
+        self.messages: list[str] = []
+        where = placement(device)
+        data, state = [v.shape for v in graph.inputs], [s.input.shape for s in graph.state]
+        self.inputs = [*map(where.of_data, data), *map(where.of_state, state)]
+        outputs = [where.of_data(v.shape) for v in graph.outputs] + [where.of_state(s.output.shape) for s in graph.state]
+        self.function = runtime.load().jit(
+            lower.function_of(graph, self.messages),
+            in_shardings=tuple(self.inputs),
+            out_shardings=(outputs, where.whole),
+            donate_argnums=self.donated,
+        )
+
+    def place(self, index: int, array: np.ndarray) -> Any:
+        """A host array where input ``index`` wants it: each device gets only its part."""
+        with runtime.x64():
+            return put(array, self.inputs[index])
+
+    def __call__(self, buffers: Sequence[Any]) -> list[Any]:
+        self.pending.look(AHEAD)
+        with runtime.x64():
+            placed = [put(b, s) for b, s in zip(buffers, self.inputs)]
+            try:
+                results, flag = self.function(*placed)
+            except runtime.load().errors.JaxRuntimeError as error:
+                raise runtime.translated(error, self.graph.name) from error
+        if self.messages:
+            self.pending.add(flag, self.messages)
+        return results
+
+    def lowered(self) -> Any:
+        """jax's lowering of the program, for a look at its HLO or memory."""
+        jax = runtime.load()
+        with runtime.x64():
+            return self.function.lower(*(jax.ShapeDtypeStruct(v.shape, v.dtype.numpy) for v in self.graph.all_inputs))
+
+    def report(self) -> str:
+        """What became of the graph: one program, and how its values lie."""
+        split = [v.name or "?" for v, s in zip(self.graph.all_inputs, self.inputs) if not s.is_fully_replicated]
+        where = placement(self.device)
+        lines = [f"{len(self.graph.nodes)} nodes as one XLA program on {self.device} ({len(where.devices)} device(s))"]
+        lines += [f"{len(self.donated)} of {len(self.graph.state)} state buffers updated in place"]
+        if where.is_group:
+            lines += [f"split over the devices: {', '.join(split) or 'nothing'}; all else is whole on each"]
+        return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""Loading jax, once and late, and the settings under which twofold uses it.
+
+Two decisions live here. Device memory is taken as it is needed: XLA's habit of taking 75 % of a GPU at the first use is
+switched off, unless the user has set ``XLA_PYTHON_CLIENT_PREALLOCATE``. And 64-bit numbers are switched on around each of
+our own calls only (``enable_x64`` as a context), so that jax code of the user's in the same process keeps its settings.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+from twofold.base import flags
+from twofold.base.errors import MissingDependencyError, OutOfMemoryError, TwofoldError
+
+
+@functools.cache
+def load() -> Any:
+    """The jax module. MissingDependencyError says what to install."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        import jax
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"devices of XLA need jax, which cannot be imported ({error}); install it with `pip install twofold[xla]` "
+            "(CPU, TPU) or `pip install twofold[gpu]` (NVIDIA GPUs)"
+        ) from error
+    return jax
+
+
+def x64() -> AbstractContextManager[Any]:
+    """Inside the block jax keeps 64-bit dtypes; outside, the user's setting stands."""
+    jax = load()
+    context = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    return context(True)
+
+
+def precision() -> Any:
+    """How float32 products are computed: as float32, or (TWOFOLD_TF32) in the accelerator's faster, narrower format."""
+    lax = load().lax
+    return lax.Precision.DEFAULT if flags.get("TWOFOLD_TF32") else lax.Precision.HIGHEST
+
+
+def translated(error: Exception, what: str) -> TwofoldError:
+    """An error of XLA's runtime as one of ours, with its first line and what to do."""
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "RESOURCE_EXHAUSTED" in first or "out of memory" in first.lower():
+        return OutOfMemoryError(f"{what}: the device has not enough memory ({first}); use a smaller batch, tw.checkpoint, or more devices")
+    return TwofoldError(f"{what}: XLA failed: {first}")
