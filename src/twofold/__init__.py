@@ -25,6 +25,9 @@ from twofold.base.errors import (
 )  # fmt: skip
 from twofold.tensor import Tensor, Variable, asarray, enable_grad, grad, gradients, no_grad, tensor, value_and_grad, vjp
 from twofold.tensor.functions import FUNCTIONS
+from twofold.tensor.interop import from_dlpack
+from twofold.tensor.types import can_cast, finfo, iinfo, isdtype, result_type
+from twofold.tensor.types import namespace_info as __array_namespace_info__
 
 newaxis = None
 e, pi, inf, nan = math.e, math.pi, math.inf, math.nan

@@ -58,9 +58,13 @@ def _define(name: str, ref: Any, vjp: Any, kind: Any, out: DType | None, samples
     op = Op(name, _infer(name, kind, out), _computed_wide(ref), vjp, samples, onnx, "elementwise")
     ELEMENTWISE[name] = register(op)
 
-    def function(*xs: Any) -> Any:
-        return bind(op, *together(*xs))
+    def of_one(x: Any, /) -> Any:
+        return bind(op, *together(x))
 
+    def of_two(x1: Any, x2: Any, /) -> Any:
+        return bind(op, *together(x1, x2))
+
+    function = of_one if len(samples()[0].inputs) == 1 else of_two
     function.__name__ = function.__qualname__ = name
     return function
 
@@ -107,7 +111,6 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 # fmt: off
 # ---- unary, differentiable -------------------------------------------------------------------------------------------
 negative   = unary("negative", np.negative, lambda g, _y, _x: (-g,), NUMERIC, onnx="Neg")
-positive   = lambda x: value(x)
 abs_       = unary("abs", np.abs, lambda g, _y, x: (g * sign(x),), NUMERIC, low=0.3, onnx="Abs")
 exp        = unary("exp", np.exp, lambda g, y, _x: (g * y,), onnx="Exp")
 expm1      = unary("expm1", np.expm1, lambda g, y, _x: (g * (y + 1),))
@@ -179,6 +182,13 @@ bitwise_right_shift = binary("bitwise_right_shift", np.right_shift, None, INTEGE
 # fmt: on
 
 
+def positive(x: Any, /) -> Value:
+    """``x`` itself; numeric dtypes."""
+    x = value(x)
+    _check("positive", NUMERIC, x.dtype)
+    return x
+
+
 def _share(g: Value, first: Value, second: Value) -> tuple[Value, Value]:
     """Gradient of max/min: to the winner, and half to each at a tie (the derivative in both directions' mean)."""
     half = g * 0.5
@@ -222,7 +232,7 @@ WHERE = register(
 ELEMENTWISE["where"] = WHERE
 
 
-def where(condition: Any, x1: Any, x2: Any) -> Value:
+def where(condition: Any, x1: Any, x2: Any, /) -> Value:
     """``x1`` where ``condition`` (bool), else ``x2``; all three broadcast. The branch not taken gets gradient 0, not NaN."""
     a, b = together(x1, x2)
     return bind(WHERE, value(condition, (a, b)), a, b)
@@ -270,7 +280,7 @@ def barrier(*xs: Value) -> tuple[Value, ...]:
     return bind(BARRIER, *xs)
 
 
-def clip(x: Any, min: Any = None, max: Any = None) -> Value:
+def clip(x: Any, /, min: Any = None, max: Any = None) -> Value:
     """``x`` limited to [min, max]; either may be None, a scalar, or an array that broadcasts. Gradient 0 outside."""
     x = value(x)
     if min is not None:

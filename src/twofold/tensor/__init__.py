@@ -1,10 +1,10 @@
 """Tensors and variables, the array functions on them, and their gradients."""
 
-from twofold.tensor import functions, methods
+from twofold.tensor import functions, interop, methods
 from twofold.tensor.gradients import enable_grad, grad, gradients, no_grad, value_and_grad, vjp
 from twofold.tensor.tensor import Tensor, Variable, asarray, tensor
 
 __all__ = [
-    "Tensor", "Variable", "asarray", "enable_grad", "functions", "grad", "gradients", "methods", "no_grad", "tensor",
+    "Tensor", "Variable", "asarray", "enable_grad", "functions", "grad", "gradients", "interop", "methods", "no_grad", "tensor",
     "value_and_grad", "vjp",
 ]  # fmt: skip
