@@ -58,7 +58,8 @@ class GraphRunner:
         return outputs[:count]
 
     def _device_of(self, arguments: Sequence[Array]) -> Device:
-        for array in [*(v._own for v in self.variables), *arguments]:
+        models = [v._own for v in self.variables if not getattr(v, "advances", False)]  # a generator goes along
+        for array in [*models, *arguments]:
             if array.ndim:
                 return array.device
         return default_device()

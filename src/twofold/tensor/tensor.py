@@ -335,14 +335,13 @@ class Variable(Tensor):
         if builder is not None:
             builder.write(self, value)
         else:
-            self.set_array(value)
+            here = value.device == self.device  # type: ignore[attr-defined]
+            self.set_array(value if here else Tensor(value)._moved(self.device).value)
         return Tensor(self.value)
 
     def set_array(self, value: Any) -> None:
-        """Take over a concrete value as it is (what a compiled program does after a step)."""
-        flag, home = self._own.requires_grad, self.device
-        if value.device != home:
-            value = Tensor(Array(value.spec, value.buffer, value.device))._moved(home).value
+        """Take over a concrete value as it is, on its device (what a compiled program does after a step)."""
+        flag = self._own.requires_grad
         self._own = _leaf(value, self)
         self._own.requires_grad = flag
 
