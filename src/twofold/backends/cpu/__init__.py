@@ -9,3 +9,7 @@ Layers, each importing only what is below it:
 - ``llvm``      IR text builder; the barrier and the native half of the team
 - ``team``, ``jit``, ``cache``, ``machine``   threads; IR -> code; objects on disk; what the machine is like
 """
+
+from twofold.backends.cpu.backend import BACKEND, CpuBackend, CpuProgram
+
+__all__ = ["BACKEND", "CpuBackend", "CpuProgram"]

@@ -30,9 +30,20 @@ class Body:
         self.vector: Var | None = None
         self.lanes = 0
         self.count: int | None = None  # lanes in use, where not all
-        self.accumulators: list[list[Value]] = []  # [accumulator][copy]
+        self._accumulators: list[list[Value]] = []  # [accumulator][copy]
+        self._version = 0
         self.vector_accumulators = False
         self._caches: list[dict[Any, Any]] = [{}]
+
+    @property
+    def accumulators(self) -> list[list[Value]]:
+        """The present values, ``[accumulator][copy]``; setting them forgets what was computed from the old ones."""
+        return self._accumulators
+
+    @accumulators.setter
+    def accumulators(self, values: list[list[Value]]) -> None:
+        self._accumulators = values
+        self._version += 1
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -138,7 +149,8 @@ class Body:
     # ---- expressions ----------------------------------------------------------------------------------------------
     def emit(self, e: Expr, copy: int = 0) -> Value:
         """The value of an expression: a vector if it depends on the lane."""
-        key = (e, copy if self._varies(e.vars) else 0)
+        version = self._version if any(isinstance(v, str) for v in e.vars) else 0
+        key = (e, copy if self._varies(e.vars) else 0, version)
         known = self._known(key)
         if known is None:
             known = self._keep(key, getattr(self, f"_{e.kind}")(e, copy))

@@ -166,12 +166,9 @@ class _Emitter:
                     out[k][copy] = body.spread(x) if body.vector_accumulators else x
             if self.nest.each:
                 body.accumulators = out
-                with body.block():
-                    body._caches.append({})
-                    for copy in range(copies):
-                        for s in self.nest.each:
-                            body.store(s, copy)
-                    body._caches.pop()
+                for copy in range(copies):
+                    for s in self.nest.each:
+                        body.store(s, copy)
         return out
 
     # ---- a vector loop that is reduced ----------------------------------------------------------------------------

@@ -12,16 +12,24 @@ if TYPE_CHECKING:
     from twofold.backends.cpu.loops import Expr
 
 
-def _checked(body: Body, e: Expr, args: list[Value], size: int, code: int) -> Value:
+def _checked(body: Body, e: Expr, args: list[Value], size: int, code: int, negative: int = 1) -> Value:
     """An index in [-size, size) made non-negative; one outside leaves ``code`` in the program's error word and reads as 0."""
     f, (x,) = body.f, args
-    if e.args[0].dtype.kind == "i":
+    if e.args[0].dtype.bits < 64:  # the size may not fit a narrow dtype
+        x = f.cast("sext" if e.args[0].dtype.kind == "i" else "zext", x, "i64")
+    if negative and e.args[0].dtype.kind == "i":
         x = f.select(f.icmp("slt", x, 0), f.binary("add", x, size), x)
     wrong = f.icmp("uge", x, size)
     some = f.reduce(lambda a, b: f.binary("or", a, b), body.masked(wrong)) if wrong.lanes else wrong
     with f.when(some):
         f.store(const("i32", code), body.errors)
-    return f.select(wrong, const(x.type, 0), x)
+    x = f.select(wrong, const(x.type, 0), x)
+    return x if e.dtype.bits == 64 else f.cast("trunc", x, f"i{e.dtype.bits}")
+
+
+def _fma(body: Body, _e: Expr, args: list[Value]) -> Value:
+    """a * b + c, rounded once where the machine can."""
+    return body.f.fma(*args)
 
 
 def _multiply_high(body: Body, x: Value, m: int) -> tuple[Value, Value]:
@@ -53,6 +61,6 @@ def _philox(body: Body, _e: Expr, args: list[Value]) -> Value:
     return out
 
 
-SPECIAL: dict[str, Any] = {"checked": _checked, "philox": _philox}
+SPECIAL: dict[str, Any] = {"checked": _checked, "philox": _philox, "fma": _fma}
 
 __all__ = ["SPECIAL", "vector"]

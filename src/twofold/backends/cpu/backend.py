@@ -1,0 +1,144 @@
+"""The backend: graphs become ``CpuProgram``s; single ops run through cached programs where that pays."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from twofold.backends.interface import Backend, Device, Program
+from twofold.base.errors import IndexRangeError
+from twofold.ir import Graph, Op, Spec
+
+
+class CpuProgram(Program):
+    """A graph as machine code. Safe to call from several threads (calls take turns)."""
+
+    def __init__(self, graph: Graph, donated: Sequence[int] = ()):
+        from twofold.backends.cpu.lowering.assemble import FIRST, assemble
+        from twofold.backends.cpu.lowering.donate import donate
+        from twofold.backends.cpu.lowering.lower import lower
+        from twofold.backends.cpu.machine import host, num_threads
+
+        self.threads = num_threads()
+        plan = lower(graph, host(), compile_graph)
+        donate(plan, graph, donated)
+        self._built = assemble(plan, host(), self.threads)
+        self._first = FIRST
+        self.donated = plan.donated
+        self._lock = threading.Lock()
+        self._arena = np.empty(0, np.uint8)
+        self._errors = np.zeros(1, np.int32)
+        self._inputs = [(v.shape, v.dtype.numpy) for v in graph.all_inputs]
+        self._constants = {b: np.ascontiguousarray(a) for b, a in plan.constants.items()}
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of temporaries: known before the first run."""
+        return self._built.arena
+
+    def __call__(self, buffers: Sequence[Any]) -> list[np.ndarray]:
+        plan = self._built.plan
+        arrays = {b: _dense(x, dtype) for b, x, (_, dtype) in zip(plan.inputs, buffers, self._inputs)}
+        with self._lock:
+            if self._arena.nbytes < self._built.arena + 64:
+                self._arena = np.empty(self._built.arena + 64, np.uint8)
+            arrays.update(self._constants)
+            for placed, spec in zip(plan.outputs, plan.specs):
+                if placed.buffer not in arrays:
+                    arrays[placed.buffer] = np.empty(spec.shape, spec.dtype.numpy)  # type: ignore[arg-type]
+            self._run(arrays)
+            self._raise_errors()
+        return [self._output(arrays, p, s) for p, s in zip(plan.outputs, plan.specs)]
+
+    def _output(self, arrays: dict[Any, np.ndarray], placed: Any, spec: Spec) -> np.ndarray:
+        array = arrays[placed.buffer]
+        if placed.buffer in self._constants:
+            array = array.copy()
+        return array.reshape(spec.shape)  # type: ignore[arg-type]
+
+    def _run(self, arrays: dict[Any, np.ndarray]) -> None:
+        built = self._built
+        base = (self._arena.ctypes.data + 63) & ~63
+        pointers = [base, self._errors.ctypes.data, *([0] * len(built.slots))]
+        for buffer, slot in built.slots.items():
+            pointers[slot] = arrays[buffer].ctypes.data
+        for segment in built.segments:
+            if hasattr(segment, "address"):
+                segment.run(pointers, self.threads)
+            else:
+                self._run_host(segment, arrays, base)
+
+    def _run_host(self, step: Any, arrays: dict[Any, np.ndarray], base: int) -> None:
+        results = step.run(*(self._view(p, arrays, base) for p in step.inputs))
+        for place, result in zip(step.outputs, results):
+            self._view(place, arrays, base)[...] = result
+
+    def _view(self, placed: Any, arrays: dict[Any, np.ndarray], base: int) -> np.ndarray:
+        """A place as a NumPy array."""
+        dtype = placed.buffer.dtype.numpy
+        if placed.buffer in arrays:
+            flat = arrays[placed.buffer].reshape(-1)
+        else:
+            address = base + self._built.offsets[placed.buffer]
+            raw = (ctypes.c_char * max(1, placed.buffer.nbytes)).from_address(address)
+            flat = np.frombuffer(raw, dtype, placed.buffer.size)
+        strides = [s * dtype.itemsize for s in placed.strides]
+        return np.lib.stride_tricks.as_strided(flat[placed.offset :], placed.shape, strides)
+
+    def _raise_errors(self) -> None:
+        code = int(self._errors[0])
+        if code:
+            self._errors[0] = 0
+            message, node = self._built.plan.checks[code - 1]
+            place = f"{node.scope}: " if node.scope else ""
+            raise IndexRangeError(f"{place}{node.op.name}: {message}")
+
+    def report(self) -> str:
+        built = self._built
+        kernels = len({c.kernel.symbol for c in built.calls})
+        lines = [
+            f"{len(built.calls)} kernel calls ({kernels} different), {built.barriers} barriers, "
+            f"{len(built.segments)} segments, {self.threads} threads, arena {built.arena / 2**20:.2f} MiB"
+        ]
+        lines += [f"  {c.kernel.symbol}: {c.kernel.note}" for c in built.calls]
+        return "\n".join(lines + built.plan.notes)
+
+
+def _dense(x: Any, dtype: np.dtype) -> np.ndarray:
+    """A buffer as the program reads it: contiguous."""
+    array = np.asarray(x, dtype)
+    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def compile_graph(graph: Graph) -> CpuProgram:
+    """A program for a sub-graph."""
+    return CpuProgram(graph)
+
+
+class CpuBackend(Backend):
+    """NumPy arrays as buffers; machine code through LLVM."""
+
+    name = "cpu"
+
+    def devices(self) -> list[Device]:
+        return [Device("cpu"), Device("native")]
+
+    def put(self, array: np.ndarray, device: Device) -> np.ndarray:
+        return array
+
+    def get(self, buffer: np.ndarray) -> np.ndarray:
+        return buffer
+
+    def run(self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device) -> Sequence[Any]:
+        out = op.ref(*buffers, **attrs)
+        return out if op.multi else (out,)
+
+    def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
+        return CpuProgram(graph, donated)
+
+
+BACKEND = CpuBackend()

@@ -1,0 +1,137 @@
+"""A plan as machine code: nests become kernels, temporaries get their places, kernels are strung together with barriers
+only where one reads or overwrites what another wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from twofold.backends.cpu.emit import nest_kernel
+from twofold.backends.cpu.loops import Buffer
+from twofold.backends.cpu.loops.nest import simplified
+from twofold.backends.cpu.lowering.memory import Block, lifetimes, place
+from twofold.backends.cpu.lowering.split import split_reduction
+from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
+from twofold.backends.cpu.machine import Machine
+from twofold.backends.cpu.program import Kernel, Program, ProgramBuilder, Ref
+
+ARENA, ERRORS, FIRST = 0, 1, 2  # slots of the pointer table; buffers of the caller and constants follow
+
+
+@dataclass
+class Call:
+    """One kernel of the program and where its parameters lie."""
+
+    kernel: Kernel
+    refs: list[Ref]
+    step: Step
+
+
+@dataclass
+class Assembled:
+    """What can run: native segments and host steps in order."""
+
+    segments: list[Program | HostStep]
+    slots: dict[Buffer, int]
+    offsets: dict[Buffer, int]
+    arena: int
+    calls: list[Call]
+    barriers: int
+    plan: Plan = field(repr=False)
+
+
+def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
+    """Compile and link a plan for a team of ``threads``."""
+    plan.steps = [part for step in plan.steps for part in _split(step)]
+    fixed = [*plan.inputs, *(p.buffer for p in plan.outputs), *plan.constants]
+    slots = {b: FIRST + i for i, b in enumerate(dict.fromkeys(fixed))}
+    kernels = [_kernel(step, machine) for step in plan.steps]
+    blocks = lifetimes(plan.steps, fixed)
+    extra = {i: _workspace(k, i, threads) for i, k in enumerate(kernels) if k is not None}
+    arena = place([*blocks.values(), *(b for more in extra.values() for b in more)])
+    offsets = {b: block.offset for b, block in blocks.items()}
+    builder = _Assembler(machine, slots, offsets)
+    for i, (step, kernel) in enumerate(zip(plan.steps, kernels)):
+        if kernel is None:
+            builder.host(step)
+        else:
+            builder.native(step, kernel, extra[i])
+    builder.close()
+    return Assembled(builder.segments, slots, offsets, arena, builder.calls, builder.barriers, plan)
+
+
+def _split(step: Step) -> list[Step]:
+    if not isinstance(step, NestStep):
+        return [step]
+    return [NestStep(n, step.nodes) for n in split_reduction(step.nest)]
+
+
+def _kernel(step: Step, machine: Machine) -> tuple[Kernel, list[tuple[Buffer, int]]] | None:
+    if isinstance(step, NestStep):
+        name = "_".join(dict.fromkeys(n.op.name for n in step.nodes[:3])) or "copy"
+        kernel, buffers = nest_kernel(machine, simplified(step.nest), name)
+        return kernel, [(b, 0) for b in buffers]
+    if isinstance(step, KernelStep):
+        return step.kernel, step.places
+    return None
+
+
+def _workspace(found: tuple[Kernel, list[tuple[Buffer, int]]], at: int, threads: int) -> list[Block]:
+    kernel = found[0]
+    sizes = [kernel.workspace, kernel.scratch * threads]
+    return [Block(-(-size // 64) * 64, at, at) for size in sizes if size]
+
+
+class _Assembler:
+    def __init__(self, machine: Machine, slots: dict[Buffer, int], offsets: dict[Buffer, int]):
+        self.machine, self.slots, self.offsets = machine, slots, offsets
+        self.segments: list[Program | HostStep] = []
+        self.calls: list[Call] = []
+        self.barriers = 0
+        self._builder: ProgramBuilder | None = None
+        self._pending: list[tuple[int, int, int, bool]] = []  # (slot, start, stop, written) since the last barrier
+
+    def native(self, step: Step, found: tuple[Kernel, list[tuple[Buffer, int]]], extra: Sequence[Block]) -> None:
+        """Append a kernel, after a barrier if it needs one."""
+        kernel, places = found
+        if self._builder is None:
+            self._builder, self._pending = ProgramBuilder(self.machine), []
+        touched = [self._range(b, True) for b in step.writes()] + [self._range(b, False) for b in step.reads()]
+        touched += [(ARENA, block.offset, block.offset + block.size, True) for block in extra]
+        if any(_conflict(a, b) for a in touched for b in self._pending):
+            self._builder.barrier()
+            self.barriers += 1
+            self._pending = []
+        self._pending += touched
+        refs = [self._ref(b, at) for b, at in places]
+        if "errors" in kernel.params:
+            refs.append(Ref(ERRORS))
+        refs += [Ref(ARENA, block.offset) for block in extra]
+        self._builder.call(kernel, refs)
+        self.calls.append(Call(kernel, refs, step))
+
+    def host(self, step: HostStep) -> None:
+        self.close()
+        self.segments.append(step)
+
+    def close(self) -> None:
+        """Finish the native segment that is open."""
+        if self._builder is not None:
+            self.segments.append(self._builder.finish())
+            self._builder = None
+
+    def _range(self, buffer: Buffer, written: bool) -> tuple[int, int, int, bool]:
+        if buffer in self.slots:
+            return self.slots[buffer], 0, 1, written
+        start = self.offsets[buffer]
+        return ARENA, start, start + max(1, buffer.nbytes), written
+
+    def _ref(self, buffer: Buffer, at: int) -> Ref:
+        byte = at * buffer.dtype.itemsize
+        if buffer in self.slots:
+            return Ref(self.slots[buffer], byte)
+        return Ref(ARENA, self.offsets[buffer] + byte)
+
+
+def _conflict(a: tuple[int, int, int, bool], b: tuple[int, int, int, bool]) -> bool:
+    return a[0] == b[0] and (a[3] or b[3]) and a[1] < b[2] and b[1] < a[2]

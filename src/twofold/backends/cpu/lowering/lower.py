@@ -1,0 +1,207 @@
+"""Lowering: one walk over the graph. A value either stays a *formula* (read through by its consumers: fusion) or is *placed*
+in memory by a nest or a kernel.
+
+A formula is placed when it is an output, when a kernel or a host step needs it in memory, when more than one nest reads
+it, or when a consumer would compute its elements many times over. Movement ops are never a reason: they are index maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Nest, Store, Var, constant, var
+from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, VIEWS
+from twofold.backends.cpu.lowering.steps import At, HostStep, NestStep, Placed, Plan, row_strides
+from twofold.base.errors import UnsupportedOpError
+from twofold.ir import Graph, Node, Spec, Value
+from twofold.ir.interpret import run_reference
+
+FREE = frozenset(("constant", "full", "iota", "dim_size"))  # formulas of indices alone: never worth a place
+SINGLE_READ = frozenset(("elementwise", "movement", "reduction", "other", "indexing"))  # kinds that may read a formula
+
+
+def lower(graph: Graph, machine: Any = None, compile_graph: Any = None) -> Plan:
+    """The plan of a graph whose shapes are all concrete. ``compile_graph`` compiles sub-graphs of control flow."""
+    return Lowering(graph, machine, compile_graph).run()
+
+
+class Lowering:
+    """The state of the walk; rules call ``at``, ``placed``, ``allocate`` and ``nest``."""
+
+    def __init__(self, graph: Graph, machine: Any, compile_graph: Any):
+        self.graph, self.machine, self.compile_graph = graph, machine, compile_graph
+        self.plan = Plan([], [], [], [v.spec for v in graph.all_outputs], {})
+        self.formulas: dict[Value, At] = {}
+        self.places: dict[Value, Placed] = {}
+        self.users = graph.users()
+        self.outputs = set(graph.all_outputs)
+        self.reads = self._count_reads()
+        self.node: Node | None = None
+
+    def run(self) -> Plan:
+        """Walk the graph."""
+        for i, value in enumerate(self.graph.all_inputs):
+            buffer = Buffer(value.dtype, size_of(value.spec), value.name or f"in{i}")
+            self.plan.inputs.append(buffer)
+            self.places[value] = Placed(buffer, tuple(value.shape), row_strides(value.shape))  # type: ignore[arg-type]
+        for node in self.graph.nodes:
+            self.node = node
+            self._lower(node)
+        self.plan.outputs = [self.rows(v) for v in self.graph.all_outputs]
+        self.plan.values = self.places
+        return self.plan
+
+    def _lower(self, node: Node) -> None:
+        name = node.op.name
+        if name in INLINE:
+            out = node.outputs[0]
+            ats = [self.at(v) for v in node.inputs]
+            self.formulas[out] = _remembered(lambda index: INLINE[name](node, ats, tuple(index)))
+            reason = self._why_place(node, out)
+            if reason:
+                self.placed(out, reason)
+        elif name in NESTS:
+            NESTS[name](self, node)
+        elif name in HOST:
+            self.host(node, name, lambda *xs: run_reference(node, list(xs)))
+        else:
+            raise UnsupportedOpError(f"the CPU backend has no rule for op {name!r}; run the graph on device 'reference'")
+
+    # ---- what rules use -------------------------------------------------------------------------------------------
+    def at(self, value: Value) -> At:
+        """A function from an index to the element there, reading memory or computing the formula."""
+        placed = self.places.get(value)
+        return placed.at if placed is not None else self.formulas[value]
+
+    def placed(self, value: Value, reason: str = "a kernel reads it") -> Placed:
+        """The value in memory, put there now if it was a formula."""
+        if value not in self.places:
+            at = self.formulas[value]
+            target = self.allocate(value)
+            self.map(value.spec, target, at, [value.producer] if value.producer else [])
+            self.places[value] = target
+            if value.producer is not None:
+                self.plan.notes.append(f"{value.producer.op.name} {value.spec} is stored: {reason}")
+        return self.places[value]
+
+    def rows(self, value: Value) -> Placed:
+        """The value in memory, dense and row-major."""
+        placed = self.placed(value, "it is an output")
+        if placed.is_rows:
+            return placed
+        target = self.temporary(value.spec, "rows")
+        self.map(value.spec, target, placed.at, [])
+        return target
+
+    def allocate(self, value: Value, order: Sequence[int] | None = None) -> Placed:
+        """A new place for a value; its dimensions lie in ``order``."""
+        name = value.producer.op.name if value.producer else "value"
+        return self.temporary(value.spec, name, order)
+
+    def temporary(self, spec: Spec, name: str = "temporary", order: Sequence[int] | None = None) -> Placed:
+        """A new place that belongs to no value."""
+        shape: tuple[int, ...] = tuple(spec.shape)  # type: ignore[assignment]
+        return Placed(Buffer(spec.dtype, size_of(spec), name), shape, row_strides(shape, order))
+
+    def constant_array(self, array: np.ndarray, spec: Spec, name: str = "constant") -> Placed:
+        """An array fixed at compile time."""
+        placed = self.temporary(spec, name)
+        self.plan.constants[placed.buffer] = np.ascontiguousarray(array)
+        return placed
+
+    def map(self, spec: Spec, target: Placed, at: At, nodes: list[Node]) -> None:
+        """A nest that stores ``at(index)`` for every index."""
+        variables = [Var(d, "i") for d in target.shape]
+        index = [var(v) for v in variables]
+        dims = [variables[d] for d in target.order]
+        self.nest(Nest(dims, [Store(target.buffer, target.address(index), at(index))]), nodes)
+
+    def reduce(
+        self, variables: Sequence[Var], rdims: Sequence[Var], accumulators: list[Accumulator],
+        results: Sequence[tuple[Placed, Expr]], nodes: list[Node],
+    ) -> None:  # fmt: skip
+        """A nest that reduces over ``rdims`` and stores ``results`` (expressions of accumulators) at ``variables``."""
+        index = [var(v) for v in variables]
+        dims = [variables[d] for d in results[0][0].order]
+        stores = [Store(p.buffer, p.address(index), e) for p, e in results]
+        self.nest(Nest(dims, stores, list(rdims), accumulators), nodes)
+
+    def nest(self, nest: Nest, nodes: list[Node]) -> None:
+        """Append a nest, unless it has no iterations."""
+        if nest.size:
+            nest.note = ", ".join(n.op.name for n in nodes)
+            self.plan.steps.append(NestStep(nest, nodes))
+
+    def result(self, value: Value, placed: Placed) -> None:
+        """Say where a node's output lies."""
+        self.places[value] = placed
+
+    def host(self, node: Node, name: str, run: Any) -> None:
+        """A step in Python."""
+        inputs = [self.rows(v) for v in node.inputs]
+        outputs = [self.allocate(v) for v in node.outputs]
+        for value, place in zip(node.outputs, outputs):
+            self.places[value] = place
+        self.plan.steps.append(HostStep(name, run, inputs, outputs, [node]))
+        self.plan.notes.append(f"{name} runs in Python between native parts")
+
+    def check(self, message: str, node: Node) -> int:
+        """A code for the error word, and what it means."""
+        self.plan.checks.append((message, node))
+        return len(self.plan.checks)
+
+    # ---- when to store --------------------------------------------------------------------------------------------
+    def _count_reads(self) -> dict[Value, int]:
+        """How many nests read each value, through index maps."""
+        reads: dict[Value, int] = {v: 1 for v in self.outputs}
+        for node in reversed(self.graph.nodes):
+            own = reads.get(node.outputs[0], 0) if node.op.name in VIEWS else 1
+            for value in node.inputs:
+                reads[value] = reads.get(value, 0) + own
+        return reads
+
+    def _why_place(self, node: Node, out: Value) -> str:
+        """Why a formula should be stored; empty if it should not."""
+        if out in self.outputs:
+            return "it is an output"
+        if node.op.name in FREE or node.op.name in VIEWS:
+            return ""
+        if self.reads.get(out, 0) > 1:
+            return "it is read more than once"
+        return self._why_repeated(out, size_of(out.spec))
+
+    def _why_repeated(self, value: Value, size: int) -> str:
+        for user in self.users.get(value, ()):
+            if user.op.name in VIEWS:
+                reason = self._why_repeated(user.outputs[0], size)
+                if reason:
+                    return reason
+            elif user.op.kind not in SINGLE_READ:
+                return f"{user.op.name} reads it many times"
+            elif size > 1 and size_of(user.outputs[0].spec) > size and user.op.kind != "reduction":
+                return f"{user.op.name} would compute it again for each of {size_of(user.outputs[0].spec)} elements"
+        return ""
+
+
+def size_of(spec: Spec) -> int:
+    """Elements of a concrete spec."""
+    return int(np.prod(spec.shape, dtype=np.int64))  # type: ignore[arg-type]
+
+
+def _remembered(at: At) -> At:
+    """The formula, computed once for each index asked for."""
+    known: dict[tuple[Affine, ...], Expr] = {}
+
+    def recall(index: Sequence[Affine]) -> Expr:
+        key = tuple(index)
+        if key not in known:
+            known[key] = at(key)
+        return known[key]
+
+    return recall
+
+
+__all__ = ["Lowering", "constant", "lower", "size_of"]

@@ -1,0 +1,176 @@
+"""Gathers read through a checked computed index; scatters are loops that add or replace in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from twofold.backends.cpu.loops import Affine, Expr, Nest, Store, Var, const, from_index, load, op, var
+from twofold.backends.cpu.loops.index import dynamic
+from twofold.backends.cpu.lowering.rules.reduction import converted, wide
+from twofold.backends.cpu.lowering.steps import Placed
+from twofold.base.dtypes import bool_, int64
+from twofold.ir import Node, Spec, Value
+
+if TYPE_CHECKING:
+    from twofold.backends.cpu.lowering.lower import Lowering
+
+
+def checked(low: Lowering, node: Node, index: Expr, size: int, axis: int) -> Affine:
+    """``index`` (counted from the end if negative) as an index; outside [-size, size) the program reports an error."""
+    code = low.check(f"an index is out of range for axis {axis} of size {size}", node)
+    return dynamic(op(f"checked:{size}:{code}", int64, index), size)
+
+
+def _formula(rule: Any) -> Any:
+    """A rule that makes a formula of its own (it needs the lowering, for error codes)."""
+
+    def lower(low: Lowering, node: Node) -> None:
+        from twofold.backends.cpu.lowering.lower import _remembered
+
+        out = node.outputs[0]
+        low.formulas[out] = _remembered(rule(low, node))
+        reason = low._why_place(node, out)
+        if reason:
+            low.placed(out, reason)
+
+    return lower
+
+
+def _gather(low: Lowering, node: Node) -> Any:
+    (x, indices), axis = node.inputs, node.attrs["axis"]
+    read, pick, size = low.at(x), low.at(indices), int(x.shape[axis])  # type: ignore[arg-type]
+
+    def at(index: Sequence[Affine]) -> Expr:
+        place = checked(low, node, pick(index[axis : axis + indices.ndim]), size, axis)
+        return read([*index[:axis], place, *index[axis + indices.ndim :]])
+
+    return at
+
+
+def _take_along(low: Lowering, node: Node) -> Any:
+    (x, indices), axis = node.inputs, node.attrs["axis"]
+    read, pick, size = low.at(x), low.at(indices), int(x.shape[axis])  # type: ignore[arg-type]
+    return lambda index: read([checked(low, node, pick(index), size, axis) if d == axis else i for d, i in enumerate(index)])
+
+
+def _gather_nd(low: Lowering, node: Node) -> Any:
+    x, indices = node.inputs
+    read, points = low.at(x), indices.ndim - 1
+
+    def at(index: Sequence[Affine]) -> Expr:
+        return read([*_point(low, node, indices, index[:points], x.shape), *index[points:]])  # type: ignore[arg-type]
+
+    return at
+
+
+def _point(low: Lowering, node: Node, indices: Value, where: Sequence[Affine], shape: Sequence[int]) -> list[Affine]:
+    from twofold.backends.cpu.loops import constant
+
+    pick = low.at(indices)
+    count = int(indices.shape[-1])  # type: ignore[arg-type]
+    return [checked(low, node, pick([*where, constant(k)]), int(shape[k]), k) for k in range(count)]
+
+
+def _one_hot(low: Lowering, node: Node) -> Any:
+    indices, depth, dtype = node.inputs[0], node.attrs["depth"], node.attrs["dtype"]
+    pick = low.at(indices)
+    code = low.check(f"an index is out of range: expected 0 <= index < {depth}", node)
+
+    def at(index: Sequence[Affine]) -> Expr:
+        number = op(f"checked:{depth}:{code}:0", int64, pick(index[:-1]))
+        hit = op("equal", bool_, number, from_index(index[-1], int64))
+        return converted(hit, dtype)
+
+    return at
+
+
+# ---- scatters --------------------------------------------------------------------------------------------------------
+
+
+def _start(low: Lowering, node: Node, spec: Spec, at: Any) -> Placed:
+    """The array a scatter writes into: a copy of something, or zeros in the accumulation dtype."""
+    target = low.temporary(Spec(spec.shape, wide(spec.dtype)), node.op.name)
+    low.map(spec, target, at, [node])
+    return target
+
+
+def _finish(low: Lowering, node: Node, target: Placed) -> None:
+    out = node.outputs[0]
+    if target.buffer.dtype is out.dtype:
+        low.result(out, target)
+        return
+    final = low.allocate(out)
+    low.map(out.spec, final, lambda index: converted(target.at(index), out.dtype), [node])
+    low.result(out, final)
+
+
+def _scatter(low: Lowering, node: Node, target: Placed, kept: list[Var], rows: list[Var], place: Sequence[Affine], new: Expr, add: bool) -> None:
+    """``target[place] += new`` (or ``= new``) for every index, the ``rows`` in order."""
+    address, dtype = target.address(place), target.buffer.dtype
+    value = converted(new, dtype)
+    if add:
+        value = op("logical_or" if dtype is bool_ else "add", dtype, load(target.buffer, address), value)
+    low.nest(Nest(kept, [], rows, [], [Store(target.buffer, address, value)]), [node])
+
+
+def _variables(value: Value) -> list[Var]:
+    return [Var(int(d), "i") for d in value.shape]  # type: ignore[call-overload]
+
+
+def _zeros(node: Node) -> Any:
+    zero = const(wide(node.outputs[0].dtype), 0)
+    return lambda index: zero
+
+
+def _scatter_add(low: Lowering, node: Node) -> None:
+    (updates, indices), axis, size = node.inputs, node.attrs["axis"], int(node.attrs["size"])
+    target, variables = _start(low, node, node.outputs[0].spec, _zeros(node)), _variables(updates)
+    index = [var(v) for v in variables]
+    rows, kept = variables[axis : axis + indices.ndim], variables[:axis] + variables[axis + indices.ndim :]
+    if 0 not in updates.shape:
+        place = checked(low, node, low.at(indices)(index[axis : axis + indices.ndim]), size, axis)
+        where = [*index[:axis], place, *index[axis + indices.ndim :]]
+        _scatter(low, node, target, kept, rows, where, low.at(updates)(index), True)
+    _finish(low, node, target)
+
+
+def _add_along(low: Lowering, node: Node) -> None:
+    (updates, indices), axis, size = node.inputs, node.attrs["axis"], int(node.attrs["size"])
+    target, variables = _start(low, node, node.outputs[0].spec, _zeros(node)), _variables(updates)
+    index = [var(v) for v in variables]
+    if 0 not in updates.shape:
+        place = checked(low, node, low.at(indices)(index), size, axis)
+        where = [place if d == axis else i for d, i in enumerate(index)]
+        kept = [v for d, v in enumerate(variables) if d != axis]
+        _scatter(low, node, target, kept, [variables[axis]], where, low.at(updates)(index), True)
+    _finish(low, node, target)
+
+
+def _at_points(low: Lowering, node: Node, target: Placed, indices: Value, updates: Value, add: bool) -> None:
+    variables, points = _variables(updates), indices.ndim - 1
+    index = [var(v) for v in variables]
+    if 0 not in updates.shape:
+        where = [*_point(low, node, indices, index[:points], target.shape), *index[points:]]
+        _scatter(low, node, target, variables[points:], variables[:points], where, low.at(updates)(index), add)
+    _finish(low, node, target)
+
+
+def _add_nd(low: Lowering, node: Node) -> None:
+    updates, indices = node.inputs
+    _at_points(low, node, _start(low, node, node.outputs[0].spec, _zeros(node)), indices, updates, True)
+
+
+def _scatter_nd(low: Lowering, node: Node) -> None:
+    x, indices, updates = node.inputs
+    target = low.allocate(node.outputs[0])
+    low.map(x.spec, target, low.at(x), [node])
+    _at_points(low, node, target, indices, updates, False)
+
+
+INLINE: dict[str, Any] = {}
+NESTS: dict[str, Any] = {
+    "gather": _formula(_gather), "take_along_axis": _formula(_take_along), "gather_nd": _formula(_gather_nd),
+    "one_hot": _formula(_one_hot), "scatter_add": _scatter_add, "add_along_axis": _add_along, "add_nd": _add_nd,
+    "scatter_nd": _scatter_nd,
+}  # fmt: skip

@@ -1,0 +1,137 @@
+"""What a lowered graph is made of: places in memory, and steps that read and write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from twofold.backends.cpu.loops import Affine, Buffer, Expr, Nest, constant, load
+from twofold.backends.cpu.program import Kernel
+from twofold.ir import Node, Spec, Value
+
+At = Callable[[Sequence[Affine]], Expr]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An array in memory: element ``index`` lies at ``offset + sum(stride * index)`` of ``buffer`` (in elements)."""
+
+    buffer: Buffer
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def address(self, index: Sequence[Affine]) -> Affine:
+        total = constant(self.offset)
+        for i, stride in zip(index, self.strides, strict=True):
+            total = total + i * stride
+        return total
+
+    def at(self, index: Sequence[Affine]) -> Expr:
+        """The element, as an expression."""
+        return load(self.buffer, self.address(index))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Dimensions from the outermost in memory to the innermost."""
+        return tuple(sorted(range(len(self.shape)), key=lambda d: (-self.strides[d], d)))
+
+    @property
+    def is_rows(self) -> bool:
+        """The whole buffer, row-major."""
+        return self.strides == row_strides(self.shape) and self.offset == 0
+
+
+def row_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Strides (in elements) of a dense array whose dimensions lie in ``order`` (default: as they are)."""
+    strides, step = [0] * len(shape), 1
+    for d in reversed(order if order is not None else range(len(shape))):
+        strides[d] = step
+        step *= shape[d]
+    return tuple(strides)
+
+
+@dataclass
+class NestStep:
+    """A loop nest to be emitted; ``nodes`` are the graph's nodes it computes."""
+
+    nest: Nest
+    nodes: list[Node] = field(default_factory=list)
+
+    def reads(self) -> list[Buffer]:
+        return self.nest.reads()
+
+    def writes(self) -> list[Buffer]:
+        return self.nest.writes()
+
+    def replace(self, old: Buffer, new: Buffer) -> None:
+        """Use another buffer in the place of one."""
+        from twofold.backends.cpu.lowering.rewrite import replace_buffer
+
+        self.nest = replace_buffer(self.nest, old, new)
+
+
+@dataclass
+class KernelStep:
+    """A generated kernel; ``places`` answer to its parameters, as (buffer, element offset)."""
+
+    kernel: Kernel
+    places: list[tuple[Buffer, int]]
+    written: list[Buffer]
+    nodes: list[Node] = field(default_factory=list)
+
+    def reads(self) -> list[Buffer]:
+        return list(dict.fromkeys(b for b, _ in self.places))
+
+    def writes(self) -> list[Buffer]:
+        return self.written
+
+    def replace(self, old: Buffer, new: Buffer) -> None:
+        swap = lambda b: new if b is old else b
+        self.places = [(swap(b), at) for b, at in self.places]
+        self.written = [swap(b) for b in self.written]
+
+
+@dataclass
+class HostStep:
+    """Python code between native parts: ``run(*arrays)`` returns arrays for ``outputs``. Used for ops without a kernel
+    (``rules/host.py`` lists them) and for control flow."""
+
+    name: str
+    run: Callable[..., Sequence[np.ndarray]]
+    inputs: list[Placed]
+    outputs: list[Placed]
+    nodes: list[Node] = field(default_factory=list)
+
+    def reads(self) -> list[Buffer]:
+        return [p.buffer for p in self.inputs]
+
+    def writes(self) -> list[Buffer]:
+        return [p.buffer for p in self.outputs]
+
+    def replace(self, old: Buffer, new: Buffer) -> None:
+        from dataclasses import replace
+
+        self.inputs = [replace(p, buffer=new) if p.buffer is old else p for p in self.inputs]
+        self.outputs = [replace(p, buffer=new) if p.buffer is old else p for p in self.outputs]
+
+
+Step = Any  # NestStep | KernelStep | HostStep
+
+
+@dataclass
+class Plan:
+    """A lowered graph. Buffers that are neither inputs, outputs nor constants are temporary and live in the arena."""
+
+    steps: list[Step]
+    inputs: list[Buffer]
+    outputs: list[Placed]  # one for each of the graph's all_outputs
+    specs: list[Spec]
+    constants: dict[Buffer, np.ndarray]
+    checks: list[tuple[str, Node]] = field(default_factory=list)  # messages of the error word: code k is checks[k - 1]
+    notes: list[str] = field(default_factory=list)
+    donated: list[int] = field(default_factory=list)
+    values: dict[Value, Placed] = field(default_factory=dict)

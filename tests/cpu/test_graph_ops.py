@@ -1,0 +1,99 @@
+"""Every op of the table, every sample, every dtype it takes: the compiled program gives what the reference gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import twofold.ops  # noqa: F401 (fills the table)
+from twofold.backends.cpu.backend import CpuProgram
+from twofold.backends.cpu.lowering import INLINE, NESTS
+from twofold.backends.cpu.lowering.rules import HOST
+from twofold.base.dtypes import ALL, DType, float32, float64
+from twofold.base.errors import TwofoldError
+from twofold.ir import OPS, Builder, Spec, recording
+from twofold.ir.op import Sample
+
+# largest difference allowed, relative to 1 + |reference|
+TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+# sums in another order, in float32
+REORDERED = frozenset(("sum", "prod", "matmul", "conv", "conv_input_grad", "conv_weight_grad", "avg_pool", "avg_pool_grad",
+                       "max_pool_grad", "max_pool_pick", "scatter_add", "add_along_axis", "add_nd"))  # fmt: skip
+
+
+def fill(sample: Sample, dtype: DType | None, rng: np.random.Generator) -> list[np.ndarray]:
+    """The sample's inputs; shapes become random arrays of ``dtype``, float arrays become ``dtype`` too."""
+    arrays = []
+    for x in sample.inputs:
+        if isinstance(x, tuple):
+            values = rng.uniform(sample.low, sample.high, x)
+            if dtype.kind == "b":
+                values = values > (sample.low + sample.high) / 2
+            elif dtype.kind == "u":
+                values = np.abs(values * 3)
+            elif dtype.kind == "i":
+                values = values * 3
+            arrays.append(np.asarray(values).astype(dtype.numpy))
+        else:
+            array = np.asarray(x)
+            if dtype is None:
+                arrays.append(array)
+                continue
+            arrays.append(array.astype(dtype.numpy) if array.dtype == np.float64 else array)
+    return arrays
+
+
+def build(op, arrays, attrs):
+    """A graph of one node."""
+    builder = Builder(op.name)
+    from twofold.base.dtypes import as_dtype
+
+    inputs = [builder.input(Spec(a.shape, as_dtype(a.dtype))) for a in arrays]
+    with recording(builder):
+        out = builder.append(op, inputs, dict(attrs))
+    return builder.finish(out if op.multi else [out])
+
+
+def close(got: np.ndarray, want: np.ndarray, scale: float = 1.0) -> None:
+    """Equal, or within the tolerance of the dtype."""
+    assert got.shape == want.shape and got.dtype == want.dtype
+    limit = TOLERANCE.get(want.dtype.name)
+    if limit is None:
+        np.testing.assert_array_equal(got, want)
+        return
+    a, b = got.astype(np.float64), want.astype(np.float64)
+    np.testing.assert_allclose(a, b, rtol=limit * scale, atol=limit * scale)
+
+
+def dtypes_of(op, number: int) -> tuple:
+    """Every dtype for an op's first sample, float32 and float64 for the others; control flow takes its samples as they are."""
+    if op.kind == "control":
+        return (None,)
+    return ALL if number == 0 else (float32, float64)
+
+
+@pytest.mark.parametrize("name", list(OPS))
+def test_op_matches_reference(name):
+    op, tried = OPS[name], 0
+    for number, sample in enumerate(op.samples()):
+        for dtype in dtypes_of(op, number):
+            if dtype not in (None, float32) and not any(isinstance(x, tuple) for x in sample.inputs):
+                continue  # fixed inputs: one dtype is enough
+            arrays = fill(sample, dtype, np.random.default_rng(number))
+            try:
+                graph = build(op, arrays, sample.attrs)
+                with np.errstate(all="ignore"):
+                    want = op.ref(*(a.copy() for a in arrays), **sample.attrs)
+            except (TwofoldError, ValueError, TypeError):
+                continue  # the op does not take this dtype
+            got = CpuProgram(graph)(arrays)
+            for g, w in zip(got, want if op.multi else (want,)):
+                close(g, np.asarray(w), 8.0 if name in REORDERED else 1.0)
+            tried += 1
+    assert tried
+
+
+def test_every_op_has_a_rule():
+    rules = set(INLINE) | set(NESTS) | set(HOST)
+    assert set(OPS) - rules == set()
+    assert rules - set(OPS) == set()
