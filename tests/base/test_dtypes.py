@@ -43,6 +43,13 @@ def standard_allows(a: dtypes.DType, b: dtypes.DType) -> bool:
     return len(kinds) == 1 or (kinds == {"i", "u"} and "uint64" not in (a.name, b.name))
 
 
+@pytest.mark.parametrize("other", [None, 3, {"a": 1}, [], (), "nonsense", "complex64", object()], ids=repr)
+def test_a_dtype_equals_nothing_but_its_spellings(other):
+    assert dtypes.float64 != other
+    with pytest.raises(DtypeError):
+        as_dtype(other)
+
+
 @pytest.mark.parametrize("a, b", list(itertools.product(NUMPY_HAS, repeat=2)), ids=str)
 def test_promotion_is_the_standard_s(a, b):
     if standard_allows(a, b):

@@ -112,9 +112,9 @@ def as_dtype(like: Any) -> DType:
     if isinstance(like, type) and like in _PYTHON:
         return _PYTHON[like]
     try:
-        name = np.dtype(like).name
-    except TypeError:
-        name = str(like)
+        name = np.dtype(like).name if isinstance(like, (str, type, np.dtype)) else ""
+    except (TypeError, ValueError):
+        name = ""
     if name not in BY_NAME:
         raise DtypeError(f"dtype {like!r} is not supported; expected one of {', '.join(BY_NAME)}")
     return BY_NAME[name]
