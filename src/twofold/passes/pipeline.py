@@ -9,13 +9,21 @@ from twofold.base import flags
 from twofold.ir import Graph
 from twofold.ir.text import print_graph
 from twofold.ir.verify import verify
+from twofold.passes.common_subexpressions import common_subexpressions
 from twofold.passes.dead_code import dead_code
+from twofold.passes.fold_constants import fold_constants
+from twofold.passes.simplify import simplify
 
 Pass = Callable[[Graph], Graph]
 
 PIPELINE: tuple[Pass, ...] = (
+    dead_code,  # first, so that nothing is spent on what a gradient or a branch left behind
+    simplify,
+    fold_constants,
+    simplify,  # on the numbers now known
+    common_subexpressions,
     dead_code,
-)  # fmt: skip
+)
 
 
 def optimise(graph: Graph, *, dump: Callable[[str, Graph], None] | None = None) -> Graph:
