@@ -71,7 +71,10 @@ def test_epilogue_sees_every_result_once(conv):
     stats = unset((direct.parts(HOST, conv, packed), 2, conv.o))
     steps = (ep.ScaleShift(), ep.Residual(conv.o + 5), ep.Relu(), ep.Statistics(conv.o))
     out = np.full((conv.n, conv.oh, conv.ow, conv.o + 3), 7, np.float32)
-    run(direct.forward(HOST, conv, packed, steps, ldy=conv.o + 3), [x, pack(conv, w, packed), out, scale, shift, wide, stats])
+    run(
+        direct.forward(HOST, conv, packed, steps, ldy=conv.o + 3),
+        [x, pack(conv, w, packed), out, scale, shift, wide, stats],
+    )
     expected = np.maximum(forward(conv, x, w) * scale + shift + wide[..., : conv.o], 0)
     assert error(out[..., : conv.o], expected) < 2e-6
     assert (out[..., conv.o :] == 7).all()

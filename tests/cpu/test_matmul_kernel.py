@@ -11,7 +11,15 @@ from kernel_oracles import HOST, error, normal, run, unset
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.gemm import Matmul, matmul
 
-SIZES = [(1, 1, 1, 1), (7, 5, 3, 2), (1, 300, 77, 1), (5, 33, 40, 3), (50, 70, 90, 1), (100, 2500, 37, 1), (49, 4200, 9, 1)]
+SIZES = [
+    (1, 1, 1, 1),
+    (7, 5, 3, 2),
+    (1, 300, 77, 1),
+    (5, 33, 40, 3),
+    (50, 70, 90, 1),
+    (100, 2500, 37, 1),
+    (49, 4200, 9, 1),
+]
 CASES = [Matmul(*s, ta, tb) for s, ta, tb in itertools.product(SIZES, (False, True), (False, True))]
 CASES += [
     Matmul(9, 8, 7, 4, a_batch=True, b_batch=False),
@@ -22,8 +30,12 @@ CASES += [
 
 
 def _check(shape: Matmul, threads: int) -> np.ndarray:
-    a = normal((shape.batch if shape.a_batch else 1, *((shape.k, shape.m) if shape.transpose_a else (shape.m, shape.k))))
-    b = normal((shape.batch if shape.b_batch else 1, *((shape.n, shape.k) if shape.transpose_b else (shape.k, shape.n))), 1)
+    a = normal(
+        (shape.batch if shape.a_batch else 1, *((shape.k, shape.m) if shape.transpose_a else (shape.m, shape.k)))
+    )
+    b = normal(
+        (shape.batch if shape.b_batch else 1, *((shape.n, shape.k) if shape.transpose_b else (shape.k, shape.n))), 1
+    )
     bias, c = normal(shape.n, 2), unset((shape.batch, shape.m, shape.n))
     run(matmul(HOST, shape, (ep.Bias(), ep.Relu())), [a, b, c, bias], threads)
     wide = [array.astype(np.float64) for array in (a, b)]

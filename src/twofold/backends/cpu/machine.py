@@ -74,12 +74,13 @@ def host() -> Machine:
     else:
         vectors = {"lanes": 4, "registers": 16}
     machine = Machine(triple, cpu, features.flatten(), **vectors)
-    return replace(machine, **_cache_sizes())
+    sizes = _cache_sizes()
+    return replace(machine, l1=sizes.get(1, machine.l1), l2=sizes.get(2, machine.l2), l3=sizes.get(3, machine.l3))
 
 
-def _cache_sizes() -> dict[str, int]:
-    """L1 data, L2 and L3 sizes as Linux tells them; nothing where it does not."""
-    sizes: dict[str, int] = {}
+def _cache_sizes() -> dict[int, int]:
+    """Data cache sizes by level as Linux tells them; nothing where it does not."""
+    sizes: dict[int, int] = {}
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
@@ -89,7 +90,7 @@ def _cache_sizes() -> dict[str, int]:
         except (OSError, ValueError, IndexError):
             continue
         if kind != "Instruction" and level in "123":
-            sizes[f"l{level}"] = size
+            sizes[int(level)] = size
     return sizes
 
 

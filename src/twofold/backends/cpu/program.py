@@ -1,9 +1,9 @@
 """From kernels to a native program: the interface between kernels and whoever composes them.
 
-A ``Kernel`` is a module of IR with one public function ``void symbol(ptr p0, ..., ptr pk, i64 tid, i64 n, ptr bar)``. Every
-thread of the team calls it with its number ``tid``; it does its static share of the work. It may pass barriers inside; it
-does not end with one. A ``ProgramBuilder`` strings kernels into ``run(tid, n, table, bar)``, where ``table`` is an array
-of base pointers (slots), and links everything:
+A ``Kernel`` is a module of IR with one public function ``void symbol(ptr p0, ..., ptr pk, i64 tid, i64 n, ptr bar)``.
+Every thread of the team calls it with its number ``tid``; it does its static share of the work. It may pass barriers
+inside; it does not end with one. A ``ProgramBuilder`` strings kernels into ``run(tid, n, table, bar)``, where
+``table`` is an array of base pointers (slots), and links everything:
 
     builder = ProgramBuilder(host())
     builder.call(conv, [Ref(0), Ref(1), Ref(2, offset=4096)])

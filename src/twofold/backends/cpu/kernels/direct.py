@@ -4,8 +4,8 @@ ALGORITHM
     y[n, oh, ow, o] = sum over kh, kw, i of x[n, oh*s + kh*d - p, ow*s + kw*d - p, i] * w[o, i, kh, kw]
 SCHEDULE
     units (group, block of outputs, image, block of rows) are shared among the threads; a unit walks its rows, a row its
-    tiles of MR pixels x NV vectors, a tile reduces over (kh, kw, i) in registers. Padding is never copied: kh is clipped at
-    run time, and tiles at the left and right edge are variants without the products that fall outside.
+    tiles of MR pixels x NV vectors, a tile reduces over (kh, kw, i) in registers. Padding is never copied: kh is
+    clipped at run time, and tiles at the left and right edge are variants without the products that fall outside.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ UNROLL = 2  # steps of the innermost loop written out
 
 @dataclass(frozen=True)
 class Pass:
-    """One sweep: every output position of (v, h) once. Sizes in elements; ``x_first`` and ``pixel_first`` are offsets."""
+    """One sweep: every output position of (v, h) once. Sizes in elements; ``x_first`` and ``pixel_first`` are
+    offsets.
+    """
 
     n: int
     v: Axis
@@ -88,7 +90,9 @@ def _flattened(machine: Machine, one: Pass, packed: Packed) -> list[Pass]:
 
 
 def row_block(one: Pass, packed: Packed) -> int:
-    """Rows in a unit: more reuse of weights with more, but enough units for many threads (a function of shape alone)."""
+    """Rows in a unit: more reuse of weights with more, but enough units for many threads (a function of shape
+    alone).
+    """
     others = packed.groups * (packed.whole + (1 if packed.rest else 0)) * one.n
     for rows in (8, 4, 2):
         if one.v.outputs >= rows and others * -(-one.v.outputs // rows) >= 64:
@@ -207,9 +211,7 @@ class _Sweep:
             pixels = [p for p in range(size) if one.h.valid(example + p, t)]
             kernel = one.h.kernel + t * one.h.kernel_step
             if pixels:
-                moved = replace(
-                    ops, x=f.gep(x, t * one.h.spacing * one.ldx), w=f.gep(w, kernel * ins * self.width)
-                )
+                moved = replace(ops, x=f.gep(x, t * one.h.spacing * one.ldx), w=f.gep(w, kernel * ins * self.width))
                 tile = accumulate(f, tile, moved, ins, pixels, UNROLL)
         return tile
 
@@ -224,4 +226,3 @@ class _Sweep:
             values = ep.finish_column(f, self.epilogue, [row[j] for row in tile], sites, self.part)
             for p, value in enumerate(values):
                 f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes), count)
-

@@ -1,20 +1,21 @@
 """What happens to results in registers before they are stored: bias, batch norm, residual, ReLU, statistics.
 
 A kernel computes tiles of pixels x vectors of channels. For every column of a tile (one vector of channels) it calls
-``columns`` once, then ``apply`` for each pixel, then ``finish`` with the column's results. A step of one's own implements
-the same four methods (``Map`` wraps a plain function); it must be hashable, so that equal kernels are made once.
+``columns`` once, then ``apply`` for each pixel, then ``finish`` with the column's results. A step of one's own
+implements the same four methods (``Map`` wraps a plain function); it must be hashable, so that equal kernels are made
+once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 
 
-class Site(NamedTuple):
+@dataclass(frozen=True)
+class Site:
     """Where one vector of results goes."""
 
     pixel: Index  # number of the output pixel (row of a matrix), (n*OH + oh)*OW + ow
@@ -112,8 +113,8 @@ class Map(Step):
 class Statistics(Step):
     """Gathers sums and sums of squares per channel: buffer ``stats`` is float32 [parts][2][channels].
 
-    Every part is written by one thread in a fixed order; who reads the buffer adds the parts up in order (in float64, say).
-    The number of parts is ``parts(kernel shape)`` of the generator, a function of the shape alone.
+    Every part is written by one thread in a fixed order; who reads the buffer adds the parts up in order (in float64,
+    say). The number of parts is ``parts(kernel shape)`` of the generator, a function of the shape alone.
     """
 
     channels: int

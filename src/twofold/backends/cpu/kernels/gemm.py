@@ -4,9 +4,9 @@ ALGORITHM
     c[b, i, j] = sum over k of a[b, i, k] * b[b, k, j]        (a and b transposed or not)
 SCHEDULE
     The tile is that of the convolutions: MR rows of a (broadcast) x NV vectors of b's columns. b is first copied into
-    panels of NV vectors (one barrier), unless it is already so contiguous, or is used too little to repay it. Units (batch,
-    8*MR rows, panel) are shared among the threads; the rows stay in L2 while panels go by. Long sums are cut in blocks of K
-    so that a panel stays in L2 as well; between blocks the sums rest in c.
+    panels of NV vectors (one barrier), unless it is already so contiguous, or is used too little to repay it. Units
+    (batch, 8*MR rows, panel) are shared among the threads; the rows stay in L2 while panels go by. Long sums are cut
+    in blocks of K so that a panel stays in L2 as well; between blocks the sums rest in c.
     With few rows and b transposed, each result is a dot product along contiguous memory: vectors run along k.
 """
 
@@ -149,7 +149,7 @@ class _Product:
 
     def _unit(self, batch: Index, row: Index, rows: int, panel: Index, columns: int, part: tuple) -> None:
         f, shape, lanes = self.f, self.shape, self.machine.lanes
-        start, steps, _, _ = part
+        start = part[0]
         counts = tuple(min(lanes, columns - at) for at in range(0, columns, lanes))
         most = self.machine.accumulators(len(counts)) // len(counts)
         a = f.gep(f.arg("a"), f.mul(batch, shape.m * shape.k) if shape.a_batch else 0)
@@ -257,4 +257,3 @@ def _dot_step(
         row = f.vload(f.gep(a, f.add(at, i * shape.k)), count)
         out += [f.fma(row, column, sums[i * size + j]) for j, column in enumerate(columns)]
     return out
-

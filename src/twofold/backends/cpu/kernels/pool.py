@@ -4,9 +4,9 @@ ALGORITHM
     y[n, oh, ow, c] = max, or mean, over the window's taps inside the image of x[n, oh*s + kh*d - p, ow*s + kw*d - p, c]
     gradient: each window's value goes to its first maximum (a NaN counts as the largest), or evenly to its taps
 SCHEDULE
-    Vectors run along channels. Forward: rows of the output are shared among the threads. Gradient: (image, 16 channels) are
-    shared, so that overlapping windows add up in one thread, in order. kh is clipped at run time; the columns at the left and
-    right edge are variants with fewer taps.
+    Vectors run along channels. Forward: rows of the output are shared among the threads. Gradient: (image, 16
+    channels) are shared, so that overlapping windows add up in one thread, in order. kh is clipped at run time; the
+    columns at the left and right edge are variants with fewer taps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _WIDE = 9  # windows wider than this loop over kw instead of writing it out
 
 @dataclass(frozen=True)
 class Pool:
-    """Windows over ``n`` images of (h, w, c) -> (oh, ow, c). The last window may hang over the padded edge (ceil mode)."""
+    """Windows over ``n`` images of (h, w, c) -> (oh, ow, c). The last window may hang over the padded edge (ceil
+    mode).
+    """
 
     n: int
     h: int
@@ -50,9 +52,7 @@ class Pool:
         return v, h
 
 
-def forward(
-    machine: Machine, pool: Pool, kind: str, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
-) -> Kernel:
+def forward(machine: Machine, pool: Pool, kind: str, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0) -> Kernel:
     """Kernel (x, y, ...epilogue); ``kind`` is "max" or "mean"."""
     k = KernelBuilder(machine, f"{kind}_pool", ["x", "y", *ep.params_of(epilogue)])
     emitter = _Emitter(k.f, pool, kind, ldx or pool.c)
@@ -79,7 +79,9 @@ def forward(
 
 
 def gradient(machine: Machine, pool: Pool, kind: str, ldx: int = 0, ldg: int = 0, ldd: int = 0) -> Kernel:
-    """Kernel (x, g, dx) for "max", (g, dx) for "mean"; ``ldx``, ``ldg``, ``ldd`` are the pixel distances of x, g, dx."""
+    """Kernel (x, g, dx) for "max", (g, dx) for "mean"; ``ldx``, ``ldg``, ``ldd`` are the pixel distances of x, g,
+    dx.
+    """
     names = ["x", "g", "dx"] if kind == "max" else ["g", "dx"]
     k = KernelBuilder(machine, f"{kind}_pool_dx", names)
     f, emitter = k.f, _Emitter(k.f, pool, kind, ldx or pool.c)
@@ -125,7 +127,12 @@ class _Emitter:
         return [(start, count, start) for start, _, count in segments(self.h, 1)]
 
     def taps(
-        self, row: Index, column: Index, example: int, carry: list[Value], body: Callable[[Index, list[Value]], list[Value]]
+        self,
+        row: Index,
+        column: Index,
+        example: int,
+        carry: list[Value],
+        body: Callable[[Index, list[Value]], list[Value]],
     ) -> list[Value]:
         """Fold ``body(input pixel within the image, carried)`` over the window's taps inside the image, in order."""
         f, v, h = self.f, self.v, self.h

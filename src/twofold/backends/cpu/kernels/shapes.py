@@ -1,8 +1,8 @@
 """Shapes of convolutions, and the one-dimensional view of them that the generators work with.
 
-Along one axis a convolution reads, for output ``o`` and tap ``t``, input ``o*step + first + t*spacing`` and kernel position
-``kernel + t*kernel_step``. The forward pass is one such axis; the gradient with respect to the input of a strided
-convolution is ``stride`` of them, one for each phase of the input positions. So one generator serves both.
+Along one axis a convolution reads, for output ``o`` and tap ``t``, input ``o*step + first + t*spacing`` and kernel
+position ``kernel + t*kernel_step``. The forward pass is one such axis; the gradient with respect to the input of a
+strided convolution is ``stride`` of them, one for each phase of the input positions. So one generator serves both.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Conv:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of one pass; see the module's text. Output ``o`` is written at ``out_first + o*out_step`` of ``extent``."""
+    """One axis of one pass; see the module's text. Output ``o`` is written at ``out_first + o*out_step`` of
+    ``extent``.
+    """
 
     inputs: int
     outputs: int

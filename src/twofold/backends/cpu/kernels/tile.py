@@ -1,7 +1,7 @@
 """The tile: MR pixels x NV vectors of accumulators in registers, and the loop that feeds it.
 
-One step of the loop takes NV vectors of weights and MR broadcast pixels and does MR*NV multiply-adds. On a machine with R
-registers MR*NV + NV + 1 <= R: 6x2 on AVX2 (12 + 2 + 1 = 15 of 16), 14x2 on AVX-512 (28 + 2 + 1 = 31 of 32).
+One step of the loop takes NV vectors of weights and MR broadcast pixels and does MR*NV multiply-adds. On a machine
+with R registers MR*NV + NV + 1 <= R: 6x2 on AVX2 (12 + 2 + 1 = 15 of 16), 14x2 on AVX-512 (28 + 2 + 1 = 31 of 32).
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ def shaped(values: Sequence[Value], vectors: int) -> Tile:
 
 @dataclass(frozen=True)
 class Operands:
-    """What a tile reads: element k of pixel p is at ``x + k*x_step + p*pixel_step``, of vector j at ``w + k*w_step + j*lanes``.
+    """What a tile reads: element k of pixel p is at ``x + k*x_step + p*pixel_step``, of vector j at ``w + k*w_step +
+    j*lanes``.
 
-    ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the pixels
-    in ``x`` one by one, instead of ``p * pixel_step``. ``ahead``, if not 0, prefetches weights so many elements ahead.
+    ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the
+    pixels in ``x`` one by one, instead of ``p * pixel_step``. ``ahead``, if not 0, prefetches weights so many elements
+    ahead.
     """
 
     x: Value

@@ -1,8 +1,9 @@
 """Packed convolution weights: the order in which the kernels read them, and conversion between orders.
 
-``Packed`` is ``[group][block of outputs][kh][kw][input][output within the block]``; a block is as many outputs as a tile has
-(a whole number of vectors), the last block is cut to the vectors it needs and padded with zeros. ``forward`` packing has
-the convolution's outputs as outputs; ``backward`` packing (for the data gradient) has its inputs as outputs.
+``Packed`` is ``[group][block of outputs][kh][kw][input][output within the block]``; a block is as many outputs as a
+tile has (a whole number of vectors), the last block is cut to the vectors it needs and padded with zeros. ``forward``
+packing has the convolution's outputs as outputs; ``backward`` packing (for the data gradient) has its inputs as
+outputs.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def plain(conv: Conv) -> Plain:
 def repack(machine: Machine, source: Packed | Plain, target: Packed | Plain) -> Kernel:
     """Kernel (source, target): the same weights in another order.
 
-    ALGORITHM: target[...] = source[...], one row (group, block, tap, input) of the target at a time, zeros in its padding.
-    SCHEDULE: rows are shared among the threads; each gathers vectors from the source's strides.
+    ALGORITHM: target[...] = source[...], one row (group, block, tap, input) of the target at a time, zeros in its
+    padding. SCHEDULE: rows are shared among the threads; each gathers vectors from the source's strides.
     """
     k = KernelBuilder(machine, "repack", ["source", "target"])
     if isinstance(target, Packed):

@@ -3,82 +3,66 @@
 ALGORITHM
     dw[o, i, kh, kw] = sum over n, oh, ow of x[n, oh*s + kh*d - p, ow*s + kw*d - p, i] * dy[n, oh, ow, o]
 SCHEDULE
-    A tile is MR inputs x NV vectors of outputs in registers (the forward tile with inputs as its pixels), reduced over the
-    output positions. Units (group, block of outputs, kh, kw, inputs) are shared among the threads, so every weight has one
-    owner and one order of summation. The images go by in chunks of rows that fit half of L2; each chunk meets all units
-    of the thread, which keep their sums in the result between chunks.
-    With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in x. Where some of
-    them fall on padding, the edge of the row is done with the others alone.
+    A tile is MR inputs x NV vectors of outputs in registers (the forward tile with inputs as its pixels), reduced over
+    the output positions. The images go by in chunks: rows of one image, or several small images. Of each chunk all
+    threads together copy x into strips of MR channels (with its padding as zeros) and dy into strips of NV vectors;
+    barrier; then units (group, strip of dy, strip of x, kh, kw) are shared out and add the chunk to the result;
+    barrier. Every weight has one owner and one order of summation.
+    The copy (1-5 % of the time) makes the strips dense: a strip of each, about 90 bytes for a pixel on AVX2, fits L1
+    for all taps, where channels-last rows of many channels would meet in a few cache sets. A chunk fits half of L2.
+    With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twofold.backends.cpu.kernels.shapes import Axis, Conv, forward_axes, split
-from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, shaped
+from twofold.backends.cpu.kernels.shapes import Conv, forward_axes, split
+from twofold.backends.cpu.kernels.tile import Operands, accumulate, flatten, shaped
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
-UNROLL = 2
+
+@dataclass(frozen=True)
+class _Strips:
+    """Strips of x of one width: ``inputs`` channels from ``first + k*inputs`` on, for k below ``count``."""
+
+    first: int
+    count: int
+    inputs: int
 
 
 @dataclass(frozen=True)
 class _Space:
-    """Units of one code variant: ``inputs`` channels from ``first + k*inputs`` on and ``taps`` neighbouring kw."""
+    """Units of one code variant: a kind of block of outputs, a kind of strip, ``taps`` neighbouring kw."""
 
     first_block: int
     blocks: int
     outs: int
-    first_input: int
-    tiles: int
-    inputs: int
+    strips: _Strips
     first_tap: int
     tap_groups: int
     taps: int
 
 
 def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0) -> Kernel:
-    """Kernel (x, dy, dw): ``dw`` in forward ``packed`` order (its padding is set to zero)."""
-    k = KernelBuilder(machine, "conv_dw", ["x", "dy", "dw"])
-    emitter = _Emitter(k.f, machine, conv, packed, ldx or conv.c, ldy or conv.o)
-    spaces = _spaces(machine, conv, packed)
-    for space in spaces:
-        emitter.clear(space)
-    rows = chunk_rows(machine, conv)
-    chunks = -(-conv.oh // rows)
-    with k.f.loop(0, conv.n * chunks) as chunk:
-        image, part = k.f.divmod_chain(chunk.index, [conv.n, chunks])
-        start = k.f.mul(part, rows)
-        for space in spaces:
-            emitter.units(space, image, start, k.f.imin(k.f.add(start, rows), conv.oh))
-    return k.finish(flops=conv.flops, note=f"direct weight gradient, {rows} rows at a time")
+    """Kernel (x, dy, dw, workspace): ``dw`` in forward ``packed`` order (its padding is set to zero)."""
+    return _Builder(machine, conv, packed, ldx or conv.c, ldy or conv.o).kernel()
 
 
-def chunk_rows(machine: Machine, conv: Conv) -> int:
-    """Output rows whose input and gradient fill half of L2."""
-    row = 4 * (conv.w * conv.c * conv.stride[0] + conv.ow * conv.o)
-    return max(1, min(conv.oh, machine.l2 // 2 // row))
-
-
-def _spaces(machine: Machine, conv: Conv, packed: Packed) -> list[_Space]:
-    _, h = forward_axes(conv)
-    spaces = []
-    for first, blocks, outs in packed.kinds():
-        vectors = -(-outs // machine.lanes)
-        most = machine.accumulators(vectors) // vectors
-        together = _taps_together(h, conv.cg, most)
-        for first_tap, tap_groups, taps in _runs(split_at(conv.kw, together)):
-            for first_input, tiles, inputs in _runs(split(conv.cg, max(1, most // taps))):
-                spaces.append(_Space(first, blocks, outs, first_input, tiles, inputs, first_tap, tap_groups, taps))
-    return spaces
-
-
-def split_at(total: int, size: int) -> list[int]:
-    """``total`` in parts of ``size`` and a rest."""
-    return [size] * (total // size) + ([total % size] if total % size else [])
+def chunk(machine: Machine, conv: Conv, tile: int, width: int) -> tuple[int, int]:
+    """(images, output rows) of a chunk: its copy fits half of L2, a strip of x and one of dy three quarters of L1."""
+    by_l2 = machine.l2 // 2 // (4 * (conv.c * conv.stride[0] * conv.stride[1] + conv.o))
+    by_l1 = machine.l1 * 3 // 4 // (4 * (tile * conv.stride[1] + width))
+    pixels = max(32, min(by_l2, by_l1))
+    rows = max(1, min(conv.oh, pixels // conv.ow))
+    rows = split(conv.oh, rows)[0]
+    images = 1
+    if rows == conv.oh:
+        images = max(i for i in range(1, conv.n + 1) if conv.n % i == 0 and (i == 1 or i * rows * conv.ow <= pixels))
+    return images, rows
 
 
 def _runs(sizes: list[int]) -> list[tuple[int, int, int]]:
@@ -94,125 +78,187 @@ def _runs(sizes: list[int]) -> list[tuple[int, int, int]]:
     return runs
 
 
-def _taps_together(h: Axis, ins: int, most: int) -> int:
-    """Neighbouring kw in one tile: as many as its inputs leave room for, if every row has positions where all are inside."""
-    together = max(1, min(h.taps, most // ins))
-    if together > 1 and any(_low(h, t) > _high(h, t + together - 1) for t in range(h.taps - together + 1)):
-        return 1
-    return together
-
-
-def _low(h: Axis, tap: int) -> int:
-    """First output whose tap is inside."""
-    return min(h.outputs, max(0, -(-(-h.first - tap * h.spacing) // h.step)))
-
-
-def _high(h: Axis, tap: int) -> int:
-    """One past the last output whose tap is inside."""
-    return max(0, min(h.outputs, (h.inputs - 1 - h.first - tap * h.spacing) // h.step + 1))
-
-
-class _Emitter:
-    def __init__(self, f: Function, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int):
-        self.f, self.machine, self.conv, self.packed, self.ldx, self.ldy = f, machine, conv, packed, ldx, ldy
+class _Builder:
+    def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int):
+        self.machine, self.conv, self.packed, self.ldx, self.ldy = machine, conv, packed, ldx, ldy
         self.v, self.h = forward_axes(conv)
+        vectors = -(-min(packed.outs, packed.block) // machine.lanes)
+        most = machine.accumulators(vectors) // vectors
+        self.together = max(1, min(conv.kw, most // conv.cg)) if conv.dilation[1] == 1 else 1
+        self.strips = [_Strips(*run) for run in _runs(split(conv.cg, most))]
+        self.images, self.rows = chunk(machine, conv, most, packed.block)
+        self.in_rows = (self.rows - 1) * conv.stride[0] + (conv.kh - 1) * conv.dilation[0] + 1
+        self.in_columns = (conv.ow - 1) * conv.stride[1] + (conv.kw - 1) * conv.dilation[1] + 1
+        self.x_plane = self.images * self.in_rows * self.in_columns  # pixels of a strip
+        self.y_plane = self.images * self.rows * conv.ow
+        self.y_width = packed.whole * packed.block + packed.rest_width  # elements for a pixel of a group
+        self.y_at = -(-conv.c * self.x_plane // 16) * 16
+        self.k = KernelBuilder(machine, "conv_dw", ["x", "dy", "dw", "workspace"])
+        self.f: Function = self.k.f
 
-    def _decode(self, space: _Space, unit: Index) -> tuple[Index, Index, Index, Index, Index]:
-        f = self.f
-        box = [self.conv.groups, space.blocks, self.conv.kh, space.tap_groups, space.tiles]
-        group, block, kh, kw, tile = f.divmod_chain(unit, box)
-        kw = f.add(f.mul(kw, space.taps), space.first_tap)
-        return group, f.add(block, space.first_block), kh, kw, f.add(f.mul(tile, space.inputs), space.first_input)
+    def kernel(self) -> Kernel:
+        f, conv = self.f, self.conv
+        spaces = self._spaces()
+        for space in spaces:
+            self._clear(space)
+        bands = -(-conv.oh // self.rows)
+        with f.loop(0, conv.n // self.images * bands) as part:
+            group, band = f.divmod_chain(part.index, [conv.n // self.images, bands])
+            image, row = f.mul(group, self.images), f.mul(band, self.rows)
+            rows = f.imin(self.rows, f.sub(conv.oh, row)) if conv.oh % self.rows else self.rows
+            self._copy_x(image, row)
+            self._copy_dy(image, row, rows)
+            self.k.barrier()
+            for space in spaces:
+                self._units(space, rows)
+            self.k.barrier()
+        size = 4 * (self.y_at + conv.groups * self.y_width * self.y_plane)
+        note = f"direct weight gradient, {self.images} images of {self.rows} rows at a time"
+        return self.k.finish(flops=conv.flops, workspace=size, note=note)
 
-    def _share(self, space: _Space) -> tuple[Index, Index]:
-        total = self.conv.groups * space.blocks * self.conv.kh * space.tap_groups * space.tiles
+    def _spaces(self) -> list[_Space]:
+        whole, rest = divmod(self.conv.kw, self.together)
+        taps = [(0, whole, self.together)] + ([(whole * self.together, 1, rest)] if rest else [])
+        return [
+            _Space(*kind, strips, *group) for kind in self.packed.kinds() for group in taps for strips in self.strips
+        ]
+
+    def _share(self, total: int) -> tuple[Index, Index]:
         return self.f.share(total, self.f.arg("tid"), self.f.arg("n"))
+
+    # ---- copies -----------------------------------------------------------------------------------------------------
+    def _copy_x(self, image: Index, row: Index) -> None:
+        """The rows of x that the output rows from ``row`` on read, as strips, padding included."""
+        f, conv = self.f, self.conv
+        left = conv.pad[1][0]
+        right = min(self.in_columns, left + conv.w)
+        top = f.sub(f.mul(row, conv.stride[0]), conv.pad[0][0])
+        with f.loop(*self._share(self.images * self.in_rows)) as loop:
+            which, line = f.divmod_chain(loop.index, [self.images, self.in_rows])
+            source_line = f.add(top, line)
+            inside = f.icmp("ult", f.index(source_line), conv.h)
+            start = f.mul(f.add(f.mul(f.add(image, which), conv.h), source_line), conv.w)
+            source = f.gep(f.arg("x"), f.mul(f.sub(start, left), self.ldx))
+            at = f.mul(loop.index, self.in_columns)
+
+            def copy() -> list[Value]:
+                for low, high, zero in ((0, left, True), (left, right, False), (right, self.in_columns, True)):
+                    self._copy_columns(source, at, low, high, zero)
+                return []
+
+            def clear() -> list[Value]:
+                self._copy_columns(source, at, 0, self.in_columns, True)
+                return []
+
+            f.choose(inside, copy, clear)
+
+    def _copy_columns(self, source: Value, at: Index, low: int, high: int, zero: bool) -> None:
+        f, lanes = self.f, self.machine.lanes
+        if low >= high:
+            return
+        with f.loop(low, high) as column:
+            for strips in self.strips:
+                with f.loop(0, self.conv.groups * strips.count) as strip:
+                    group, number = f.divmod_chain(strip.index, [self.conv.groups, strips.count])
+                    channel = f.dot([(group, self.conv.cg), (number, strips.inputs), (1, strips.first)])
+                    pixel = f.add(at, column.index)
+                    target = f.dot([(channel, self.x_plane), (pixel, strips.inputs)])
+                    for first in range(0, strips.inputs, lanes):
+                        count = min(lanes, strips.inputs - first)
+                        value = const(f.vec(), 0.0)
+                        if not zero:
+                            place = f.dot([(column.index, self.ldx), (channel, 1)])
+                            value = f.vload(f.gep(source, f.add(place, first)), count)
+                        f.vstore(value, f.gep(f.arg("workspace"), f.add(target, first)), count)
+
+    def _copy_dy(self, image: Index, row: Index, rows: Index) -> None:
+        """The output rows of dy as strips of a block of outputs, zeros beyond the last output."""
+        f, conv, packed, lanes = self.f, self.conv, self.packed, self.machine.lanes
+        with f.loop(*f.share(f.mul(rows, self.images), f.arg("tid"), f.arg("n"))) as loop:
+            which = f.div(loop.index, rows)
+            line = f.sub(loop.index, f.mul(which, rows))
+            start = f.mul(f.add(f.mul(f.add(image, which), conv.oh), f.add(row, line)), conv.ow)
+            at = f.mul(f.add(f.mul(which, self.rows), line), conv.ow)
+            for first, count, outs in packed.kinds():
+                width = -(-outs // lanes) * lanes
+                with f.loop(0, conv.ow) as column, f.loop(0, conv.groups * count) as strip:
+                    group, block = f.divmod_chain(strip.index, [conv.groups, count])
+                    block = f.add(block, first)
+                    channel = f.dot([(group, conv.og), (block, packed.block)])
+                    source = f.dot([(f.add(start, column.index), self.ldy), (channel, 1)])
+                    target = f.add(self._y_strip(group, block), f.mul(f.add(at, column.index), width))
+                    for lane in range(0, width, lanes):
+                        value = f.vload(f.gep(f.arg("dy"), f.add(source, lane)), min(lanes, outs - lane))
+                        f.vstore(value, f.gep(f.arg("workspace"), f.add(target, lane)))
+
+    def _y_strip(self, group: Index, block: Index) -> Index:
+        f = self.f
+        width = f.dot([(group, self.y_width), (block, self.packed.block)])
+        return f.add(self.y_at, f.mul(width, self.y_plane))
+
+    # ---- units ------------------------------------------------------------------------------------------------------
+    def _decode(self, space: _Space, unit: Index) -> tuple[Index, Index, Index, Index, Index]:
+        """(group, block, first input, kh, kw) of a unit; taps run fastest, so that a strip meets them all in L1."""
+        f = self.f
+        box = [self.conv.groups, space.blocks, space.strips.count, self.conv.kh, space.tap_groups]
+        group, block, strip, kh, kw = f.divmod_chain(unit, box)
+        first = f.add(f.mul(strip, space.strips.inputs), space.strips.first)
+        return group, f.add(block, space.first_block), first, kh, f.add(f.mul(kw, space.taps), space.first_tap)
+
+    def _units_of(self, space: _Space) -> tuple[Index, Index]:
+        box = (self.conv.groups, space.blocks, space.strips.count, self.conv.kh, space.tap_groups)
+        total = 1
+        for extent in box:
+            total *= extent
+        return self._share(total)
 
     def _places(self, space: _Space, unit: tuple[Index, ...]) -> list[list[Value]]:
         """Where the tile's vectors lie in the result: [kw and input][vector]."""
         f, packed, lanes = self.f, self.packed, self.machine.lanes
-        group, block, kh, kw, first = unit
+        group, block, first, kh, kw = unit
         width = -(-space.outs // lanes) * lanes
         row = f.add(f.mul(f.add(f.mul(kh, packed.kw), kw), packed.ins), first)
         base = f.gep(f.arg("dw"), f.add(packed.panel(f, group, block), f.mul(row, width)))
         return [
             [f.gep(base, (t * packed.ins + i) * width + at) for at in range(0, width, lanes)]
             for t in range(space.taps)
-            for i in range(space.inputs)
+            for i in range(space.strips.inputs)
         ]
 
-    def clear(self, space: _Space) -> None:
+    def _clear(self, space: _Space) -> None:
         """Set this thread's part of the result to zero."""
         f = self.f
-        with f.loop(*self._share(space)) as loop:
-            for row in self._places(space, self._decode(space, loop.index)):
-                for place in row:
-                    f.vstore(const(f.vec(), 0.0), place)
+        with f.loop(*self._units_of(space)) as loop:
+            for place in flatten(self._places(space, self._decode(space, loop.index))):
+                f.vstore(const(f.vec(), 0.0), place)
 
-    def units(self, space: _Space, image: Index, start: Index, stop: Index) -> None:
-        """Add the output rows [start, stop) of an image to all units of this thread."""
-        f = self.f
-        with f.loop(*self._share(space)) as loop:
-            unit = self._decode(space, loop.index)
+    def _units(self, space: _Space, rows: Index) -> None:
+        """Add the chunk to all units of this thread."""
+        f, conv, lanes = self.f, self.conv, self.machine.lanes
+        inputs, vectors = space.strips.inputs, -(-space.outs // lanes)
+        width = vectors * lanes
+        with f.loop(*self._units_of(space)) as loop:
+            group, block, first, kh, kw = unit = self._decode(space, loop.index)
             places = self._places(space, unit)
-            tile = [[f.vload(place) for place in row] for row in places]
-            low, high = self._rows(unit[2], start, stop)
-            with f.loop(low, high, carry=flatten(tile)) as row:
-                inner = shaped(row.carried, len(tile[0]))
-                row.carry(flatten(self._row(space, unit, image, row.index, inner)))
-            for value, place in zip(row.results, flatten(places)):
+            x = f.gep(f.arg("workspace"), f.mul(f.add(f.mul(group, conv.cg), first), self.x_plane))
+            corner = f.add(f.mul(f.mul(kh, conv.dilation[0]), self.in_columns), f.mul(kw, conv.dilation[1]))
+            x = f.gep(x, f.mul(corner, inputs))
+            dy = f.gep(f.arg("workspace"), self._y_strip(group, block))
+            tile = [[f.vload(place) for place in line] for line in places]
+            with f.loop(0, f.mul(rows, self.images), carry=flatten(tile)) as loop_rows:
+                which = f.div(loop_rows.index, rows) if self.images > 1 else 0
+                line = f.sub(loop_rows.index, f.mul(which, rows)) if self.images > 1 else loop_rows.index
+                x_line = f.add(f.mul(which, self.in_rows), f.mul(line, conv.stride[0]))
+                y_line = f.add(f.mul(which, self.rows), line)
+                ops = Operands(
+                    f.gep(x, f.mul(x_line, self.in_columns * inputs)),
+                    f.gep(dy, f.mul(y_line, conv.ow * width)),
+                    conv.stride[1] * inputs,
+                    1,
+                    width,
+                    (lanes,) * vectors,
+                )
+                inner = shaped(loop_rows.carried, vectors)
+                loop_rows.carry(flatten(accumulate(f, inner, ops, conv.ow, range(len(tile)), 2)))
+            for value, place in zip(loop_rows.results, flatten(places)):
                 f.vstore(value, place)
-
-    def _rows(self, kh: Index, start: Index, stop: Index) -> tuple[Index, Index]:
-        """The rows of [start, stop) whose tap ``kh`` is inside the image."""
-        low, high = self._inside(self.v, kh)
-        return self.f.imax(start, low), self.f.imin(stop, high)
-
-    def _inside(self, axis: Axis, tap: Index) -> tuple[Index, Index]:
-        """The outputs [low, high) whose tap is inside, for a run-time tap."""
-        f = self.f
-        if axis.inside:
-            return 0, axis.outputs
-        base = f.add(axis.first, f.mul(tap, axis.spacing))
-        short = f.imax(f.sub(0, base), 0)
-        room = f.imax(f.sub(axis.inputs + axis.step - 1, base), 0)
-        low = f.div(f.add(short, axis.step - 1), axis.step)
-        return f.imin(low, axis.outputs), f.imin(f.div(room, axis.step), axis.outputs)
-
-    def _row(self, space: _Space, unit: tuple[Index, ...], image: Index, row: Index, tile: Tile) -> Tile:
-        """Add one output row."""
-        f, conv, h = self.f, self.conv, self.h
-        group, block, kh, kw, first = unit
-        line = f.add(f.add(f.mul(row, self.v.step), self.v.first), f.mul(kh, self.v.spacing))
-        column = f.add(f.mul(kw, h.spacing), h.first)
-        pixel = f.add(f.mul(f.add(f.mul(image, conv.h), line), conv.w), column)
-        channel = f.add(f.mul(group, conv.cg), first)
-        x = f.gep(f.arg("x"), f.add(f.mul(pixel, self.ldx), channel))
-        out_row = f.mul(f.add(f.mul(image, conv.oh), row), conv.ow)
-        out_channel = f.dot([(group, conv.og), (block, self.packed.block)])
-        dy = f.gep(f.arg("dy"), f.add(f.mul(out_row, self.ldy), out_channel))
-        for low, high, taps in self._ranges(kw, space.taps):
-            tile = self._range(space, x, dy, low, high, taps, tile)
-        return tile
-
-    def _ranges(self, kw: Index, taps: int) -> list[tuple[Index, Index, range]]:
-        """Output columns as (low, high, which taps are inside): inside for all, and the edges for some."""
-        bounds = [self._inside(self.h, self.f.add(kw, t)) for t in range(taps)]
-        if self.h.inside:
-            return [(0, self.h.outputs, range(taps))]
-        lows, highs = [b[0] for b in bounds], [b[1] for b in bounds]
-        left = [(lows[t], lows[t - 1], range(t, taps)) for t in range(taps - 1, 0, -1)]
-        right = [(highs[t], highs[t - 1], range(t)) for t in range(taps - 1, 0, -1)]
-        return [*left, (lows[0], highs[-1], range(taps)), *right]
-
-    def _range(
-        self, space: _Space, x: Value, dy: Value, low: Index, high: Index, taps: range, tile: Tile
-    ) -> Tile:
-        f, lanes = self.f, self.machine.lanes
-        counts = tuple(min(lanes, space.outs - at) for at in range(0, space.outs, lanes))
-        rows = [t * space.inputs + i for t in taps for i in range(space.inputs)]
-        x = f.gep(x, f.mul(low, self.h.step * self.ldx))
-        dy = f.gep(dy, f.mul(low, self.ldy))
-        offsets = tuple(t * self.h.spacing * self.ldx + i for t in range(space.taps) for i in range(space.inputs))
-        ops = Operands(x, dy, self.h.step * self.ldx, 1, self.ldy, counts, offsets)
-        return accumulate(f, tile, ops, f.sub(high, low), rows, UNROLL)

@@ -2,11 +2,12 @@
 
     Y = A' [ (G g G') * (B' d B) ] A        d: 6x6 of the input, g: 3x3 weights, Y: 4x4 of the output
 
-36 products give 16 outputs of 9 taps: a quarter of the multiplications (Lavin & Gray, "Fast algorithms for convolutional
-neural networks", 2016; interpolation points 0, 1, -1, 2, -2). The largest error, relative to the largest value, is about
-1e-5 in float32 against 1e-6 for direct convolution; TWOFOLD_CONV=direct turns it off.
+36 products give 16 outputs of 9 taps: a quarter of the multiplications (Lavin & Gray, "Fast algorithms for
+convolutional neural networks", 2016; interpolation points 0, 1, -1, 2, -2). The largest error, relative to the largest
+value, is about 1e-5 in float32 against 1e-6 for direct convolution; TWOFOLD_CONV=direct turns it off.
 
-In memory: transformed weights are ``[36][block][input][output within the block]`` (Packed order with 36 for its taps, outside).
+In memory: transformed weights are ``[36][block][input][output within the block]`` (Packed order with 36 for its taps,
+outside).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def combine(f: Function, terms: Sequence[tuple[float | Fraction, Value]]) -> Val
 
 def apply(f: Function, matrix: Matrix, xs: Sequence[Value]) -> list[Value]:
     """matrix @ xs. Rows (or columns) that differ only in the sign of odd positions share their sums."""
-    columns = list(zip(*matrix))
+    columns: list[Sequence] = list(zip(*matrix))
     for a, b in ((1, 2), (3, 4)):
         if b < len(columns) and _mirrored(columns[a], columns[b]):
             together, apart = f.fadd(xs[a], xs[b]), f.fsub(xs[a], xs[b])
@@ -126,7 +127,8 @@ def weights_size(packed: Packed) -> int:
 def transform_weights(machine: Machine, packed: Packed, flip: bool = False) -> Kernel:
     """Kernel (w, u): U = G g G'. ``flip`` turns the taps around, as the data gradient wants (with backward packing).
 
-    SCHEDULE: one vector of outputs at a time: 9 loads, the transform in registers, 36 stores; rows shared among threads.
+    SCHEDULE: one vector of outputs at a time: 9 loads, the transform in registers, 36 stores; rows shared among
+    threads.
     """
     k = KernelBuilder(machine, "winograd_weights", ["w", "u"])
     f, lanes = k.f, machine.lanes
@@ -162,7 +164,14 @@ class TileGrid:
 
 
 def gather_pointers(
-    f: Function, base: Value, size: tuple[int, int], ld: int, corner: tuple[Index, Index], image: Index, side: int, zero: Value
+    f: Function,
+    base: Value,
+    size: tuple[int, int],
+    ld: int,
+    corner: tuple[Index, Index],
+    image: Index,
+    side: int,
+    zero: Value,
 ) -> list[Value]:
     """Pointers to ``side`` x ``side`` pixels from ``corner`` on; to ``zero`` (a row of zeros) outside the image."""
     h, w = size

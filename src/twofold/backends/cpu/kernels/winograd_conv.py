@@ -4,10 +4,10 @@ ALGORITHM
     v = B' x B for every tile;  m[point] = v[point] @ u[point] (36 matrix products over the channels);  y = A' m A
 SCHEDULE
     *blocked* (many tiles): a thread takes blocks of tiles whose v and m stay near its L2, and does all three stages.
-    *staged* (few tiles, so big weights): all threads do one stage, with barriers between; in the products they share out
-    (point, block of outputs), so that every weight is read by one thread, once.
-    A row of v has 16 elements more than its channels, so that the rows of a tile fall into different cache sets. The panel
-    of weights that is next is prefetched while one is used.
+    *staged* (few tiles, so big weights): all threads do one stage, with barriers between; in the products they share
+    out (point, block of outputs), so that every weight is read by one thread, once.
+    A row of v has 16 elements more than its channels, so that the rows of a tile fall into different cache sets. The
+    panel of weights that is next is prefetched while one is used.
 """
 
 from __future__ import annotations
@@ -55,10 +55,14 @@ def forward(
 def data_gradient(
     machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
 ) -> Kernel:
-    """Kernel (dy, u, dx, ...epilogue, workspace or scratch) named (x, u, y, ...); ``u`` is flipped, from backward packing."""
+    """Kernel (dy, u, dx, ...epilogue, workspace or scratch) named (x, u, y, ...); ``u`` is flipped, from backward
+    packing.
+    """
     back = reversed_conv(conv)
     plan = plan_forward(machine, back)
-    return _Builder(machine, "winograd_dx", plan, back, packed, epilogue, ldx or conv.o, ldy or conv.c).kernel(conv.flops)
+    return _Builder(machine, "winograd_dx", plan, back, packed, epilogue, ldx or conv.o, ldy or conv.c).kernel(
+        conv.flops
+    )
 
 
 def reversed_conv(conv: Conv) -> Conv:
@@ -163,7 +167,9 @@ class _Builder:
                 for size in sorted(set(runs), reverse=True):
                     with f.loop(0, runs.count(size)) as run:
                         row = f.add(f.mul(run.index, size), at)
-                        self._product(f.gep(v, f.mul(row, self.v_pitch)), u, f.gep(m, f.mul(row, self.m_pitch)), size, width)
+                        self._product(
+                            f.gep(v, f.mul(row, self.v_pitch)), u, f.gep(m, f.mul(row, self.m_pitch)), size, width
+                        )
                     at += size * runs.count(size)
 
     def _product(self, v: Value, u: Value, m: Value, size: int, width: int) -> None:

@@ -1,4 +1,5 @@
-"""Weight gradients of 3x3 convolutions by Winograd's F(4x4, 3x3): the transpose of the forward algorithm in its weights.
+"""Weight gradients of 3x3 convolutions by Winograd's F(4x4, 3x3): the transpose of the forward algorithm in its
+weights.
 
 ALGORITHM
     dw = G' [ sum over tiles of (B' x B) * (A dy A') ] G:  36 products [inputs x tiles] @ [tiles x outputs]

@@ -307,7 +307,9 @@ class Function:
     def store(self, x: Value, pointer: Value, align: int | None = None) -> None:
         self.emit(f"store {x}, {pointer}, align {align or BITS[x.element] // 8}")
 
-    def vload(self, pointer: Value, count: int | None = None, element: str = "float", lanes: int | None = None) -> Value:
+    def vload(
+        self, pointer: Value, count: int | None = None, element: str = "float", lanes: int | None = None
+    ) -> Value:
         """A vector whose first ``count`` lanes come from memory, zeros above; reads nothing beyond them.
 
         A short load is done in power-of-two pieces: a masked load is slow or missing on some machines.

@@ -60,8 +60,11 @@ def _add(f: Function, p: Value, amount: int) -> Value:
 
 
 def _pause(f: Function) -> None:
-    text = "pause" if f.machine.is_x86 else "yield"
-    f.emit(f'call void asm sideeffect "{text}", "~{{memory}}"()')
+    """Tell the core that this is a spin loop (an intrinsic: inline assembly needs the target's assembly parser)."""
+    if f.machine.is_x86:
+        f.call("llvm.x86.sse2.pause", "void", [])
+    elif f.machine.triple.startswith(("aarch64", "arm64")):
+        f.call("llvm.aarch64.hint", "void", [const("i32", 1)])
 
 
 def _sleep(f: Function, word: Value, seen: Value) -> None:
@@ -163,7 +166,9 @@ def _worker(module: Module) -> None:
 
 
 def _launch(module: Module) -> None:
-    """Thread 0: publish the job, wake the workers, take part, return when all are done. A null function stops the team."""
+    """Thread 0: publish the job, wake the workers, take part, return when all are done. A null function stops the
+    team.
+    """
     f = module.function("tw_launch", [("ptr", "state"), ("ptr", "function"), ("ptr", "table"), ("i64", "threads")])
     state = f.arg("state")
     f.store(f.arg("function"), _at(f, state, _FUNCTION))
