@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from twofold.backends import device
-from twofold.base.dims import Dim, symbol
+from twofold.base.dims import Dim, Sym, symbol, symbols_in
 from twofold.base.dtypes import as_dtype
 from twofold.base.errors import GraphError
 from twofold.base.shapes import Shape
 from twofold.base.tree import flatten, unflatten
-from twofold.ir import Builder, Spec, State, Value, context
+from twofold.ir import Builder, Node, Spec, State, Value, context
 from twofold.ir import Graph as IRGraph
 from twofold.ir.builder import SymbolicValue
 from twofold.ir.text import print_graph
@@ -175,10 +175,30 @@ class Session:
                         s.output = v
         nodes = _needed(whole, [*values, *(s.output for s in state if s.written)])
         used = {v for node in nodes for v in node.inputs} | set(values)
-        names = [n for n, v in self.graph.placeholders.items() if v in used]
+        names = self._inputs(nodes, used)
         state = [s for s in state if s.written or s.input in used]
         state = [s for s in state if not _advances(s) or any(s.input in n.inputs for n in nodes)]
         return IRGraph(whole.name, [self.graph.placeholders[n] for n in names], nodes, list(values), state), names
+
+
+    def _inputs(self, nodes: list[Node], used: set[Value]) -> list[str]:
+        """Names of the placeholders whose numbers are used, or whose sizes are."""
+        placeholders = self.graph.placeholders
+        names = [n for n, v in placeholders.items() if v in used]
+        known = {s for n in names for d in placeholders[n].shape for s in symbols_in(d)}
+        sizes = {s for node in nodes for d in _dims(node) for s in symbols_in(d)}
+        for name, value in placeholders.items():
+            brings = {s for d in value.shape for s in symbols_in(d)}
+            if name not in names and brings & (sizes - known):
+                names.append(name)
+                known |= brings
+        return names
+
+
+def _dims(node: Node) -> list[Dim]:
+    """The dimensions that a node's types and attributes mention."""
+    attributes = [a for attr in node.attrs.values() for a in flatten(attr)[0] if isinstance(a, Sym)]
+    return [*attributes, *(d for v in node.outputs for d in v.shape)]
 
 
 def _advances(state: State) -> bool:

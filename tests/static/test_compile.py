@@ -1,0 +1,185 @@
+"""Compiled functions: the same numbers as eager, state, gradients through and inside, and why a trace is made again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import twofold as tw
+
+RNG = np.random.default_rng(3)
+
+
+def randn(*shape):
+    return tw.tensor(RNG.standard_normal(shape).astype(np.float32))
+
+
+def make_step():
+    w = tw.Variable(np.array([1.0, -2.0, 3.0], np.float32), requires_grad=True, name="w")
+    moment = tw.Variable(np.zeros(3, np.float32), name="moment")
+    count = tw.Variable(np.int64(0), name="count")
+
+    def step(x, y):
+        loss = ((w * x - y) ** 2).mean()
+        w.grad = None
+        loss.backward()
+        moment.assign(moment * 0.9 + w.grad)
+        w.assign(w - moment * 0.1)
+        count.assign(count + 1)
+        return {"loss": loss, "count": count + 0}
+
+    return step, (w, moment, count)
+
+
+def test_a_training_step_gives_the_same_numbers_eagerly_and_compiled():
+    eager, eager_state = make_step()
+    plain, compiled_state = make_step()
+    compiled = tw.compile(plain)
+    for _ in range(4):
+        x, y = randn(5, 3), randn(5, 3)
+        a, b = eager(x, y), compiled(x, y)
+        assert a["loss"].item() == b["loss"].item() and a["count"].item() == b["count"].item()
+    for a, b in zip(eager_state, compiled_state):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    np.testing.assert_array_equal(eager_state[0].grad.numpy(), compiled_state[0].grad.numpy())
+    assert compiled.retraces == []
+
+
+def test_gradients_accumulate_across_compiled_calls_as_they_do_eagerly():
+    def backward(w):
+        def run(x):
+            (w * x).sum().backward()
+
+        return run
+
+    a, b = (tw.Variable(np.ones(3, np.float32), requires_grad=True) for _ in range(2))
+    eager, compiled = backward(a), tw.compile(backward(b))
+    for _ in range(3):
+        x = randn(3)
+        eager(x)
+        compiled(x)
+    np.testing.assert_array_equal(a.grad.numpy(), b.grad.numpy())
+    b.grad = None
+    compiled(x)
+    np.testing.assert_array_equal(b.grad.numpy(), x.numpy())
+
+
+def test_backward_through_a_compiled_function():
+    w = tw.Variable(RNG.standard_normal((4, 3)).astype(np.float32), requires_grad=True)
+    f = lambda x: tw.tanh(x @ w).sum(axis=1)
+    x = randn(5, 4).requires_grad_()
+    (f(x) * 3.0).sum().backward()
+    expected_x, expected_w = x.grad.numpy(), w.grad.numpy()
+    x.grad = w.grad = None
+    compiled = tw.compile(f)
+    (compiled(x) * 3.0).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), expected_x, rtol=1e-6)
+    np.testing.assert_allclose(w.grad.numpy(), expected_w, rtol=1e-6)
+    with tw.no_grad():
+        assert not compiled(x).requires_grad
+
+
+def test_second_order_through_a_compiled_function():
+    compiled = tw.compile(lambda x: (x**3).sum())
+    x = tw.tensor([1.0, 2.0], requires_grad=True)
+    (g,) = tw.gradients(compiled(x), [x])
+    (h,) = tw.gradients(g.sum(), [x])
+    np.testing.assert_allclose(h.numpy(), [6.0, 12.0], rtol=1e-6)
+
+
+def test_gradients_inside_a_compiled_function():
+    f = tw.compile(lambda x: tw.grad(lambda v: (v * v * v).sum())(x))
+    np.testing.assert_allclose(f(tw.tensor([1.0, 2.0])).numpy(), [3.0, 12.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ((randn(2, 3),), (randn(4, 3),), "argument 'x': dimension 0 was 2, is 4"),
+        ((randn(2, 3),), (randn(3),), "argument 'x': f32\\[2,3\\] became f32\\[3\\]"),
+        ((randn(3),), (tw.tensor([1, 2]),), "argument 'x': dtype float32 became int64"),
+        ((randn(3), 2), (randn(3), 3), "argument 'scale': 2 became 3"),
+    ],
+)
+def test_a_second_trace_says_why(first, second, reason):
+    compiled = tw.compile(lambda x, scale=1: x * scale)
+    compiled(*first)
+    compiled(*first)
+    assert compiled.retraces == []
+    compiled(*second)
+    assert len(compiled.retraces) == 1
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(compiled.retraces[0])
+
+
+def test_names_of_nested_arguments_are_in_the_reason():
+    compiled = tw.compile(lambda batch: batch["image"] + batch["more"][0])
+    compiled({"image": randn(2), "more": [randn(2)]})
+    compiled({"image": randn(3), "more": [randn(3)]})
+    assert compiled.retraces[0].startswith("argument \"batch['image']\": dimension 0 was 2, is 3")
+
+
+def test_python_control_flow_on_a_traced_value_is_refused_with_advice():
+    with pytest.raises(tw.TraceError, match=r"tw\.cond"):
+        tw.compile(lambda x: x if x.sum() > 0 else -x)(randn(3))
+
+
+def test_nested_results_and_plain_values_come_back_as_they_are():
+    out = tw.compile(lambda x: {"a": (x + 1, None), "b": ["text", x]})(tw.tensor([1.0]))
+    assert out["a"][0].tolist() == [2.0] and out["a"][1] is None and out["b"][0] == "text" and out["b"][1].tolist() == [1.0]
+
+
+def test_a_compiled_function_inside_another_becomes_part_of_it():
+    inner = tw.compile(lambda x: x * 2)
+    outer = tw.compile(lambda x: inner(x) + 1)
+    assert outer(tw.tensor([1.0])).tolist() == [3.0]
+    assert [n.op.name for n in outer.graph(tw.tensor([1.0])).nodes if n.op.kind == "elementwise"] == ["multiply", "add"]
+
+
+def test_a_decorated_method_and_decorator_arguments():
+    class Thing:
+        def __init__(self):
+            self.w = tw.Variable(2.0)
+
+        @tw.compile(verify=True)
+        def run(self, x):
+            return x * self.w
+
+    assert Thing().run(tw.tensor([3.0])).tolist() == [6.0]
+
+
+def test_random_numbers_are_the_same_eagerly_and_compiled_and_move_on():
+    draw = lambda: tw.random.normal((5,))
+    tw.random.seed(7)
+    eager = [draw().numpy() for _ in range(3)]
+    tw.random.seed(7)
+    compiled = tw.compile(draw)
+    found = [compiled().numpy() for _ in range(3)]
+    np.testing.assert_array_equal(eager, found)
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_a_variable_keeps_its_numbers_for_those_who_looked_before():
+    v = tw.Variable(np.zeros(4, np.float32))
+    before, seen = v.detach(), v.numpy()
+    tw.compile(lambda: v.assign(v + 1))()
+    assert v.tolist() == [1.0] * 4 and before.tolist() == [0.0] * 4 and seen.tolist() == [0.0] * 4
+
+
+def test_verification_names_the_node_that_differs():
+    from twofold.backends import device
+    from twofold.static.verification import check_against_reference
+
+    graph = tw.compile(lambda x: tw.exp(x) * 2.0).graph(randn(3))
+    x = randn(3).numpy()
+    with pytest.raises(tw.VerificationError, match="differs from the reference"):
+        check_against_reference(graph, lambda buffers: [np.exp(x) * 2.1], [x], device("reference"))
+
+
+def test_graphs_print_and_parse_back():
+    from twofold.ir.parse import parse_graph
+
+    graph = tw.compile(make_step()[0]).graph(randn(5, 3), randn(5, 3))
+    text = str(graph)
+    assert str(parse_graph(text)) == text
+    assert text.startswith("graph step(%x: f32[5,3], %y: f32[5,3]")
