@@ -48,7 +48,10 @@ def batch_norm_train(
     average = mean(wide, axis=axes, keepdims=True)
     centred = wide - average
     variance = mean(centred * centred, axis=axes, keepdims=True)
-    y = _affine(centred / sqrt(variance + eps), weight, bias)
+    scale = 1.0 / sqrt(variance + eps)
+    if weight is not None:
+        scale = scale * cast(per_channel(weight, x.ndim), wide.dtype)
+    y = _affine(centred * scale, None, bias)
     channels = (x.shape[1],)
     return cast(y, x.dtype), reshape(average, channels), reshape(variance, channels)
 
