@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twofold.io.onnx.export import elementwise, layers, movement, raising
+from twofold.io.onnx.export import control, elementwise, layers, movement, raising
 from twofold.io.onnx.export.emitter import Emitter, value_info
 from twofold.io.onnx.export.rows import emit
 from twofold.ir import Node, Value
@@ -51,4 +51,4 @@ def _describe(e: Emitter, value: Value) -> None:
         e.infos.append(value_info(name, value.spec))
 
 
-_ = (elementwise, layers, movement)  # their rows are registered on import
+_ = (control, elementwise, layers, movement)  # their rows are registered on import

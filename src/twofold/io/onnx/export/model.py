@@ -47,7 +47,7 @@ def to_model(
         "inputs": [e.names[v] for v in graph.inputs],
         "outputs": [o.name for o in outputs[: len(graph.outputs)]],
         "structure": structure,
-        "state": [{"name": s.name, "input": i, "output": o} for s, i, o in zip(graph.state, entry, exits)],
+        "state": [{"name": i, "input": i, "output": o} for i, o in zip(entry, exits)],
     }
     opsets = [helper.make_opsetid("", OPSET)]
     if e.uses_domain:

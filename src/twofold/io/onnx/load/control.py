@@ -26,8 +26,7 @@ def _if(c: Any) -> Any:
     """A condition known now chooses its branch now."""
     if isinstance(c.inputs[0], Known):
         return _branch(c, "then_branch" if c.number(0) else "else_branch")
-    enter = c.loader.enter
-    run = lambda name: lambda: tuple(map(enter, _branch(c, name)))
+    run = lambda name: lambda: tuple(map(c.loader.inside, _branch(c, name)))
     return cond(reshape(c.value(0), ()), run("then_branch"), run("else_branch"))
 
 
@@ -48,7 +47,7 @@ def _loop(c: Any) -> Any:
 
     def step(carry: Any) -> Any:
         i, keep, *rest = carry
-        keep, *rest = map(enter, c.loader.subgraph(body, [i, keep, *rest], c.environment))
+        keep, *rest = map(c.loader.inside, c.loader.subgraph(body, [i, keep, *rest], c.environment))
         return (i + 1, reshape(keep, ()), *rest)
 
     def test(carry: Any) -> Value:
@@ -69,7 +68,7 @@ def _counted(c: Any, body: Any, init: list[Value], limit: Any) -> Any:
         keep, *rest = c.loader.subgraph(body, [i, Known(np.array(True)), *carry], c.environment)
         if not isinstance(keep, Known) or not keep.array.reshape(()):
             raise UnsupportedOpError("a loop with stacked results must not end early")
-        rest = [enter(r) for r in rest]
+        rest = [c.loader.inside(r) for r in rest]
         return tuple(rest[: len(init)]), tuple(rest[len(init) :])
 
     steps = enter(Known(np.arange(int(limit.array.reshape(())), dtype=np.int64)))
@@ -93,10 +92,9 @@ def _scan(c: Any) -> Any:
     axes_in, axes_out = c.attr("scan_input_axes", None) or [0] * count, c.attr("scan_output_axes", None) or [0] * outputs
     reverse = all(backward)
     xs = [_along(x, axis, flip != reverse) for x, axis, flip in zip(xs, axes_in, backward)]
-    enter = c.loader.enter
 
     def step(carry: Any, x: Any) -> Any:
-        results = [enter(r) for r in c.loader.subgraph(body, [*carry, *x], c.environment)]
+        results = [c.loader.inside(r) for r in c.loader.subgraph(body, [*carry, *x], c.environment)]
         return tuple(results[: len(init)]), tuple(results[len(init) :])
 
     carry, ys = scan(step, tuple(init), tuple(xs), reverse=reverse)

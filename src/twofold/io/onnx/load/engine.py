@@ -21,7 +21,8 @@ from twofold.io.onnx.load.known import Known, fold
 from twofold.io.onnx.load.reader import TensorReader
 from twofold.io.onnx.load.rows import ROWS
 from twofold.ir import OPS, Builder, Spec, State, Value, bind, recording
-from twofold.ir.builder import SymbolicValue
+from twofold.ir.builder import SymbolicValue, current_builder
+from twofold.ops import identity
 from twofold.ops.convert import dim_value
 from twofold.ops.movement import reshape, stack
 
@@ -137,6 +138,11 @@ class Loader:
                 given.value = self._entered(given)
         return given.value
 
+    def inside(self, given: Any) -> Value:
+        """The same as a value of the sub-graph being recorded, also where it only passes an outer one on."""
+        value = self.enter(given)
+        return value if getattr(value, "builder", None) is current_builder() else identity(value)
+
     def _entered(self, given: Known) -> Value:
         if given.parameter:
             return self.add_state(given).input
@@ -213,6 +219,8 @@ class Loader:
             return self._function(function, call)
         if domain == DOMAIN:
             return own_op(call)
+        if domain == "" and call.opset < 7 and call.attributes.keys() & {"broadcast", "consumed_inputs", "is_test"}:
+            raise UnsupportedOpError(f"operator set {call.opset} broadcasts by attributes; convert the file with onnx.version_converter")
         known = fold(call) if domain == "" else None
         return known if known is not None else ROWS[domain, node.op_type](call)
 

@@ -19,7 +19,7 @@ from twofold.io.onnx.load.known import Known
 from twofold.io.onnx.load.reader import TensorReader
 from twofold.ir import Graph, recording
 
-OLDEST, NEWEST = 7, 28  # operator sets whose meaning the rows know
+OLDEST, NEWEST = 1, 28  # operator sets whose meaning the rows know
 
 
 @dataclass

@@ -152,7 +152,7 @@ def _depth_to_space(c: Any) -> Value:
 def _space_to_depth(c: Any) -> Value:
     x, b = c.value(0), c.attr("blocksize")
     n, ch, h, w = x.shape
-    out = permute_dims(reshape(x, (n, ch, h // b, b, w // b, b)), (0, 3, 5, 1, 2, 4))
+    out = permute_dims(reshape(x, (n, ch, h // b, b, w // b, b)), (0, 3, 5, 1, 2, 4) if c.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4))
     return reshape(out, (n, ch * b * b, h // b, w // b))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from twofold.base.dtypes import bool_, float32, int32
-from twofold.base.shapes import axis_index, product
+from twofold.base.shapes import axis_index, axis_tuple, product, without
 from twofold.io.onnx.load.elementwise import like
 from twofold.io.onnx.load.rows import ROWS, row
 from twofold.ir import Value, bind
@@ -16,6 +16,7 @@ from twofold.ops import cast, identity, where
 from twofold.ops import elementwise as el
 from twofold.ops import reduction as red
 from twofold.ops.activation import log_softmax, softmax
+from twofold.ops.creation import full
 from twofold.ops.gather import one_hot
 from twofold.ops.movement import FLIP, expand_dims, pad, permute_dims, reshape, slice_along
 
@@ -30,10 +31,6 @@ def _mean(x: Value, **how: Any) -> Value:
     return cast(el.trunc(red.mean(cast(x, float32), **how)), x.dtype)
 
 
-def _bools(function: Callable[..., Value]) -> Callable[..., Value]:
-    return lambda x, **how: cast(function(cast(x, int32), **how), bool_) if x.dtype is bool_ else function(x, **how)
-
-
 def _floats(function: Callable[[Value], Value]) -> Callable[[Value], Value]:
     return lambda x: function(x) if x.dtype.is_floating else cast(function(cast(x, float32)), x.dtype)
 
@@ -42,8 +39,8 @@ REDUCTIONS: dict[str, Callable[..., Value]] = {
     "ReduceSum": _sum,
     "ReduceProd": lambda x, **how: red.prod(x, dtype=x.dtype, **how),
     "ReduceMean": _mean,
-    "ReduceMax": _bools(lambda x, **how: red.max(x, **how) if product(x.shape) != 0 else _empty(x, how, False)),
-    "ReduceMin": _bools(lambda x, **how: red.min(x, **how) if product(x.shape) != 0 else _empty(x, how, True)),
+    "ReduceMax": lambda x, **how: _extremum(red.max, x, how, smallest=False),
+    "ReduceMin": lambda x, **how: _extremum(red.min, x, how, smallest=True),
     "ReduceL1": lambda x, **how: _sum(el.abs_(x), **how),
     "ReduceL2": lambda x, **how: _floats(el.sqrt)(_sum(x * x, **how)),
     "ReduceSumSquare": lambda x, **how: _sum(x * x, **how),
@@ -56,14 +53,16 @@ def _logsumexp(x: Value, **how: Any) -> Value:
     return red.logsumexp(x, **how) if product(x.shape) != 0 else el.log(_sum(el.exp(x), **how))
 
 
-def _empty(x: Value, how: dict[str, Any], smallest: bool) -> Value:
-    """What a maximum (minimum) over nothing is: the lowest (highest) number of the dtype."""
-    from twofold.base.shapes import axis_tuple, without
-    from twofold.ops.creation import full
-
+def _extremum(function: Callable[..., Value], x: Value, how: dict[str, Any], smallest: bool) -> Value:
+    """Over nothing a maximum (minimum) is the lowest (highest) number of the dtype."""
+    if product(x.shape) != 0:
+        return cast(function(cast(x, int32), **how), bool_) if x.dtype is bool_ else function(x, **how)
+    shape = without(x.shape, axis_tuple(how["axis"], x.ndim), how["keepdims"])
+    if x.dtype is bool_:
+        return full(shape, smallest, bool_, like=x)
     info = np.iinfo(x.dtype.numpy) if x.dtype.is_integer else None
     number = (info.max if smallest else info.min) if info else (np.inf if smallest else -np.inf)
-    return full(without(x.shape, axis_tuple(how["axis"], x.ndim), how["keepdims"]), number, x.dtype, like=x)
+    return full(shape, number, x.dtype, like=x)
 
 
 def _reduction(name: str) -> Callable[[Any], Value]:

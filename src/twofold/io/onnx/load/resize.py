@@ -25,7 +25,7 @@ COORDINATES: dict[str, Callable[..., np.ndarray]] = {
     "half_pixel": lambda i, n, m, s, lo, hi: (i + 0.5) / s - 0.5,
     "half_pixel_symmetric": lambda i, n, m, s, lo, hi: m / 2 * (1 - n / (s * m)) + (i + 0.5) / s - 0.5,
     "pytorch_half_pixel": lambda i, n, m, s, lo, hi: (i + 0.5) / s - 0.5 if n > 1 else i * 0.0 - 0.5,
-    "align_corners": lambda i, n, m, s, lo, hi: i * (m - 1) / (n - 1) if n > 1 else i * 0.0,
+    "align_corners": lambda i, n, m, s, lo, hi: i * (m - 1) / (s * m - 1) if s * m > 1 else i * 0.0,
     "asymmetric": lambda i, n, m, s, lo, hi: i / s,
     "tf_crop_and_resize": lambda i, n, m, s, lo, hi: (
         lo * (m - 1) + i * (hi - lo) * (m - 1) / (n - 1) if n > 1 else i * 0.0 + 0.5 * (lo + hi) * (m - 1)
@@ -104,7 +104,7 @@ def _along(c: Any, y: Value, axis: int, at: np.ndarray, m: int, mode: str, round
     if mode == "nearest":
         return take(y, np.clip(ROUNDING[rounding](at), 0, m - 1).astype(np.int64), axis=axis)
     shrink = scale if c.attr("antialias", 0) else 1.0
-    matrix = weights(at, m, mode, c.attr("cubic_coeff_a", -0.75), shrink, bool(c.attr("exclude_outside", 0) or shrink < 1))
+    matrix = weights(at, m, mode, c.attr("cubic_coeff_a", -0.75), shrink, bool(c.attr("exclude_outside", 0)))
     order = [*(i for i in range(y.ndim) if i != axis), axis]
     out = matmul(permute_dims(y, order), el.constant(matrix.T.astype(y.dtype.numpy), near=(y,)))
     return permute_dims(out, [int(i) for i in np.argsort(order)])
