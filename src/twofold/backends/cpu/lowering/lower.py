@@ -7,14 +7,19 @@ it, or when a consumer would compute its elements many times over. Movement ops 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Nest, Store, Var, constant, var
+from twofold.backends.cpu.loops.expr import loads
+from twofold.backends.cpu.lowering.epilogue import formula
 from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, VIEWS
-from twofold.backends.cpu.lowering.steps import At, HostStep, NestStep, Placed, Plan, row_strides
+from twofold.backends.cpu.lowering.steps import At, HostStep, KernelStep, NestStep, Placed, Plan, Step, row_strides
+from twofold.backends.cpu.lowering.views import CHANNELS_LAST, pixel_distance, view
+from twofold.backends.cpu.program import Kernel
 from twofold.base.errors import UnsupportedOpError
 from twofold.ir import Graph, Node, Spec, Value
 from twofold.ir.interpret import run_reference
@@ -28,6 +33,23 @@ def lower(graph: Graph, machine: Any = None, compile_graph: Any = None) -> Plan:
     return Lowering(graph, machine, compile_graph).run()
 
 
+# inputs that kernels read as images: channels-last
+IMAGES = {
+    "conv": (0,), "conv_input_grad": (0,), "conv_weight_grad": (0, 1), "max_pool": (0,), "avg_pool": (0,),
+    "max_pool_grad": (0, 1), "avg_pool_grad": (0,),
+}  # fmt: skip
+Emit = Callable[[Any, Placed, list[tuple[Buffer, int]], list[Node]], None]
+
+
+@dataclass
+class Pending:
+    """A kernel not yet called: where its result will lie, and ``emit(epilogue, place, epilogue's places, nodes)``."""
+
+    target: Placed
+    emit: Emit
+    node: Node
+
+
 class Lowering:
     """The state of the walk; rules call ``at``, ``placed``, ``allocate`` and ``nest``."""
 
@@ -39,7 +61,10 @@ class Lowering:
         self.users = graph.users()
         self.outputs = set(graph.all_outputs)
         self.reads = self._count_reads()
-        self.node: Node | None = None
+        self.orders: dict[Value, tuple[int, ...]] = {}  # the order in memory that a value should have
+        self.pending: dict[Buffer, Pending] = {}
+        self.packs: dict[Any, Buffer] = {}
+        self.copies: dict[Any, Placed] = {}
 
     def run(self) -> Plan:
         """Walk the graph."""
@@ -48,7 +73,6 @@ class Lowering:
             self.plan.inputs.append(buffer)
             self.places[value] = Placed(buffer, tuple(value.shape), row_strides(value.shape))  # type: ignore[arg-type]
         for node in self.graph.nodes:
-            self.node = node
             self._lower(node)
         self.plan.outputs = [self.rows(v) for v in self.graph.all_outputs]
         self.plan.values = self.places
@@ -60,6 +84,7 @@ class Lowering:
             out = node.outputs[0]
             ats = [self.at(v) for v in node.inputs]
             self.formulas[out] = _remembered(lambda index: INLINE[name](node, ats, tuple(index)))
+            self._inherit_order(node, out)
             reason = self._why_place(node, out)
             if reason:
                 self.placed(out, reason)
@@ -76,21 +101,56 @@ class Lowering:
         placed = self.places.get(value)
         return placed.at if placed is not None else self.formulas[value]
 
-    def placed(self, value: Value, reason: str = "a kernel reads it") -> Placed:
+    def placed(self, value: Value, reason: str = "a kernel reads it", order: Sequence[int] | None = None) -> Placed:
         """The value in memory, put there now if it was a formula."""
         if value not in self.places:
             at = self.formulas[value]
-            target = self.allocate(value)
+            target = self.allocate(value, order or self.order_of(value))
             self.map(value.spec, target, at, [value.producer] if value.producer else [])
-            self.places[value] = target
+            self.result(value, target)
             if value.producer is not None:
                 self.plan.notes.append(f"{value.producer.op.name} {value.spec} is stored: {reason}")
         return self.places[value]
+
+    def viewed(self, value: Value) -> Placed:
+        """The value in memory with whatever strides it has there: movement ops on placed values are views."""
+        if value not in self.places and value.producer is not None and value.producer.op.name in VIEWS:
+            source = self.viewed(value.producer.inputs[0])
+            seen = view(value.producer, source)
+            if seen is not None:
+                return seen
+        return self.placed(value)
+
+    def channels_last(self, value: Value) -> tuple[Placed, int]:
+        """The (N, C, H, W) value lying channels-last, and its distance of pixels; copied (once) if it lies otherwise."""
+        if value not in self.places and value.producer is not None and value.producer.op.name not in VIEWS:
+            self.placed(value, "a kernel reads it", CHANNELS_LAST)
+        placed = self.viewed(value)
+        ld = pixel_distance(placed)
+        if ld is None:
+            if value not in self.copies:
+                copy = self.temporary(value.spec, "channels_last", CHANNELS_LAST)
+                self.map(value.spec, copy, placed.at, [])
+                self.copies[value] = copy
+                self.plan.notes.append(f"{value.spec} is copied to channels-last")
+            placed = self.copies[value]
+            ld = int(value.shape[1])  # type: ignore[arg-type]
+        return placed, ld
+
+    def dense(self, value: Value) -> Placed:
+        """The value dense and row-major, copied if it lies otherwise."""
+        placed = self.viewed(value)
+        if placed.is_rows:
+            return placed
+        target = self.temporary(value.spec, "rows")
+        self.map(value.spec, target, placed.at, [])
+        return target
 
     def rows(self, value: Value) -> Placed:
         """The value in memory, dense and row-major."""
         placed = self.placed(value, "it is an output")
         if placed.is_rows:
+            self.flush([placed.buffer])
             return placed
         target = self.temporary(value.spec, "rows")
         self.map(value.spec, target, placed.at, [])
@@ -116,8 +176,10 @@ class Lowering:
         """A nest that stores ``at(index)`` for every index."""
         variables = [Var(d, "i") for d in target.shape]
         index = [var(v) for v in variables]
-        dims = [variables[d] for d in target.order]
-        self.nest(Nest(dims, [Store(target.buffer, target.address(index), at(index))]), nodes)
+        value = at(index)
+        if not self._into_epilogue(value, variables, target, nodes):
+            dims = [variables[d] for d in target.order]
+            self.nest(Nest(dims, [Store(target.buffer, target.address(index), value)]), nodes)
 
     def reduce(
         self, variables: Sequence[Var], rdims: Sequence[Var], accumulators: list[Accumulator],
@@ -133,11 +195,51 @@ class Lowering:
         """Append a nest, unless it has no iterations."""
         if nest.size:
             nest.note = ", ".join(n.op.name for n in nodes)
-            self.plan.steps.append(NestStep(nest, nodes))
+            self.append(NestStep(nest, nodes))
+
+    def append(self, step: Step) -> None:
+        """Append a step, after whatever it reads."""
+        self.flush(step.reads())
+        self.plan.steps.append(step)
+
+    def kernel(self, kernel: Kernel, places: list[tuple[Buffer, int]], written: Buffer, nodes: Sequence[Node] = ()) -> None:
+        """Append a generated kernel."""
+        self.append(KernelStep(kernel, places, [written], list(nodes)))
+
+    def defer(self, node: Node, target: Placed, emit: Emit) -> None:
+        """The result of a kernel that takes an epilogue: ``emit`` is called when the result is first read."""
+        self.pending[target.buffer] = Pending(target, emit, node)
+        self.result(node.outputs[0], target)
+
+    def flush(self, buffers: Sequence[Buffer]) -> None:
+        """Emit kernels that are waiting, as they are."""
+        for buffer in buffers:
+            waiting = self.pending.pop(buffer, None)
+            if waiting is not None:
+                waiting.emit((), waiting.target, [], [waiting.node])
+
+    def _into_epilogue(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
+        """Let a kernel that waits compute ``value`` from its result, if it can."""
+        found = [self.pending[b] for b in dict.fromkeys(l.extra[0] for l in loads(value)) if b in self.pending]
+        for waiting in sorted(found, key=list(self.pending.values()).index, reverse=True):
+            out, producer = waiting.target, waiting.node.outputs[0]
+            same = out.shape == target.shape and out.strides == target.strides and target.offset == 0
+            if not same or value.dtype is not out.buffer.dtype or self.reads.get(producer, 0) > 1:
+                continue
+            step = formula(value, variables, out)
+            if step is None:
+                continue
+            self.pending.pop(out.buffer)
+            self.flush(step.buffers)
+            waiting.emit((step,), target, [(b, 0) for b in step.buffers], [waiting.node, *nodes])
+            return True
+        return False
 
     def result(self, value: Value, placed: Placed) -> None:
         """Say where a node's output lies."""
         self.places[value] = placed
+        if placed.order == CHANNELS_LAST:
+            self.orders[value] = CHANNELS_LAST
 
     def host(self, node: Node, name: str, run: Any) -> None:
         """A step in Python."""
@@ -145,13 +247,31 @@ class Lowering:
         outputs = [self.allocate(v) for v in node.outputs]
         for value, place in zip(node.outputs, outputs):
             self.places[value] = place
-        self.plan.steps.append(HostStep(name, run, inputs, outputs, [node]))
+        self.append(HostStep(name, run, inputs, outputs, [node]))
         self.plan.notes.append(f"{name} runs in Python between native parts")
 
     def check(self, message: str, node: Node) -> int:
         """A code for the error word, and what it means."""
         self.plan.checks.append((message, node))
         return len(self.plan.checks)
+
+    # ---- layout ---------------------------------------------------------------------------------------------------
+    def _inherit_order(self, node: Node, out: Value) -> None:
+        """A formula of channels-last operands is channels-last where it is stored."""
+        if node.op.name not in VIEWS or node.op.name in ("detach", "identity"):
+            for v in node.inputs:
+                if v.shape == out.shape and v in self.orders:
+                    self.orders[out] = self.orders[v]
+
+    def order_of(self, value: Value) -> tuple[int, ...] | None:
+        """The order in memory in which a value is best stored."""
+        if value.ndim != 4 or value in self.orders:
+            return self.orders.get(value)
+        for user in self.users.get(value, ()):
+            places = IMAGES.get(user.op.name, ())
+            if any(user.inputs[i] is value for i in places):
+                return CHANNELS_LAST
+        return None
 
     # ---- when to store --------------------------------------------------------------------------------------------
     def _count_reads(self) -> dict[Value, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Affine, Expr, Var, acc, const, floordiv, from_index, in_range, mod, op, var
 from twofold.backends.cpu.loops.expr import TRUE, both, select, with_guard
+from twofold.backends.cpu.lowering.rules import native
 from twofold.backends.cpu.lowering.rules.matmul import product_sum
 from twofold.backends.cpu.lowering.rules.reduction import converted
 from twofold.backends.cpu.lowering.steps import At
@@ -75,7 +76,7 @@ def _empty(low: Lowering, node: Node) -> bool:
 
 
 def _conv(low: Lowering, node: Node) -> None:
-    if _empty(low, node):
+    if native.conv(low, node) or _empty(low, node):
         return
     x, w = node.inputs
     n, o, *p = out = variables(node.outputs[0].shape)
@@ -88,7 +89,7 @@ def _conv(low: Lowering, node: Node) -> None:
 
 
 def _input_grad(low: Lowering, node: Node) -> None:
-    if _empty(low, node):
+    if native.input_grad(low, node) or _empty(low, node):
         return
     g, w = node.inputs
     n, c, *i = out = variables(node.outputs[0].shape)
@@ -102,7 +103,7 @@ def _input_grad(low: Lowering, node: Node) -> None:
 
 
 def _weight_grad(low: Lowering, node: Node) -> None:
-    if _empty(low, node):
+    if native.weight_grad(low, node) or _empty(low, node):
         return
     x, g = node.inputs
     o, c, *k = out = variables(node.outputs[0].shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Accumulator, Var, acc, const, op, var
+from twofold.backends.cpu.lowering.rules import native
 from twofold.backends.cpu.lowering.rules.elementwise import broadcast_index
 from twofold.backends.cpu.lowering.rules.reduction import converted, wide
 from twofold.ir import Node
@@ -24,6 +25,8 @@ def product_sum(dtype: Any, a: Any, b: Any) -> Accumulator:
 
 def _matmul(low: Lowering, node: Node) -> None:
     """y[..., m, n] = sum over k of a[..., m, k] * b[..., k, n], by plain loops."""
+    if native.matmul(low, node):
+        return
     (a, b), out = node.inputs, node.outputs[0]
     target = low.allocate(out)
     variables, inner = [Var(int(d), "i") for d in out.shape], Var(int(a.shape[-1]), "k")  # type: ignore[call-overload]

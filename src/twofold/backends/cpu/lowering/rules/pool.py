@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Accumulator, Affine, Expr, Var, acc, const, constant, from_index, op, var
 from twofold.backends.cpu.loops.expr import select
+from twofold.backends.cpu.lowering.rules import native
 from twofold.backends.cpu.lowering.rules.conv import back, guarded, tap, variables
 from twofold.backends.cpu.lowering.rules.reduction import converted, lowest, wide
 from twofold.backends.cpu.lowering.steps import Placed, row_strides
@@ -25,6 +26,8 @@ def _padded(low: Lowering, node: Node, x: Value, n: Var, c: Var, p: list[Var], k
 
 
 def _max_pool(low: Lowering, node: Node) -> None:
+    if native.pool_forward(low, node):
+        return
     x, y = node.inputs[0], node.outputs[0]
     n, c, *p = out = variables(y.shape)
     k = variables(node.attrs["window"], "r")
@@ -72,6 +75,8 @@ def _sum(low: Lowering, node: Node, out: list[Var], k: list[Var], term: Expr, fi
 
 
 def _max_grad(low: Lowering, node: Node) -> None:
+    if native.pool_grad(low, node):
+        return
     x, g = node.inputs
     winners = _winners(low, node, x, g.shape)
     n, c, *i = out = variables(x.shape)
@@ -114,6 +119,8 @@ def _count(node: Node, places: Sequence[Affine], sizes: Sequence[Any], dtype: DT
 
 
 def _avg_pool(low: Lowering, node: Node) -> None:
+    if native.pool_forward(low, node):
+        return
     x, y = node.inputs[0], node.outputs[0]
     n, c, *p = out = variables(y.shape)
     k = variables(node.attrs["window"], "r")
@@ -125,6 +132,8 @@ def _avg_pool(low: Lowering, node: Node) -> None:
 
 
 def _avg_grad(low: Lowering, node: Node) -> None:
+    if native.pool_grad(low, node):
+        return
     g, y = node.inputs[0], node.outputs[0]
     n, c, *i = out = variables(y.shape)
     k = variables(node.attrs["window"], "r")

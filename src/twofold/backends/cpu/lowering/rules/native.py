@@ -1,0 +1,192 @@
+"""Convolutions, products and pools through the generated kernels: what they take, in which layout, and which algorithm.
+
+Each function returns whether it took the node; if not, the plain loops do. A kernel's call waits (``Lowering.defer``) until
+its result is read, so that elementwise work on the result can go into its epilogue.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from twofold.backends.cpu.kernels import direct, gemm, pool, weights, wgrad, winograd, winograd_conv, winograd_wgrad
+from twofold.backends.cpu.kernels.shapes import Conv
+from twofold.backends.cpu.loops import Buffer
+from twofold.backends.cpu.lowering.steps import KernelStep, Placed
+from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix
+from twofold.base import flags
+from twofold.base.dtypes import float32
+from twofold.ir import Node, Value
+
+if TYPE_CHECKING:
+    from twofold.backends.cpu.lowering.lower import Lowering
+
+# rough rates for the choice between algorithms, measured on a Zen 5 core with AVX-512 (direct 240, Winograd 550 effective
+# GFLOP/s, weights transformed at 25 GB/s); only their ratios matter
+_DIRECT, _WINOGRAD, _TRANSFORM = 240e9, 550e9, 25e9
+
+
+def _suits(node: Node) -> bool:
+    return all(v.dtype is float32 and v.ndim == 4 and 0 not in v.shape for v in (*node.inputs, *node.outputs))
+
+
+def _conv(node: Node, x: Any, y: Any, kernel: Any) -> Conv:
+    a = node.attrs
+    n, c, h, w = map(int, x)
+    return Conv(n, h, w, c, int(y[1]), int(kernel[0]), int(kernel[1]), a["strides"], a["padding"], a["dilation"], a["groups"])
+
+
+def wants_winograd(conv: Conv) -> bool:
+    """Whether Winograd's algorithm is expected to be quicker, its weights transformed at each call."""
+    if flags.get("TWOFOLD_CONV") == "direct" or not winograd.fits(conv) or min(conv.cg, conv.og) < 16:
+        return False
+    transform = 36 * 4 * conv.c * conv.o * 2 / _TRANSFORM
+    return conv.flops / _WINOGRAD + transform < conv.flops / _DIRECT
+
+
+def _packed(low: Lowering, w: Value, conv: Conv, packed: weights.Packed, flip: bool | None) -> Buffer:
+    """The weights in packed order, or (``flip`` given) transformed for Winograd; made once a program."""
+    key = (w, packed, flip)
+    if key not in low.packs:
+        source = low.rows(w)
+        out = Buffer(float32, packed.size, "packed")
+        low.kernel(weights.repack(low.machine, weights.plain(conv), packed), [(source.buffer, source.offset), (out, 0)], out)
+        if flip is not None:
+            u = Buffer(float32, winograd.weights_size(packed), "winograd weights")
+            low.kernel(winograd.transform_weights(low.machine, packed, flip), [(out, 0), (u, 0)], u)
+            out = u
+        low.packs[key] = out
+    return low.packs[key]
+
+
+def conv(low: Lowering, node: Node) -> bool:
+    """The forward convolution."""
+    if not _suits(node):
+        return False
+    (x, w), y = node.inputs, node.outputs[0]
+    shape = _conv(node, x.shape, y.shape, w.shape[2:])
+    if shape.groups > 1 and shape.og == 1:
+        return False
+    return _convolve(low, node, shape, x, w, True)
+
+
+def input_grad(low: Lowering, node: Node) -> bool:
+    """The gradient with respect to the input."""
+    if not _suits(node):
+        return False
+    (g, w), y = node.inputs, node.outputs[0]
+    shape = _conv(node, y.shape, g.shape, w.shape[2:])
+    if shape.groups > 1 and shape.cg == 1:
+        return False
+    return _convolve(low, node, shape, g, w, False)
+
+
+def _convolve(low: Lowering, node: Node, shape: Conv, x: Value, w: Value, forward: bool) -> bool:
+    quick = wants_winograd(shape)
+    source, ldx = low.channels_last(x)
+    packed = direct.packing(low.machine, shape, forward)
+    weight = _packed(low, w, shape, packed, (not forward) if quick else None)
+    module: Any = winograd_conv if quick else direct
+    generate = module.forward if forward else module.data_gradient
+    target = low.allocate(node.outputs[0], CHANNELS_LAST)
+
+    def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
+        kernel = generate(low.machine, shape, packed, epilogue, ldx)
+        places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
+        low.kernel(kernel, places, place.buffer, nodes)
+
+    low.defer(node, target, emit)
+    return True
+
+
+def weight_grad(low: Lowering, node: Node) -> bool:
+    """The gradient with respect to the weights, brought back to the plain order."""
+    if not _suits(node):
+        return False
+    (x, g), dw = node.inputs, node.outputs[0]
+    shape = _conv(node, x.shape, g.shape, dw.shape[2:])
+    if shape.groups > 1 and shape.og == 1:
+        return False
+    a, ldx = low.channels_last(x)
+    b, ldy = low.channels_last(g)
+    packed = direct.packing(low.machine, shape)
+    module: Any = winograd_wgrad if wants_winograd(shape) else wgrad
+    order = Buffer(float32, packed.size, "packed gradient")
+    kernel = module.weight_gradient(low.machine, shape, packed, ldx, ldy)
+    low.kernel(kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
+    target = low.allocate(dw)
+    low.kernel(weights.repack(low.machine, packed, weights.plain(shape)), [(order, 0), (target.buffer, 0)], target.buffer, [node])
+    low.result(dw, target)
+    return True
+
+
+def matmul(low: Lowering, node: Node) -> bool:
+    """Dense products, either operand transposed, one of them possibly shared by the batch."""
+    if any(v.dtype is not float32 or 0 in v.shape for v in (*node.inputs, *node.outputs)):
+        return False
+    (a, b), y = node.inputs, node.outputs[0]
+    places = [low.viewed(v) for v in (a, b)]
+    forms = [matrix(p) for p in places]
+    if None in forms:
+        places = [p if f else low.dense(v) for p, f, v in zip(places, forms, (a, b))]
+        forms = [matrix(p) for p in places]
+    (na, ta), (nb, tb) = forms  # type: ignore[misc]
+    batch = math.prod(y.shape[:-2])  # type: ignore[arg-type]
+    lead = tuple(y.shape[:-2])
+    for v, count in ((a, na), (b, nb)):
+        if count not in (1, batch) or (count != 1 and tuple(v.shape[:-2]) != lead[len(lead) - v.ndim + 2 :]):
+            return False
+    m, k, n = int(a.shape[-2]), int(a.shape[-1]), int(b.shape[-1])  # type: ignore[arg-type]
+    shape = gemm.Matmul(m, k, n, batch, ta, tb, na > 1, nb > 1)
+    target = low.allocate(y)
+
+    def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
+        kernel = gemm.matmul(low.machine, shape, epilogue)
+        refs = [*((p.buffer, p.offset) for p in places), (place.buffer, place.offset), *extra]
+        low.kernel(kernel, refs, place.buffer, nodes)
+
+    low.defer(node, target, emit)
+    return True
+
+
+def _pool(node: Node, x: Any, y: Any) -> pool.Pool:
+    a = node.attrs
+    n, c, h, w = map(int, x)
+    dilation = a.get("dilation") or (1, 1)
+    return pool.Pool(n, h, w, c, int(y[2]), int(y[3]), a["window"], a["strides"], a["padding"], dilation, a.get("include_pad", False))
+
+
+def pool_forward(low: Lowering, node: Node) -> bool:
+    """Max and average pooling."""
+    if not _suits(node):
+        return False
+    x, y = node.inputs[0], node.outputs[0]
+    source, ldx = low.channels_last(x)
+    kind = "max" if node.op.name == "max_pool" else "mean"
+    target = low.allocate(y, CHANNELS_LAST)
+
+    def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
+        kernel = pool.forward(low.machine, _pool(node, x.shape, y.shape), kind, epilogue, ldx)
+        low.kernel(kernel, [(source.buffer, source.offset), (place.buffer, place.offset), *extra], place.buffer, nodes)
+
+    low.defer(node, target, emit)
+    return True
+
+
+def pool_grad(low: Lowering, node: Node) -> bool:
+    """Their gradients."""
+    if not _suits(node):
+        return False
+    g, y = node.inputs[-1], node.outputs[0]
+    shape = _pool(node, y.shape, g.shape)
+    target = low.allocate(y, CHANNELS_LAST)
+    given = [low.channels_last(v) for v in node.inputs]
+    kind = "max" if node.op.name == "max_pool_grad" else "mean"
+    ldx = given[0][1] if kind == "max" else 0
+    kernel = pool.gradient(low.machine, shape, kind, ldx, given[-1][1])
+    low.kernel(kernel, [*((p.buffer, p.offset) for p, _ in given), (target.buffer, 0)], target.buffer, [node])
+    low.result(y, target)
+    return True
+
+
+__all__ = ["KernelStep", "conv", "input_grad", "matmul", "pool_forward", "pool_grad", "weight_grad"]
