@@ -9,11 +9,18 @@ outputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+
+
+class Layout(Protocol):
+    """Any order of weights: it knows where each one lies."""
+
+    def offset(self, f: Function, group: Index, o: Index, i: Index, tap: Index) -> Index: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def plain(conv: Conv) -> Plain:
     return Plain(conv.groups, conv.og, conv.cg, conv.kh, conv.kw)
 
 
-def repack(machine: Machine, source: Packed | Plain, target: Packed | Plain) -> Kernel:
+def repack(machine: Machine, source: Layout, target: Packed | Plain) -> Kernel:
     """Kernel (source, target): the same weights in another order.
 
     ALGORITHM: target[...] = source[...], one row (group, block, tap, input) of the target at a time, zeros in its
@@ -117,7 +124,7 @@ def repack(machine: Machine, source: Packed | Plain, target: Packed | Plain) -> 
     return k.finish(note=f"repack {source} -> {target}")
 
 
-def _fill_blocks(f: Function, source: Packed | Plain, target: Packed, first: int, count: int, outs: int) -> None:
+def _fill_blocks(f: Function, source: Layout, target: Packed, first: int, count: int, outs: int) -> None:
     lanes = target.lanes
     width = -(-outs // lanes) * lanes
     low, high = f.share(target.groups * count * target.taps * target.ins, f.arg("tid"), f.arg("n"))
@@ -136,7 +143,7 @@ def _fill_blocks(f: Function, source: Packed | Plain, target: Packed, first: int
             f.vstore(vector, f.gep(place, at))
 
 
-def _fill_plain(f: Function, source: Packed | Plain, target: Plain) -> None:
+def _fill_plain(f: Function, source: Layout, target: Plain) -> None:
     low, high = f.share(target.size, f.arg("tid"), f.arg("n"))
     with f.loop(low, high) as loop:
         box = [target.groups, target.outs, target.ins, target.kh * target.kw]
@@ -144,5 +151,5 @@ def _fill_plain(f: Function, source: Packed | Plain, target: Plain) -> None:
         f.store(value, f.gep(f.arg("target"), loop.index))
 
 
-def _weight(f: Function, source: Packed | Plain, group: Index, o: Index, i: Index, tap: Index) -> Value:
+def _weight(f: Function, source: Layout, group: Index, o: Index, i: Index, tap: Index) -> Value:
     return f.load("float", f.gep(f.arg("source"), source.offset(f, group, o, i, tap)))

@@ -1,0 +1,173 @@
+"""Which kernel computes a convolution: the cost model, and one entry for each direction.
+
+    choice = choose.forward(machine, conv, epilogue)
+    # source (plain weights) -> choice.prepare[0] -> ... -> what choice.kernel reads as its second parameter
+
+Each entry estimates the cycles of every kernel that fits and takes the cheapest; TWOFOLD_CONV=direct leaves Winograd out
+(whose error is about ten times that of direct convolution: 1e-5 of the largest value instead of 1e-6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twofold.backends.cpu.kernels import direct, lanes, weights, wgrad, winograd, winograd_conv, winograd_wgrad
+from twofold.backends.cpu.kernels.epilogue import Epilogue
+from twofold.backends.cpu.kernels.shapes import Conv, split
+from twofold.backends.cpu.kernels.tile import step_cycles
+from twofold.backends.cpu.kernels.weights import Packed, Plain
+from twofold.backends.cpu.machine import Machine
+from twofold.backends.cpu.program import Kernel
+from twofold.base import flags
+from twofold.base.errors import ArgumentError
+
+Source = Packed | Plain
+
+# Cycles per vector and tile of Winograd's transforms, and bytes of weights a core streams per cycle; measured on Zen 3
+# (the transforms have about 150 instructions and 72 memory accesses each way).
+_TRANSFORM = 130.0
+_WEIGHT_TRANSFORM = 110.0
+_STREAM = 8.0
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """One step of preparing the weights: a kernel (input, output) whose output has ``size`` float32 elements."""
+
+    kernel: Kernel
+    size: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and what it needs. ``weights`` is the packed order that ``prepare`` passes through or ends with."""
+
+    algorithm: str  # direct, winograd or lanes
+    kernel: Kernel
+    weights: Packed
+    prepare: tuple[Prepare, ...] = ()
+    parts: int = 0  # of an epilogue's Statistics
+
+
+def packed_weights(machine: Machine, conv: Conv) -> Packed:
+    """The order in which parameters may be kept between steps: forward kernels read it, weight gradients write it."""
+    return lanes.packing(machine, conv) if lanes.fits(machine, conv) else direct.packing(machine, conv)
+
+
+def plain_weights(machine: Machine, conv: Conv) -> Plain:
+    """The users' order ``(O, I, KH, KW)``, as a source for ``prepare`` or a target of ``weights.repack``."""
+    return lanes.plain(conv) if lanes.fits(machine, conv) else weights.plain(conv)
+
+
+def forward(
+    machine: Machine,
+    conv: Conv,
+    epilogue: Epilogue = (),
+    source: Source | None = None,
+    constant: bool = False,
+    ldx: int = 0,
+    ldy: int = 0,
+) -> Choice:
+    """Kernel (x, prepared weights, y, ...epilogue). ``source`` is the order the weights come in (default: plain);
+    ``constant`` weights are prepared once, so their preparation costs nothing."""
+    packed = packed_weights(machine, conv)
+    prepare = _repack(machine, conv, source, packed)
+    if lanes.fits(machine, conv):
+        kernel = lanes.forward(machine, conv, packed, epilogue, ldx, ldy)
+        return Choice("lanes", kernel, packed, prepare, lanes.parts(conv))
+    if use_winograd(machine, conv, constant):
+        kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy)
+        transform = Prepare(winograd.transform_weights(machine, packed), winograd.weights_size(packed))
+        plan = winograd_conv.plan_forward(machine, conv)
+        return Choice("winograd", kernel, packed, (*prepare, transform), plan.parts)
+    kernel = direct.forward(machine, conv, packed, epilogue, ldx, ldy)
+    return Choice("direct", kernel, packed, prepare, direct.parts(machine, conv, packed))
+
+
+def data_gradient(
+    machine: Machine,
+    conv: Conv,
+    epilogue: Epilogue = (),
+    source: Source | None = None,
+    constant: bool = False,
+    ldx: int = 0,
+    ldy: int = 0,
+) -> Choice:
+    """Kernel (output's gradient, prepared weights, input's gradient, ...epilogue) with parameters named x, w or u, y."""
+    if lanes.fits(machine, conv):
+        packed = lanes.packing(machine, conv, forward=False)
+        origin = lanes.Transposed(source or lanes.plain(conv), conv.cg)
+        prepare = (Prepare(weights.repack(machine, origin, packed), packed.size),)
+        return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
+    packed = direct.packing(machine, conv, forward=False)
+    prepare = _repack(machine, conv, source, packed)
+    if winograd.fits(conv) and _pads_within(conv) and use_winograd(machine, winograd_conv.reversed_conv(conv), constant):
+        kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy)
+        transform = Prepare(winograd.transform_weights(machine, packed, flip=True), winograd.weights_size(packed))
+        return Choice("winograd", kernel, packed, (*prepare, transform))
+    return Choice("direct", direct.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
+
+
+def weight_gradient(machine: Machine, conv: Conv, ldx: int = 0, ldy: int = 0) -> Choice:
+    """Kernel (x, output's gradient, dw[, workspace]); ``dw`` is in ``choice.weights`` order."""
+    packed = packed_weights(machine, conv)
+    if lanes.fits(machine, conv):
+        return Choice("lanes", lanes.weight_gradient(machine, conv, packed, ldx, ldy), packed)
+    if use_winograd(machine, conv, False):
+        return Choice("winograd", winograd_wgrad.weight_gradient(machine, conv, packed, ldx, ldy), packed)
+    return Choice("direct", wgrad.weight_gradient(machine, conv, packed, ldx, ldy), packed)
+
+
+def use_winograd(machine: Machine, conv: Conv, constant: bool) -> bool:
+    """Whether Winograd is allowed, fits, and is estimated to be faster."""
+    mode = flags.get("TWOFOLD_CONV")
+    if mode not in ("auto", "direct"):
+        raise ArgumentError(f"TWOFOLD_CONV is {mode!r}; expected 'auto' or 'direct'")
+    if mode == "direct" or not winograd.fits(conv):
+        return False
+    return winograd_cycles(machine, conv, constant) < direct_cycles(machine, conv)
+
+
+def direct_cycles(machine: Machine, conv: Conv) -> float:
+    """Estimated cycles of the direct forward kernel on one core."""
+    packed = direct.packing(machine, conv)
+    steps = conv.kh * conv.kw * conv.cg * conv.groups * conv.n * conv.oh
+    cycles = 0.0
+    for _, count, outs in packed.kinds():
+        vectors = -(-outs // machine.lanes)
+        most = machine.accumulators(vectors) // vectors
+        cycles += count * sum(step_cycles(machine, pixels, vectors) for pixels in split(conv.ow, most))
+    return steps * cycles
+
+
+def winograd_cycles(machine: Machine, conv: Conv, constant: bool) -> float:
+    """Estimated cycles of the Winograd forward kernel on one core, its weight transform included unless ``constant``."""
+    plan = winograd_conv.plan_forward(machine, conv)
+    packed = direct.packing(machine, conv)
+    columns = -(-conv.c // machine.lanes), -(-conv.o // machine.lanes)
+    products = 0.0
+    for _, count, outs in packed.kinds():
+        vectors = -(-outs // machine.lanes)
+        most = machine.accumulators(vectors) // vectors
+        for _, blocks, tiles in plan.sizes:
+            products += blocks * count * sum(step_cycles(machine, rows, vectors) for rows in split(tiles, most))
+    products *= winograd.POINTS * conv.c
+    transforms = plan.grid.count * sum(columns) * _TRANSFORM
+    rounds = 1 if plan.staged else sum(blocks for _, blocks, _ in plan.sizes)
+    size = 4 * winograd.weights_size(packed)
+    stream = max(0.0, rounds * size / _STREAM - products) if size > machine.l2 // 2 else 0.0
+    once = 0.0 if constant else columns[1] * conv.c * _WEIGHT_TRANSFORM + size / _STREAM
+    return products + transforms + stream + once
+
+
+def _repack(machine: Machine, conv: Conv, source: Source | None, packed: Packed) -> tuple[Prepare, ...]:
+    source = source or plain_weights(machine, conv)
+    return () if source == packed else (Prepare(weights.repack(machine, source, packed), packed.size),)
+
+
+def _pads_within(conv: Conv) -> bool:
+    """The reversed convolution pads by 2 - pad on every side: more padding than 2 would crop."""
+    return all(side <= 2 for pair in conv.pad for side in pair)
+
+
+__all__ = ["Choice", "Prepare", "data_gradient", "forward", "packed_weights", "plain_weights", "weight_gradient"]

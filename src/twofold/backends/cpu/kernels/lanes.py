@@ -1,0 +1,230 @@
+"""Convolutions of many small groups (depthwise, ResNeXt): a vector holds several whole groups.
+
+ALGORITHM
+    y[n, oh, ow, g*q + o] = sum over kh, kw, j below q of x[n, .., .., g*q + j] * w[g*q + o, j, kh, kw]      (q in, q out)
+SCHEDULE
+    With q channels in a group and q dividing the lanes, vector v of y needs vector v of x only: for each j, the lanes of x are
+    permuted so that every lane sees input j of its own group (one instruction; none for q = 1). A tile is 8 pixels x 1
+    vector: on AVX2 8 accumulators + x + its permutation + weights fit 16 registers. The data gradient is the same with
+    transposed groups (``view``); the weight gradient keeps kw x q accumulators (up to 12) over a row.
+    Weights are Packed as one group of one-vector blocks: ``[vector][kh][kw][j][lane]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels.axes import clip, segments
+from twofold.backends.cpu.kernels.direct import Pass
+from twofold.backends.cpu.kernels.shapes import Conv, forward_axes, gradient_axes, split
+from twofold.backends.cpu.kernels.weights import Packed, Plain
+from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.machine import Machine
+from twofold.backends.cpu.program import Kernel, KernelBuilder
+
+PIXELS = 8
+ACCUMULATORS = 12  # of the weight gradient
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Weights with inputs and outputs of every group exchanged: what the data gradient packs from."""
+
+    base: Packed | Plain
+    q: int
+
+    def offset(self, f: Function, group: Index, o: Index, i: Index, tap: Index) -> Index:
+        """Where the weight lies that leads to input ``i`` of the convolution from output ``o`` of the same group."""
+        out = f.add(f.mul(f.div(i, self.q), self.q), o)
+        return self.base.offset(f, 0, out, f.rem(i, self.q), tap)
+
+
+def fits(machine: Machine, conv: Conv) -> bool:
+    """Groups with as many outputs as inputs, several to a vector."""
+    return conv.groups > 1 and conv.cg == conv.og < machine.lanes and machine.lanes % conv.og == 0
+
+
+def packing(machine: Machine, conv: Conv, forward: bool = True) -> Packed:
+    """The packed order of the weights; for the data gradient fill it from ``source(..., forward=False)``."""
+    return Packed(1, conv.o, conv.cg, conv.kh, conv.kw, machine.lanes, machine.lanes, forward)
+
+
+def plain(conv: Conv) -> Plain:
+    """The users' order, ``(O, I, KH, KW)``, seen as one group."""
+    return Plain(1, conv.o, conv.cg, conv.kh, conv.kw)
+
+
+def forward(
+    machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
+) -> Kernel:
+    """Kernel (x, w, y, ...epilogue)."""
+    v, h = forward_axes(conv)
+    return _build(machine, "conv_lanes", [Pass(conv.n, v, h, ldx or conv.c, ldy or conv.o)], conv, packed, epilogue)
+
+
+def data_gradient(
+    machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
+) -> Kernel:
+    """Kernel (x = output's gradient, w, y = input's gradient, ...epilogue)."""
+    ldx, ldy = ldx or conv.o, ldy or conv.c
+    passes = [Pass(conv.n, v, h, ldx, ldy) for v in gradient_axes(conv, 0) for h in gradient_axes(conv, 1)]
+    return _build(machine, "conv_lanes_dx", passes, conv, packed, epilogue)
+
+
+def parts(conv: Conv) -> int:
+    """Parts that an epilogue's Statistics of the forward kernel writes: the rows of the output."""
+    return conv.n * conv.oh
+
+
+def _build(
+    machine: Machine, name: str, passes: list[Pass], conv: Conv, packed: Packed, epilogue: ep.Epilogue
+) -> Kernel:
+    k = KernelBuilder(machine, name, ["x", "w", "y", *ep.params_of(epilogue)])
+    part = 0
+    for one in passes:
+        sweep = _Sweep(k.f, one, packed, epilogue, conv.cg, part)
+        for first, count, outs in packed.kinds():
+            sweep.emit(first, count, outs)
+        part += one.n * one.v.outputs
+    return k.finish(flops=conv.flops, note=f"lanes of {machine.lanes // conv.cg} groups")
+
+
+def permuted(f: Function, x: Value, q: int, j: int) -> Value:
+    """Every lane gets lane ``j`` of its group of ``q``."""
+    return x if q == 1 else f.shuffle(x, None, [lane // q * q + j for lane in range(x.lanes)])
+
+
+class _Sweep:
+    def __init__(self, f: Function, one: Pass, packed: Packed, epilogue: ep.Epilogue, q: int, part: int):
+        self.f, self.one, self.packed, self.epilogue, self.q = f, one, packed, epilogue, q
+        self.first_part, self.lanes = part, f.machine.lanes
+
+    def emit(self, first: int, count: int, outs: int) -> None:
+        """All rows of ``count`` vectors from vector ``first`` on, with ``outs`` lanes in use."""
+        f, one = self.f, self.one
+        self.outs = outs
+        low, high = f.share(one.n * one.v.outputs * count, f.arg("tid"), f.arg("n"))
+        with f.loop(low, high) as unit:
+            image, row, vector = f.divmod_chain(unit.index, [one.n, one.v.outputs, count])
+            vector = f.add(vector, first)
+            self.channel = f.mul(vector, self.lanes)
+            self.part = f.add(self.first_part, f.add(f.mul(image, one.v.outputs), row))
+            for step in self.epilogue:
+                step.begin(f, self.part, self.channel, outs)
+            self._row(image, row, vector)
+
+    def _row(self, image: Index, row: Index, vector: Index) -> None:
+        f, one = self.f, self.one
+        self.w = f.gep(f.arg("w"), self.packed.panel(f, 0, vector))
+        self.x = f.gep(f.arg("x"), f.dot([(image, one.v.inputs * one.h.inputs * one.ldx), (self.channel, 1)]))
+        self.row, self.taps = row, clip(f, one.v, row)
+        line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row, one.v.out_step)))
+        self.pixel = f.add(f.mul(line, one.h.extent), one.h.out_first)
+        for start, size, count in segments(one.h, PIXELS):
+            with f.loop(0, count) as tile:
+                self._tile(f.add(start, f.mul(tile.index, size)), size, start)
+
+    def _tile(self, at: Index, size: int, example: int) -> None:
+        f, one = self.f, self.one
+        sums = [const(f.vec(), 0.0)] * size
+        if one.v.taps and one.h.taps:
+            with f.loop(*self.taps, carry=sums) as tap:
+                tap.carry(self._tap_row(tap.carried, tap.index, at, size, example))
+            sums = tap.results
+        first = f.add(self.pixel, f.mul(at, one.h.out_step))
+        sites = [ep.Site(f.add(first, p * one.h.out_step), self.channel, self.outs) for p in range(size)]
+        base = f.gep(f.arg("y"), f.add(f.mul(first, one.ldy), self.channel))
+        for p, value in enumerate(ep.finish_column(f, self.epilogue, sums, sites, self.part)):
+            f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy), self.outs)
+
+    def _tap_row(self, sums: list[Value], tap: Index, at: Index, size: int, example: int) -> list[Value]:
+        f, one, q, packed = self.f, self.one, self.q, self.packed
+        sums = list(sums)
+        line = f.add(f.add(f.mul(self.row, one.v.step), one.v.first), f.mul(tap, one.v.spacing))
+        column = f.add(f.mul(at, one.h.step), one.h.first)
+        x = f.gep(self.x, f.mul(f.add(f.mul(line, one.h.inputs), column), one.ldx))
+        kernel_row = f.add(one.v.kernel, f.mul(tap, one.v.kernel_step))
+        w = f.gep(self.w, f.mul(kernel_row, packed.kw * q * self.lanes))
+        for t in range(one.h.taps):
+            pixels = [p for p in range(size) if one.h.valid(example + p, t)]
+            kernel = one.h.kernel + t * one.h.kernel_step
+            values = {p: f.vload(f.gep(x, (p * one.h.step + t * one.h.spacing) * one.ldx), self.outs) for p in pixels}
+            for j in range(q if pixels else 0):
+                weight = f.vload(f.gep(w, (kernel * q + j) * self.lanes))
+                for p in pixels:
+                    sums[p] = f.fma(permuted(f, values[p], q, j), weight, sums[p])
+        return sums
+
+
+def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0) -> Kernel:
+    """Kernel (x, dy, dw): ``dw`` in the forward packed order (its padding is set to zero)."""
+    k = KernelBuilder(machine, "conv_lanes_dw", ["x", "dy", "dw"])
+    f = k.f
+    row_bytes = 4 * (conv.w * conv.c * conv.stride[0] + conv.ow * conv.o)
+    rows = split(conv.oh, max(1, min(conv.oh, machine.l2 // 2 // row_bytes)))[0]
+    with f.loop(*f.share(packed.size // machine.lanes, f.arg("tid"), f.arg("n"))) as loop:
+        f.vstore(const(f.vec(), 0.0), f.gep(f.arg("dw"), f.mul(loop.index, machine.lanes)))
+    k.barrier()
+    emitter = _WeightGradient(f, conv, packed, ldx or conv.c, ldy or conv.o)
+    together = max(1, ACCUMULATORS // conv.cg)
+    with f.loop(0, conv.n * -(-conv.oh // rows)) as chunk:
+        image, band = f.divmod_chain(chunk.index, [conv.n, -(-conv.oh // rows)])
+        start = f.mul(band, rows)
+        stop = f.imin(f.add(start, rows), conv.oh)
+        for first, count, outs in packed.kinds():
+            for kw in range(0, conv.kw, together):
+                with f.loop(*f.share(count * conv.kh, f.arg("tid"), f.arg("n"))) as unit:
+                    vector, kh = f.divmod_chain(unit.index, [count, conv.kh])
+                    taps = range(kw, min(conv.kw, kw + together))
+                    emitter.unit(f.add(vector, first), outs, kh, taps, image, (start, stop))
+    return k.finish(flops=conv.flops, note=f"lanes of {machine.lanes // conv.cg} groups, {rows} rows at a time")
+
+
+class _WeightGradient:
+    def __init__(self, f: Function, conv: Conv, packed: Packed, ldx: int, ldy: int):
+        self.f, self.conv, self.packed, self.ldx, self.ldy = f, conv, packed, ldx, ldy
+        self.v, self.h = forward_axes(conv)
+        self.q, self.lanes = conv.cg, f.machine.lanes
+
+    def unit(self, vector: Index, outs: int, kh: Index, taps: range, image: Index, band: tuple[Index, Index]) -> None:
+        """Add some rows of an image to the weights of one vector, one kh and some kw."""
+        f, q = self.f, self.q
+        row = f.add(f.mul(kh, self.packed.kw), taps[0])
+        base = f.gep(f.arg("dw"), f.add(self.packed.panel(f, 0, vector), f.mul(row, q * self.lanes)))
+        places = [f.gep(base, i * self.lanes) for i in range(len(taps) * q)]
+        channel = f.mul(vector, self.lanes)
+        with f.loop(*band, carry=[f.vload(place) for place in places]) as rows:
+            line = f.add(f.add(f.mul(rows.index, self.v.step), self.v.first), f.mul(kh, self.v.spacing))
+            inside = f.icmp("ult", f.index(line), self.v.inputs)
+            sums = rows.carried
+
+            def add() -> list[Value]:
+                return self._row(sums, image, rows.index, line, channel, outs, taps)
+
+            rows.carry(f.choose(inside, add, lambda: sums))
+        for value, place in zip(rows.results, places):
+            f.vstore(value, place)
+
+    def _row(
+        self, sums: list[Value], image: Index, row: Index, line: Index, channel: Index, outs: int, taps: range
+    ) -> list[Value]:
+        f, conv, h = self.f, self.conv, self.h
+        x = f.mul(f.add(f.mul(f.add(f.mul(image, conv.h), line), conv.w), h.first), self.ldx)
+        x = f.gep(f.arg("x"), f.add(x, channel))
+        dy = f.mul(f.mul(f.add(f.mul(image, conv.oh), row), conv.ow), self.ldy)
+        dy = f.gep(f.arg("dy"), f.add(dy, channel))
+        for start, _, count in segments(h, 1):
+            with f.loop(start, start + count, carry=sums) as column:
+                sums = list(column.carried)
+                g = f.vload(f.gep(dy, f.mul(column.index, self.ldy)), outs)
+                here = f.gep(x, f.mul(column.index, h.step * self.ldx))
+                for i, tap in enumerate(taps):
+                    if h.valid(start, tap):
+                        value = f.vload(f.gep(here, tap * h.spacing * self.ldx), outs)
+                        for j in range(self.q):
+                            at = i * self.q + j
+                            sums[at] = f.fma(permuted(f, value, self.q, j), g, sums[at])
+                column.carry(sums)
+            sums = column.results
+        return sums

@@ -1,0 +1,87 @@
+"""The choice of convolution kernels, through the entries that the lowering uses; and the kernels for small groups."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_oracles import HOST, data_gradient, error, forward, normal, run, unset, weight_gradient
+
+from twofold.backends.cpu.kernels import choose, weights
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels.shapes import Conv
+from twofold.backends.cpu.machine import AVX2, AVX512, NEON
+from twofold.base.errors import ArgumentError
+
+ONE = ((1, 1), (1, 1))
+CASES = [
+    Conv(2, 9, 10, 16, 16, 3, 3, pad=ONE, groups=16),
+    Conv(2, 9, 10, 19, 19, 3, 3, (2, 2), ONE, groups=19),
+    Conv(1, 9, 18, 24, 24, 3, 3, pad=ONE, groups=6),
+    Conv(1, 9, 18, 20, 20, 3, 3, (2, 2), ONE, groups=5),
+    Conv(1, 7, 8, 12, 12, 5, 5, (1, 2), ((2, 2), (2, 1)), (2, 1), 6),
+    Conv(1, 9, 9, 32, 32, 3, 3, pad=ONE, groups=2),
+    Conv(4, 16, 16, 64, 64, 3, 3, pad=ONE),
+    Conv(1, 12, 12, 3, 20, 5, 5, (2, 2)),
+]
+
+
+def prepared(choice, w):
+    for step in choice.prepare:
+        out = unset(step.size)
+        run(step.kernel, [w, out])
+        w = out
+    return w
+
+
+def in_users_order(conv, data, packed):
+    out = unset((conv.o, conv.cg, conv.kh, conv.kw))
+    run(weights.repack(HOST, packed, choose.plain_weights(HOST, conv)), [data, out])
+    return out
+
+
+@pytest.mark.parametrize("conv", CASES, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_direction_from_plain_weights(conv, threads):
+    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.cg, conv.kh, conv.kw), 1)
+    dy, bias = normal((conv.n, conv.oh, conv.ow, conv.o), 2), normal(conv.o, 3)
+    ahead = choose.forward(HOST, conv, (ep.Bias(), ep.Statistics(conv.o)))
+    y, stats = unset(dy.shape), unset((ahead.parts, 2, conv.o))
+    run(ahead.kernel, [x, prepared(ahead, w), y, bias, stats], threads)
+    expected = forward(conv, x, w) + bias
+    bound = 2e-5 if ahead.algorithm == "winograd" else 2e-6
+    assert error(y, expected) < bound
+    assert error(stats.astype(np.float64).sum(0)[1], (expected**2).sum((0, 1, 2))) < 1e-4
+    back, dx = choose.data_gradient(HOST, conv), unset(x.shape)
+    run(back.kernel, [dy, prepared(back, w), dx], threads)
+    assert error(dx, data_gradient(conv, dy, w)) < bound
+    across = choose.weight_gradient(HOST, conv)
+    dw = unset(across.weights.size)
+    run(across.kernel, [x, dy, dw], threads)
+    assert error(in_users_order(conv, dw, across.weights), weight_gradient(conv, x, dy)) < bound
+
+
+@pytest.mark.parametrize("conv", [CASES[2], CASES[6]], ids=str)
+def test_parameters_may_stay_packed(conv):
+    """Forward needs no repacking then, and the data gradient repacks from the packed order."""
+    packed, w = choose.packed_weights(HOST, conv), normal((conv.o, conv.cg, conv.kh, conv.kw), 1)
+    kept, dy = unset(packed.size), normal((conv.n, conv.oh, conv.ow, conv.o), 2)
+    run(weights.repack(HOST, choose.plain_weights(HOST, conv), packed), [w, kept])
+    assert choose.weight_gradient(HOST, conv).weights == packed
+    assert [p.size for p in choose.forward(HOST, conv, source=packed).prepare if "repack" in p.kernel.symbol] == []
+    back, dx = choose.data_gradient(HOST, conv, source=packed), unset((conv.n, conv.h, conv.w, conv.c))
+    run(back.kernel, [dy, prepared(back, kept), dx])
+    assert error(dx, data_gradient(conv, dy, w)) < 2e-5
+
+
+def test_winograd_is_chosen_where_it_pays_and_can_be_refused(monkeypatch):
+    body = Conv(8, 56, 56, 64, 64, 3, 3, pad=ONE)
+    for machine in (AVX2, AVX512, NEON):
+        assert choose.use_winograd(machine, body, False)
+        assert choose.use_winograd(machine, Conv(8, 14, 14, 256, 256, 3, 3, pad=ONE), False)
+        assert not choose.use_winograd(machine, Conv(8, 224, 224, 3, 64, 3, 3, pad=ONE), False)
+        assert not choose.use_winograd(machine, Conv(8, 56, 56, 64, 64, 3, 3, (2, 2), ONE), False)
+    monkeypatch.setenv("TWOFOLD_CONV", "direct")
+    assert choose.forward(HOST, body).algorithm == "direct"
+    monkeypatch.setenv("TWOFOLD_CONV", "fft")
+    with pytest.raises(ArgumentError, match="'fft'; expected 'auto' or 'direct'"):
+        choose.forward(HOST, body)
