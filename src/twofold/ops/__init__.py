@@ -12,6 +12,7 @@ from twofold.ops import (
     elementwise,
     gather,
     indexing,
+    linalg,
     matmul,
     movement,
     pool,
@@ -38,6 +39,6 @@ IMPLEMENTATIONS.update(
 
 __all__ = [
     "ELEMENTWISE", "arange", "arrange", "as_numpy", "barrier", "cast", "clip", "constant", "control", "conv", "creation", "detach",
-    "dim_value", "elementwise", "full", "gather", "identity", "indexing", "iota", "is_scalar", "matmul", "movement", "pool",
+    "dim_value", "elementwise", "full", "gather", "identity", "indexing", "iota", "is_scalar", "linalg", "matmul", "movement", "pool",
     "random", "reduction", "safe_divide", "sets", "sorting", "sum_to", "together", "value", "where",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from twofold.base.dims import Dim
 from twofold.base.dtypes import as_dtype, float32, int64
 from twofold.base.errors import ArgumentError, DtypeError, ShapeError
 from twofold.base.shapes import axis_index, axis_tuple, broadcast, product, show
@@ -141,6 +142,13 @@ def _off_diagonal(x: Value) -> Value:
     return subtract(reshape(iota(columns), (1, columns)), reshape(iota(rows), (rows, 1)))
 
 
+def _clamped(k: int, rows: Dim, columns: Dim) -> int:
+    """A diagonal's number, or the nearest that also lies outside the matrix (so that any int fits int64)."""
+    if isinstance(rows, int) and isinstance(columns, int):
+        return max(-rows, min(k, columns))
+    return k
+
+
 def _matrices(name: str, x: Any) -> Value:
     x = value(x)
     if x.ndim < 2:
@@ -151,18 +159,19 @@ def _matrices(name: str, x: Any) -> Value:
 def tril(x: Any, /, *, k: int = 0) -> Value:
     """The lower triangle of (stacks of) matrices, up to diagonal ``k``; zero elsewhere."""
     x = _matrices("tril", x)
-    return where(less_equal(_off_diagonal(x), k), x, full((), 0, x.dtype, like=x))
+    return where(less_equal(_off_diagonal(x), _clamped(k, *x.shape[-2:])), x, full((), 0, x.dtype, like=x))
 
 
 def triu(x: Any, /, *, k: int = 0) -> Value:
     """The upper triangle of (stacks of) matrices, from diagonal ``k``; zero elsewhere."""
     x = _matrices("triu", x)
-    return where(greater_equal(_off_diagonal(x), k), x, full((), 0, x.dtype, like=x))
+    return where(greater_equal(_off_diagonal(x), _clamped(k, *x.shape[-2:])), x, full((), 0, x.dtype, like=x))
 
 
 def eye(n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None, device: Any = None) -> Value:
     """A matrix with ones on diagonal ``k``."""
     n_cols = n_rows if n_cols is None else n_cols
+    k = _clamped(k, n_rows, n_cols)
     columns, rows = iota(n_cols, device=device), iota(n_rows, device=device)
     hit = equal(reshape(columns, (1, n_cols)), reshape(rows, (n_rows, 1)) + k)
     return cast(hit, dtype or float32)

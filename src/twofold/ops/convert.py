@@ -35,6 +35,8 @@ def constant(data: Any, dtype: DType | None = None, near: tuple[Value, ...] = ()
 def as_numpy(data: Any, dtype: DType | None = None) -> np.ndarray:
     """``data`` as a NumPy array of a supported dtype, by the default rules (Python floats: float32)."""
     array = np.asarray(data)
+    if array.dtype.kind == "c":
+        raise DtypeError(f"cannot make an array of {array.dtype} numbers: complex dtypes are not supported; take .real or .imag first")
     if dtype is None:
         given = hasattr(data, "dtype")
         if (array.size == 0 and not given) or (not given and array.dtype == np.float64):

@@ -51,9 +51,11 @@ DIM_SIZE = register(
 )  # fmt: skip
 
 
-def full(shape: Any, fill: Any, dtype: Any = None, *, device: Any = None, like: Value | None = None) -> Value:
+def full(
+    shape: Any, fill_value: Any, dtype: Any = None, *, device: Any = None, like: Value | None = None
+) -> Value:
     """An array of one value. ``like`` puts it beside another value (its graph, its device)."""
-    shape = as_shape(shape)
+    shape, fill = as_shape(shape), fill_value
     if not is_scalar(fill):
         fill = value(fill)
         return broadcast_to(fill if dtype is None else cast(fill, dtype), shape)

@@ -108,6 +108,16 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
 
 
+def _floor_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Infinities as the standard has them: ``inf // 2`` is inf (NumPy: NaN), ``-1 // inf`` is -0 (NumPy: -1)."""
+    out = np.floor_divide(a, b)
+    if out.dtype.kind == "f":
+        infinite = np.isinf(a) | np.isinf(b)
+        if infinite.any():
+            out = np.where(infinite, np.floor(a / b), out)
+    return out
+
+
 # fmt: off
 # ---- unary, differentiable -------------------------------------------------------------------------------------------
 negative   = unary("negative", np.negative, lambda g, _y, _x: (-g,), NUMERIC, onnx="Neg")
@@ -163,7 +173,7 @@ logaddexp  = binary("logaddexp", np.logaddexp, lambda g, _y, a, b: (g * sigmoid(
 remainder  = binary("remainder", np.remainder, lambda g, _y, a, b: (g, -g * floor(a / b)), low=.5, grad=False)
 copysign   = binary("copysign", np.copysign, lambda g, _y, a, b: (g * sign(a) * copysign(1 + b * 0, b), None), FLOAT, grad=False)
 # ---- binary, not differentiable --------------------------------------------------------------------------------------
-floor_divide  = binary("floor_divide", np.floor_divide, None, low=0.5)
+floor_divide  = binary("floor_divide", _floor_divide, None, low=0.5)
 nextafter     = binary("nextafter", np.nextafter, None, FLOAT)
 equal         = binary("equal", np.equal, None, ANY, out=bool_, onnx="Equal")
 not_equal     = binary("not_equal", np.not_equal, None, ANY, out=bool_)
@@ -187,6 +197,23 @@ def positive(x: Any, /) -> Value:
     x = value(x)
     _check("positive", NUMERIC, x.dtype)
     return x
+
+
+def conj(x: Any, /) -> Value:
+    """``x`` itself: all dtypes here are real."""
+    x = value(x)
+    _check("conj", NUMERIC, x.dtype)
+    return x
+
+
+def real(x: Any, /) -> Value:
+    """``x`` itself: all dtypes here are real."""
+    return conj(x)
+
+
+def imag(x: Any, /) -> Value:
+    """Zeros: all dtypes here are real."""
+    return conj(x) * 0
 
 
 def _share(g: Value, first: Value, second: Value) -> tuple[Value, Value]:

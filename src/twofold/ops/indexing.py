@@ -178,7 +178,7 @@ def _range(item: Any, size: Dim, axis: int) -> _Range:
         number = _integer(item, size, axis)
         start = number if number >= 0 else size + number
         return _Range(start, start + 1, 1, False, True)
-    if item == slice(None):
+    if item.start is None and item.stop is None and item.step is None:
         return _Range(0, size, 1, False, False)
     step = 1 if item.step is None else operator.index(item.step)
     if step == 0:

@@ -33,8 +33,11 @@ RESHAPE = register(
 )  # fmt: skip
 
 
-def reshape(x: Any, shape: Dim | Sequence[Dim]) -> Value:
-    """``x`` with another shape of the same number of elements, row-major; one size may be -1 (worked out)."""
+def reshape(x: Any, /, shape: Dim | Sequence[Dim], *, copy: bool | None = None) -> Value:
+    """``x`` with another shape of the same number of elements, row-major; one size may be -1 (worked out).
+
+    Values never change, so ``copy`` has nothing to decide.
+    """
     x = value(x)
     dims = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     holes = [i for i, d in enumerate(dims) if isinstance(d, (int, np.integer)) and d == -1]

@@ -30,7 +30,7 @@ _SPELLED = {"abs": "abs_", "pow": "pow_", "round": "round_"}
 
 # Which public functions each family of ops gives
 _FAMILIES: dict[ModuleType, str] = {
-    elementwise: " ".join(n for n in elementwise.ELEMENTWISE if n != "cast") + " positive clip",
+    elementwise: " ".join(n for n in elementwise.ELEMENTWISE if n != "cast") + " positive clip conj real imag",
     movement: "reshape permute_dims broadcast_to concat stack expand_dims squeeze flatten matrix_transpose pad",
     arrange: "flip roll repeat tile moveaxis unstack broadcast_arrays meshgrid tril triu eye linspace count_nonzero diff "
     "cumulative_sum cumulative_prod",

@@ -15,7 +15,7 @@ from twofold.base.shapes import show
 from twofold.ir import context, current_builder
 from twofold.ir.operators import SLOTS, ArrayOperators
 from twofold.ops import arrange, elementwise, movement
-from twofold.ops.convert import cast, value
+from twofold.ops.convert import cast, is_scalar, value
 from twofold.tensor.eager import Array
 from twofold.tensor.functions import FUNCTIONS, lift
 from twofold.tensor.tensor import Tensor, Variable, unwrap, wrap
@@ -123,6 +123,17 @@ def _setitem(self: Tensor, index: Any, new: Any) -> None:
     replace(self, Tensor(setitem(self.value, unwrap(index), value(unwrap(new), (self.value,)))))
 
 
+def _comparison(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``x == y`` elementwise; with something that is no array, Python's own answer (not equal)."""
+    lifted = lift(function)
+
+    def method(self: Tensor, other: Any) -> Any:
+        array_like = isinstance(other, (Tensor, list, tuple)) or is_scalar(other) or hasattr(other, "__array__")
+        return lifted(self, other) if array_like else NotImplemented
+
+    return method
+
+
 def _transposed(self: Tensor) -> Tensor:
     """All dimensions in reverse order (of a matrix: its transpose)."""
     return wrap(movement.permute_dims(self.value, range(self.ndim)[::-1]))
@@ -161,7 +172,7 @@ def _install() -> None:
     methods |= {name: methods.get(function) or _plain(FUNCTIONS[function]) for name, function in _TORCH.items()}
     methods |= {name: _to_dtype(dtype) for name, dtype in _TORCH_DTYPES.items()}
     methods |= {
-        "__eq__": lift(elementwise.equal), "__ne__": lift(elementwise.not_equal), "__setitem__": _setitem,
+        "__eq__": _comparison(elementwise.equal), "__ne__": _comparison(elementwise.not_equal), "__setitem__": _setitem,
         "T": property(_transposed), "mT": property(_matrix_transposed), "t": _transposed, "clone": _clone,
         "contiguous": _same, "transpose": _plain(lift(arrange.transpose)), "norm": _norm,
         "astype": FUNCTIONS["astype"], "numel": lambda self: self.size, "dim": lambda self: self.ndim,

@@ -18,6 +18,7 @@ from twofold.base.dtypes import BY_NAME, DType, as_dtype
 from twofold.base.errors import DeviceError, GradientError, ShapeError, TraceError
 from twofold.base.shapes import Shape, show
 from twofold.ir import Spec, Value, current_builder
+from twofold.ir.builder import note_assignment
 from twofold.ir.operators import ArrayOperators
 from twofold.tensor.eager import Array, default_device
 
@@ -242,7 +243,7 @@ class Tensor(ArrayOperators):
             else:
                 dtype = argument
         out = self
-        if dtype is not None:
+        if dtype is not None and as_dtype(dtype) is not self.dtype:
             out = wrap(ops.cast(out.value, dtype))
         return out if device is None else out._moved(device)
 
@@ -331,6 +332,7 @@ class Variable(Tensor):
         if value.shape != self.shape:
             raise ShapeError(f"assign to {self.name or 'variable'}: got shape {show(value.shape)}, expected {show(self.shape)}")
         value = ops.cast(value, self.dtype)
+        note_assignment(self)
         builder = current_builder((value,))
         if builder is not None:
             builder.write(self, value)
@@ -338,6 +340,10 @@ class Variable(Tensor):
             here = value.device == self.device  # type: ignore[attr-defined]
             self.set_array(value if here else Tensor(value)._moved(self.device).value)
         return Tensor(self.value)
+
+    def put_back(self, value: Value) -> None:
+        """Have an earlier concrete value again, the very same leaf (what a recomputation needs)."""
+        self._own = value
 
     def set_array(self, value: Any) -> None:
         """Take over a concrete value as it is, on its device (what a compiled program does after a step)."""
