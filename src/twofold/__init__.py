@@ -23,7 +23,10 @@ from twofold.base.errors import (
     MissingDependencyError, NonFiniteError, OutOfMemoryError, ShapeError, TraceError, TwofoldError, UnsafeFileError,
     UnsupportedOpError, VerificationError, WeightsError,
 )  # fmt: skip
-from twofold.tensor import Tensor, Variable, asarray, enable_grad, grad, gradients, no_grad, tensor, value_and_grad, vjp
+from twofold.tensor import (
+    Tensor, Variable, asarray, checkpoint, custom_vjp, enable_grad, grad, gradients, hvp, jvp, no_grad, tensor,
+    value_and_grad, vjp,
+)  # fmt: skip
 from twofold.tensor.functions import FUNCTIONS
 from twofold.tensor.interop import from_dlpack
 from twofold.tensor.types import can_cast, finfo, iinfo, isdtype, result_type
@@ -43,6 +46,7 @@ _LAZY = {
     "summary": "twofold.nn",
 }
 _SUBPACKAGES = ("backends", "compress", "data", "io", "nn", "ops", "optim", "passes", "static", "train", "viz", "zoo")
+_TENSOR_MODULES = ("linalg", "random")
 
 globals().update(FUNCTIONS)
 
@@ -54,10 +58,10 @@ def __getattr__(name: str) -> Any:
         found = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = found
         return found
-    if name == "random":
-        return importlib.import_module("twofold.tensor.random")
+    if name in _TENSOR_MODULES:
+        return importlib.import_module(f"twofold.tensor.{name}")
     raise AttributeError(f"module 'twofold' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, *_SUBPACKAGES, "random"})
+    return sorted({*globals(), *_LAZY, *_SUBPACKAGES, *_TENSOR_MODULES})

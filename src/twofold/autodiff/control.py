@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from twofold.autodiff.gradients import gradients
+from twofold.autodiff.gradients import gradients, zeros_like
 from twofold.base.dtypes import int64
 from twofold.ir import Graph, Spec, Value, bind, context, grad_mode
 from twofold.ir.rewrite import inline
 from twofold.ir.subgraph import closed
 from twofold.ops.control import COND, SCAN, WHILE_LOOP, apply_scan, differentiate
 from twofold.ops.convert import constant
-from twofold.ops.creation import full
 from twofold.ops.elementwise import greater, less
 
 COUNTER = Spec((), int64)
@@ -44,21 +43,18 @@ def _specs(values: Sequence[Value]) -> list[Spec]:
     return [v.spec for v in values]
 
 
-def _zeros(like: Value) -> Value:
-    return full(like.shape, 0.0, like.dtype, like=like)
-
-
 def pull_back(
     graph: Graph, inputs: Sequence[Value], given: Sequence[int], gs: Sequence[Value], wanted: Sequence[int]
 ) -> list[Value]:
-    """Gradients of ``graph``'s outputs ``given`` (cotangents ``gs``) with respect to its inputs ``wanted``; zeros where
-    no path leads. The graph is computed again. ``inputs`` are inputs of the graph being built: were one computed from
-    another, its gradient would be counted on both ways."""
+    """Gradients of the outputs ``given`` (cotangents ``gs``) of a graph by its inputs ``wanted``, each taken as
+    independent of the others; zeros where no path leads. The graph is computed again."""
     again = context.grad_enabled
     with grad_mode(True):
         outputs = inline(graph, inputs)
-    found = gradients([outputs[i] for i in given], [inputs[i] for i in wanted], gs, create_graph=again)
-    return [_zeros(inputs[i]) if g is None else g for i, g in zip(wanted, found)]
+    found = gradients(
+        [outputs[i] for i in given], [inputs[i] for i in wanted], gs, create_graph=again, independent=True
+    )
+    return [zeros_like(inputs[i]) if g is None else g for i, g in zip(wanted, found)]
 
 
 # ---- cond ------------------------------------------------------------------------------------------------------------
@@ -97,10 +93,10 @@ def scan_vjp(
     x_at = _floating(operands[carries : carries + xs], carries)
     rest_at = _floating(invariants, carries + xs)
     given = [i for i, v in enumerate(body.outputs) if v.dtype.is_floating]
-    seeds = [g if (g := gs[i]) is not None else _zeros(operands[i]) for i in carry_at]
+    seeds = [g if (g := gs[i]) is not None else zeros_like(operands[i]) for i in carry_at]
     stacked = {i: g for i, g in enumerate(gs) if g is not None and i >= carries}
     late = list(stacked)
-    sums = [_zeros(operands[i]) for i in rest_at]
+    sums = [zeros_like(operands[i]) for i in rest_at]
 
     def step(*v: Value) -> list[Value]:
         take = iter(v)
@@ -171,10 +167,10 @@ def _unbounded_vjp(
     """Count the steps; then from the last to the first: the carry before it, and the body's gradient there."""
     invariants = operands[carries:]
     carry_at, rest_at = [i for i in range(carries) if operands[i].dtype.is_floating], _floating(invariants, carries)
-    cotangents = [_zeros(operands[i]) for i in carry_at]
+    cotangents = [zeros_like(operands[i]) for i in carry_at]
     for i, g in zip(given, seeds):
         cotangents[carry_at.index(i)] = g
-    sums = [_zeros(operands[i]) for i in rest_at]
+    sums = [zeros_like(operands[i]) for i in rest_at]
     state = [*cotangents, *sums]
     steps = _count_steps(operands, cond, body, carries)
 

@@ -16,6 +16,8 @@ from twofold.ir import Node, Value, grad_mode
 from twofold.ops import full, sum_to
 from twofold.ops.convert import cast
 
+_NOTHING: frozenset[tuple[int, int]] = frozenset()
+
 
 def gradients(
     ys: Sequence[Value],
@@ -24,14 +26,17 @@ def gradients(
     *,
     retain_graph: bool = True,
     create_graph: bool = True,
+    independent: bool = False,
 ) -> list[Value | None]:
     """Gradients of ``sum(ys * grad_ys)`` with respect to each of ``xs``; None where no path leads to it.
 
     ``grad_ys`` default to ones (a y must then be a scalar unless the caller decides otherwise). With ``retain_graph``
-    False the records walked are freed: a second walk is an error.
+    False the records walked are freed: a second walk is an error. With ``independent`` the xs are independent variables
+    even where one was computed from another: what made them is not looked at (partial derivatives, not total ones).
     """
-    order = producers(ys)
     wanted = {x.key for x in xs}
+    stop = frozenset(wanted) if independent else _NOTHING
+    order = producers(ys, stop)
     useful = _leading_to(order, wanted)
     cotangents: dict[tuple[int, int], Value] = {}
     with grad_mode(create_graph):
@@ -39,7 +44,7 @@ def gradients(
             _accumulate(cotangents, y, _seed(y, g))
         for node in reversed(order):
             if id(node) in useful:
-                _pull_back(node, cotangents, wanted, useful)
+                _pull_back(node, cotangents, wanted, useful, stop)
     if not retain_graph:
         for node in order:
             node.freed, node.inputs, node.outputs = True, (), ()
@@ -56,11 +61,11 @@ def leaves(ys: Iterable[Value]) -> list[Value]:
     return list(found.values())
 
 
-def producers(ys: Iterable[Value]) -> list[Node]:
-    """Every node above ``ys``, producers before users (depth first, without recursion)."""
+def producers(ys: Iterable[Value], stop: frozenset[tuple[int, int]] = _NOTHING) -> list[Node]:
+    """Every node above ``ys``, producers before users (depth first, without recursion); not beyond keys in ``stop``."""
     order: list[Node] = []
     seen: set[int] = set()
-    stack: list[tuple[Node, bool]] = [(n, False) for n in map(_open_producer, ys) if n is not None]
+    stack: list[tuple[Node, bool]] = [(n, False) for n in (_open_producer(y, stop) for y in ys) if n is not None]
     while stack:
         node, expanded = stack.pop()
         if expanded:
@@ -74,14 +79,16 @@ def producers(ys: Iterable[Value]) -> list[Node]:
                 )
             stack.append((node, True))
             for value in node.inputs:
-                producer = _open_producer(value)
+                producer = _open_producer(value, stop)
                 if producer is not None and id(producer) not in seen:
                     stack.append((producer, False))
     return order
 
 
-def _open_producer(value: Value) -> Node | None:
-    return None if value.owner is not None or value.detached else value.producer
+def _open_producer(value: Value, stop: frozenset[tuple[int, int]] = _NOTHING) -> Node | None:
+    if value.owner is not None or value.detached or (stop and value.key in stop):
+        return None
+    return value.producer
 
 
 def _leading_to(order: list[Node], wanted: set[tuple[int, int]]) -> set[int]:
@@ -109,10 +116,11 @@ def _seed(y: Value, g: Value | None) -> Value:
 
 
 def _pull_back(
-    node: Node, cotangents: dict[tuple[int, int], Value], wanted: set[tuple[int, int]], useful: set[int]
-) -> None:
+    node: Node, cotangents: dict[tuple[int, int], Value], wanted: set[tuple[int, int]], useful: set[int],
+    stop: frozenset[tuple[int, int]],
+) -> None:  # fmt: skip
     keys = [(id(node), i) for i in range(len(node.outputs))]
-    gs = [cotangents.get(k) for k in keys]
+    gs = [None if k in stop else cotangents.get(k) for k in keys]
     for key in keys:
         if key not in wanted:
             cotangents.pop(key, None)
@@ -121,7 +129,7 @@ def _pull_back(
     if node.op.vjp is None:
         return
     if node.op.multi:
-        filled = tuple(_zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, node.outputs))
+        filled = tuple(zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, node.outputs))
         results = node.op.vjp(filled, node.outputs, *node.inputs, **node.attrs)
     else:
         results = node.op.vjp(gs[0], node.outputs[0], *node.inputs, **node.attrs)
@@ -130,7 +138,8 @@ def _pull_back(
             _accumulate(cotangents, value, _fit(g() if callable(g) else g, value))
 
 
-def _zeros_like(y: Value) -> Value:
+def zeros_like(y: Value) -> Value:
+    """Zeros of the type of ``y``, beside it."""
     return full(y.shape, 0.0, y.dtype, like=y)
 
 

@@ -28,6 +28,7 @@ class _Context(threading.local):
         self.builders: list[Builder] = []
         self.grad_enabled = True
         self.scope: tuple[str, ...] = ()
+        self.assigned: dict[int, tuple[Any, Value]] | None = None  # see ``noting_assignments``
 
 
 context = _Context()
@@ -61,6 +62,27 @@ def grad_mode(enabled: bool) -> Iterator[None]:
         yield
     finally:
         context.grad_enabled = before
+
+
+@contextlib.contextmanager
+def noting_assignments() -> Iterator[dict[int, tuple[Any, Value]]]:
+    """Collects the variables assigned in the block, on this thread: id -> (variable, its value before)."""
+    before = context.assigned
+    noted: dict[int, tuple[Any, Value]] = {}
+    context.assigned = noted
+    try:
+        yield noted
+    finally:
+        context.assigned = before
+        if before is not None:
+            for key, item in noted.items():
+                before.setdefault(key, item)
+
+
+def note_assignment(variable: Any) -> None:
+    """Called by a variable about to be assigned."""
+    if context.assigned is not None:
+        context.assigned.setdefault(id(variable), (variable, variable.value))
 
 
 @contextlib.contextmanager

@@ -201,6 +201,8 @@ def _plain(item: Any) -> str:
         return text if text.isidentifier() and text not in RESERVED else f"<{text}>"
     if isinstance(item, (tuple, list)):
         return f"({', '.join(map(_plain, item))}{',' if len(item) == 1 else ''})"
+    if callable(item):  # the rule of a custom gradient: only its name survives
+        return json.dumps(getattr(item, "__name__", type(item).__name__))
     raise GraphError(
         f"attribute {item!r} of type {type(item).__name__} cannot be printed; attributes are numbers, strings, "
         "dtypes, dims, arrays, graphs and tuples of these"

@@ -11,6 +11,7 @@ same ``Node``, so one gradient algorithm serves both lives of a program.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ from twofold.ir.operators import ArrayOperators
 
 if TYPE_CHECKING:
     from twofold.ir.op import Op
+
+
+serials = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +95,13 @@ class Value(ArrayOperators):
 
 
 class Node:
-    """One application of an op. ``scope`` is the layer path in which it was made (``features.3.conv``), for messages."""
+    """One application of an op.
 
-    __slots__ = ("__weakref__", "attrs", "freed", "inputs", "op", "outputs", "scope")
+    ``scope`` is the layer path in which it was made (``features.3.conv``), for messages; ``serial`` grows from node to
+    node, and tells what was recorded after a moment from what was there before.
+    """
+
+    __slots__ = ("__weakref__", "attrs", "freed", "inputs", "op", "outputs", "scope", "serial")
 
     def __init__(self, op: Op, inputs: tuple[Value, ...], attrs: dict[str, Any], scope: str = ""):
         self.op = op
@@ -102,6 +110,7 @@ class Node:
         self.scope = scope
         self.outputs: tuple[Value, ...] = ()
         self.freed = False
+        self.serial = next(serials)
 
     @property
     def output(self) -> Value:

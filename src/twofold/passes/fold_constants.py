@@ -49,7 +49,7 @@ def _foldable(node: Node, inputs: Sequence[Value], known: dict[Value, np.ndarray
     if not inputs and node.op.name not in KNOWN:
         return False
     static = all(is_static(v.shape) for v in node.outputs) and not _symbolic(node)
-    return static and all(v.size <= MAX_ELEMENTS for v in node.outputs)
+    return static and all(int(v.size) <= MAX_ELEMENTS for v in node.outputs)
 
 
 def _symbolic(node: Node) -> bool:

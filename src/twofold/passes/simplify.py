@@ -109,10 +109,9 @@ def _moved_fill(m: Match) -> Value | None:
     """Moving or casting one repeated number gives it repeated elsewhere."""
     if m.out is None or m.x.producer is None or m.x.producer.op.name != "full":
         return None
-    fill = np.asarray(m.x.producer.attrs["fill"], m.x.dtype.numpy)
     with np.errstate(all="ignore"):
-        fill = fill.astype(m.out.dtype.numpy)
-    return m.emit("full", shape=m.out.shape, fill=scalar(fill[()]), dtype=m.out.dtype)
+        fill = np.full(1, m.x.producer.attrs["fill"], m.x.dtype.numpy).astype(m.out.dtype.numpy)[0]
+    return m.emit("full", shape=m.out.shape, fill=scalar(fill), dtype=m.out.dtype)
 
 
 def _is_whole(starts: Shape, stops: Shape, steps: Sequence[int], shape: Shape) -> bool:
@@ -167,6 +166,21 @@ def _known_branch(m: Match) -> Sequence[Value] | None:
     return None if taken is None else m.inline(m.attrs["true" if taken else "false"], m.xs[1:])
 
 
+def _own_results(m: Match) -> Sequence[Value]:
+    first = m.attrs["args"]
+    return m.xs[first : first + m.attrs["results"]]
+
+
+def _unless(m: Match, number: float) -> Value | None:
+    """The first operand, if the second is ``number`` everywhere."""
+    return m.fit(m.x) if uniform(m.xs[1]) == number else None
+
+
+def _times_minus_one(m: Match) -> Value | None:
+    x = m.fit(m.beside(-1))
+    return None if x is None else m.emit("negative", x)
+
+
 class Row(NamedTuple):
     """One rewrite: what it is called, the ops it applies to, and what it gives."""
 
@@ -179,17 +193,17 @@ class Row(NamedTuple):
 RULES: tuple[Row, ...] = (
     # ---- marks that have done their work once gradients are taken
     Row("identity",          ("identity", "detach"),            lambda m: m.x),
-    Row("custom_vjp",        ("custom_vjp",),                   lambda m: m.xs[m.attrs["args"]:][: len(m.node.outputs)]),
+    Row("custom_vjp",        ("custom_vjp",),                   _own_results),
     Row("checkpoint",        ("checkpoint",),                   lambda m: m.inline(m.attrs["body"], m.xs)),
     Row("known branch",      ("cond",),                         _known_branch),
     # ---- arithmetic
     Row("x + 0",             ("add",),                          lambda m: m.fit(m.beside(0))),
     Row("x + -y",            ("add",),                          lambda m: _negated(m, "subtract")),
-    Row("x - 0",             ("subtract",),                     lambda m: m.fit(m.x) if uniform(m.xs[1]) == 0 else None),
+    Row("x - 0",             ("subtract",),                     lambda m: _unless(m, 0)),
     Row("x - -y",            ("subtract",),                     lambda m: _negated(m, "add")),
     Row("x * 1",             ("multiply",),                     lambda m: m.fit(m.beside(1))),
-    Row("x * -1",            ("multiply",),                     lambda m: (x := m.fit(m.beside(-1))) and m.emit("negative", x)),
-    Row("x / 1",             ("divide",),                       lambda m: m.fit(m.x) if uniform(m.xs[1]) == 1 else None),
+    Row("x * -1",            ("multiply",),                     _times_minus_one),
+    Row("x / 1",             ("divide",),                       lambda m: _unless(m, 1)),
     Row("x ** n",            ("pow",),                          _power),
     Row("f(f(x)) = x",       ("negative", "logical_not", "bitwise_invert", "flip"), _undone),
     Row("f(f(x)) = f(x)",    ("relu", "abs", "sign", "floor", "ceil", "trunc", "round"), _absorbed),
