@@ -21,10 +21,12 @@ class CpuProgram(Program):
         from twofold.backends.cpu.lowering.assemble import FIRST, assemble
         from twofold.backends.cpu.lowering.donate import donate
         from twofold.backends.cpu.lowering.lower import lower
+        from twofold.backends.cpu.lowering.merge import merge
         from twofold.backends.cpu.machine import host, num_threads
 
         self.threads = num_threads()
         plan = lower(graph, host(), compile_graph)
+        merge(plan)
         donate(plan, graph, donated)
         self._built = assemble(plan, host(), self.threads)
         self._first = FIRST

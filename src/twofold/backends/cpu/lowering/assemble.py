@@ -10,6 +10,7 @@ from twofold.backends.cpu.emit import nest_kernel
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
 from twofold.backends.cpu.lowering.memory import Block, lifetimes, place
+from twofold.backends.cpu.lowering.order import reordered
 from twofold.backends.cpu.lowering.split import split_reduction
 from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
 from twofold.backends.cpu.machine import Machine
@@ -42,7 +43,7 @@ class Assembled:
 
 def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
     """Compile and link a plan for a team of ``threads``."""
-    plan.steps = [part for step in plan.steps for part in _split(step)]
+    plan.steps = reordered([part for step in plan.steps for part in _split(step)])
     fixed = [*plan.inputs, *(p.buffer for p in plan.outputs), *plan.constants]
     slots = {b: FIRST + i for i, b in enumerate(dict.fromkeys(fixed))}
     kernels = [_kernel(step, machine) for step in plan.steps]

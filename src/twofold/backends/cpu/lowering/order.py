@@ -1,0 +1,63 @@
+"""The order of steps between barriers: independent small steps are done while others are anyway.
+
+Where a step would need a barrier, later steps that need none and are small come first: the updates of many parameters, the
+packing of weights. Large ones keep their place, so that the memory peak stays.
+"""
+
+from __future__ import annotations
+
+from twofold.backends.cpu.loops import Buffer
+from twofold.backends.cpu.lowering.steps import HostStep, Step
+
+AHEAD = 40
+SMALL = 8 << 20  # bytes written
+
+
+def reordered(steps: list[Step]) -> list[Step]:
+    """The steps in an order with fewer barriers."""
+    left, done, batch = list(steps), [], _Touched()
+    while left:
+        take = next((i for i in range(min(AHEAD, len(left))) if _may_go(left, i, batch)), None)
+        if take is None:
+            batch = _Touched()
+            take = 0
+        step = left.pop(take)
+        if isinstance(step, HostStep):
+            batch = _Touched()
+        batch.add(step)
+        done.append(step)
+    return done
+
+
+class _Touched:
+    """Buffers read and written since the last barrier."""
+
+    def __init__(self) -> None:
+        self.read: set[Buffer] = set()
+        self.written: set[Buffer] = set()
+
+    def add(self, step: Step) -> None:
+        self.read.update(step.reads())
+        self.written.update(step.writes())
+
+    def meets(self, step: Step) -> bool:
+        """Whether the step depends on these, or they on it."""
+        writes = step.writes()
+        return not self.written.isdisjoint([*step.reads(), *writes]) or not self.read.isdisjoint(writes)
+
+
+def _may_go(left: list[Step], at: int, batch: _Touched) -> bool:
+    """Whether step ``at`` can be done now without a barrier, before those that stand before it."""
+    step = left[at]
+    if batch.meets(step):
+        return False
+    if at == 0:
+        return True
+    if isinstance(step, HostStep) or sum(b.nbytes for b in step.writes()) > SMALL:
+        return False
+    before = _Touched()
+    for other in left[:at]:
+        if isinstance(other, HostStep):
+            return False
+        before.add(other)
+    return not before.meets(step)
