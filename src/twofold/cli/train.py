@@ -81,9 +81,10 @@ def _trainer(
     model = build_model(settings)
     optimizer = build_optimizer(model, settings)
     batches = loader(prepare(train_set, settings), settings, training=True, workers=workers)
+    schedule = build_schedule(optimizer, settings, len(batches))
     return Trainer(
         model, batches, loader(prepare(val_set, settings), settings, training=False, workers=workers),
-        optimizer=optimizer, schedule=build_schedule(optimizer, settings, len(batches)), output=output,
+        optimizer=optimizer, schedule=schedule, schedule_steps=not schedule.needs_metric, output=output,
         settings=settings.to_json(), compiled=not eager, clip=clip, checkpoint_every=every,
     )  # fmt: skip
 

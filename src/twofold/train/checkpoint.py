@@ -38,7 +38,7 @@ class Progress:
 
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Any], progress: Progress) -> None:
     """Write all ``tensors`` (name -> anything with ``numpy()``) and the progress to ``path``, atomically."""
-    arrays = {name: np.ascontiguousarray(t.numpy()) if hasattr(t, "numpy") else np.asarray(t) for name, t in tensors.items()}
+    arrays = {name: np.asarray(t.numpy(), order="C") if hasattr(t, "numpy") else np.asarray(t) for name, t in tensors.items()}
     write_safetensors(path, arrays, {"format": FORMAT, "progress": json.dumps(asdict(progress))})
 
 

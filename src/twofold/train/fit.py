@@ -28,12 +28,13 @@ class Trainer:
         self, model: Any, train: Any, val: Any = None, *, optimizer: Any, schedule: Any = None,
         criterion: Callable[[Any, Any], Any] | None = None, output: Any = None, settings: dict[str, Any] | None = None,
         compiled: bool = True, devices: Any = None, clip: float | None = None, checkpoint_every: float = 30.0,
+        schedule_steps: bool = False,
     ):  # fmt: skip
         self.model, self.train, self.val = model, train, val
         self.optimizer, self.schedule = optimizer, schedule
         self.criterion = criterion or criterion_of(model)
         self.output = None if output is None else Path(output)
-        self.clip, self.checkpoint_every = clip, checkpoint_every
+        self.clip, self.checkpoint_every, self.schedule_steps = clip, checkpoint_every, schedule_steps
         self.progress = Progress(settings=settings or {})
         self.step = tw.compile(self._step, devices=devices) if compiled else self._step
         self.compiled = compiled
@@ -134,6 +135,8 @@ class Trainer:
         sums["images"] += size
         sums["steps"] += 1
         self.progress.step += 1
+        if self.schedule_steps:
+            self.schedule.step()
         return size
 
     def _close_epoch(self, sums: dict[str, Any]) -> dict[str, Any]:
@@ -146,8 +149,9 @@ class Trainer:
         if self.val is not None:
             score = evaluate(self.model, self.val, criterion=self.criterion, compiled=self.compiled)
             row |= {"val_loss": score.loss, "val_accuracy": score.accuracy, "val_top5": score.top5}
-        if self.schedule is not None:
-            self.schedule.step(row.get("val_loss", row["loss"])) if getattr(self.schedule, "needs_metric", False) else self.schedule.step()
+        if self.schedule is not None and not self.schedule_steps:
+            metric = (row.get("val_loss", row["loss"]),) if self.schedule.needs_metric else ()
+            self.schedule.step(*metric)
         progress.epoch, progress.running = progress.epoch + 1, {}
         progress.history.append(row)
         measure = row.get("val_accuracy", row["accuracy"])
@@ -164,14 +168,14 @@ def fit(
     model: Any, train: Any, val: Any = None, *, epochs: int, optimizer: Any, schedule: Any = None,
     criterion: Callable[[Any, Any], Any] | None = None, output: Any = None, resume: bool = False,
     settings: dict[str, Any] | None = None, compiled: bool = True, devices: Any = None, clip: float | None = None,
-    reporter: Reporter | None = None, checkpoint_every: float = 30.0,
+    reporter: Reporter | None = None, checkpoint_every: float = 30.0, schedule_steps: bool = False,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Train ``model`` on the batches of ``train`` for ``epochs`` epochs.
 
     Args:
         model: a Module; its own ``loss(output, labels)`` is used if it has one, else the cross-entropy of its logits.
         train, val: loaders of (images (N, C, H, W), labels (N,)); ``val`` is scored after each epoch.
-        optimizer, schedule: from ``tw.optim``; the schedule steps once an epoch.
+        optimizer, schedule: from ``tw.optim``; the schedule steps once an epoch (``schedule_steps``: at each step).
         output: folder for ``last.safetensors``, ``best.safetensors`` (by validation accuracy) and ``curves.png``.
         resume: go on from ``output/last.safetensors``, with the bits of an uninterrupted training.
         compiled: run each step as one static program; False runs it eagerly, with the same numbers.
@@ -184,6 +188,7 @@ def fit(
     trainer = Trainer(
         model, train, val, optimizer=optimizer, schedule=schedule, criterion=criterion, output=output,
         settings=settings, compiled=compiled, devices=devices, clip=clip, checkpoint_every=checkpoint_every,
+        schedule_steps=schedule_steps,
     )  # fmt: skip
     if resume:
         trainer.resume()

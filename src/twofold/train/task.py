@@ -6,7 +6,7 @@ the same network and the same preparation of images from the checkpoint alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -16,7 +16,7 @@ from twofold import data, nn, optim, zoo
 from twofold.base.errors import ArgumentError, FormatError
 from twofold.data import transforms as T
 from twofold.zoo.inits import initialise
-from twofold.zoo.recipes import Recipe, Step
+from twofold.zoo.recipes import Recipe, Schedule, Step
 
 
 @dataclass
@@ -179,3 +179,33 @@ def build_optimizer(model: nn.Module, settings: Settings) -> optim.Optimizer:
         case "adam":
             return optim.Adam(groups, settings.lr, **recipe.options)
     raise ArgumentError(f"recipe of {settings.network}: optimizer {recipe.optimizer!r} is unknown")
+
+
+def build_schedule(optimizer: optim.Optimizer, settings: Settings, steps: int) -> Any:
+    """The recipe's schedule; it goes by training steps (``steps`` an epoch), except "plateau", which goes by epochs."""
+    schedule = recipe_of(settings.network, settings.recipe).schedule
+    if schedule.kind == "plateau":
+        return optim.ReduceLROnPlateau(optimizer, factor=schedule.gamma, patience=schedule.patience)
+    factor = rate_factor(schedule, settings.lr, settings.epochs)
+    return optim.LambdaLR(optimizer, lambda t: factor(t / max(steps, 1)))
+
+
+def rate_factor(schedule: Schedule, lr: float, epochs: int) -> Callable[[float], float]:
+    """What the learning rate is multiplied by, as a function of the epochs gone (a fraction within an epoch)."""
+
+    def factor(epoch: float) -> float:
+        if epoch < schedule.warmup:
+            return (schedule.warmup_lr / lr) if lr else 0.0
+        match schedule.kind:
+            case "multistep":
+                return schedule.gamma ** sum(epoch >= m for m in schedule.milestones)
+            case "step":
+                return schedule.gamma ** int(epoch / schedule.every)
+            case "poly":
+                return max(0.0, 1.0 - epoch / epochs) ** schedule.power
+            case "table":
+                now = [rate for start, rate in schedule.rates if epoch >= start]
+                return (now[-1] if now else lr) / schedule.rates[0][1]
+        return 1.0
+
+    return factor
