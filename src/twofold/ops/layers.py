@@ -125,17 +125,25 @@ conv_transpose1d, conv_transpose2d, conv_transpose3d = map(_transposed, (1, 2, 3
 # ---- poolings --------------------------------------------------------------------------------------------------------
 
 
+def _batched(name: str, rank: int, x: Any) -> Value:
+    x = value(x)
+    if x.ndim != rank + 2:
+        raise ShapeError(
+            f"{name}: x has shape {show(x.shape)}; expected {rank + 2} dimensions (N, C, {rank} spatial); "
+            "add a batch dimension with tw.expand_dims(x, axis=0)"
+        )
+    return x
+
+
 def _max_pooling(rank: int) -> Callable[..., Value]:
     def function(
         x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
     ) -> Value:
-        window = each(kernel_size, rank, "kernel_size")
+        x, window = _batched(function.__name__, rank, x), each(kernel_size, rank, "kernel_size")
         strides = window if stride is None else each(stride, rank, "stride")
         dilated = each(dilation, rank, "dilation")
         around = pads(padding, rank, window, strides, dilated)
-        return max_pool(
-            value(x), window=window, strides=strides, padding=around, dilation=dilated, ceil_mode=bool(ceil_mode)
-        )
+        return max_pool(x, window=window, strides=strides, padding=around, dilation=dilated, ceil_mode=bool(ceil_mode))
 
     function.__name__ = function.__qualname__ = f"max_pool{rank}d"
     function.__doc__ = (
@@ -149,11 +157,11 @@ def _avg_pooling(rank: int) -> Callable[..., Value]:
         x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
         count_include_pad: bool = True,
     ) -> Value:  # fmt: skip
-        window = each(kernel_size, rank, "kernel_size")
+        x, window = _batched(function.__name__, rank, x), each(kernel_size, rank, "kernel_size")
         strides = window if stride is None else each(stride, rank, "stride")
         around = pads(padding, rank, window, strides, (1,) * rank)
         return avg_pool(
-            value(x), window=window, strides=strides, padding=around,
+            x, window=window, strides=strides, padding=around,
             ceil_mode=bool(ceil_mode), include_pad=bool(count_include_pad),
         )  # fmt: skip
 
@@ -171,13 +179,10 @@ avg_pool1d, avg_pool2d, avg_pool3d = map(_avg_pooling, (1, 2, 3))
 
 def _adaptive(name: str, rank: int, pool: Callable[..., Value], reduce: Callable[..., Value]) -> Callable[..., Value]:
     def function(x: Any, output_size: Any) -> Value:
-        x = value(x)
+        x = _batched(function.__name__, rank, x)
         sizes = (output_size,) * rank if isinstance(output_size, int) else tuple(output_size)
-        if x.ndim != rank + 2 or len(sizes) != rank:
-            raise ShapeError(
-                f"{function.__name__}: x has shape {show(x.shape)}, output_size {sizes}; expected (N, C, {rank} "
-                f"spatial) and {rank} sizes"
-            )
+        if len(sizes) != rank:
+            raise ArgumentError(f"{function.__name__}: output_size={output_size}; expected an int, or {rank} ints")
         wanted = [n if s is None else s for n, s in zip(x.shape[2:], sizes)]
         if all(s == 1 for s in wanted):
             return reduce(x, axis=tuple(range(2, rank + 2)), keepdims=True)
