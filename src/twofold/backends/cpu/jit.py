@@ -1,8 +1,8 @@
 """IR text -> object code -> function pointers.
 
 ``compile_ir`` makes (or finds in the cache) the object of one module; ``link`` loads objects together, resolving what
-they declare from each other and from the process (libm, libc). Code that a generator wrote as clean SSA gains nothing from
-the middle-end pipeline and compiles 3-4 times faster without it (``level=0``); generic loops want ``level=3``.
+they declare from each other and from the process (libm, libc). Code that a generator wrote as clean SSA gains nothing
+from the middle-end pipeline and compiles 3-4 times faster without it (``level=0``); generic loops want ``level=3``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     choice = choose.forward(machine, conv, epilogue)
     # source (plain weights) -> choice.prepare[0] -> ... -> what choice.kernel reads as its second parameter
 
-Each entry estimates the cycles of every kernel that fits and takes the cheapest; TWOFOLD_CONV=direct leaves Winograd out
-(whose error is about ten times that of direct convolution: 1e-5 of the largest value instead of 1e-6).
+Each entry estimates the cycles of every kernel that fits and takes the cheapest; TWOFOLD_CONV=direct leaves Winograd
+out (whose error is about ten times that of direct convolution: 1e-5 of the largest value instead of 1e-6).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from twofold.base.errors import ArgumentError
 
 Source = Packed | Plain
 
-# Cycles per vector and tile of Winograd's transforms, and bytes of weights a core streams per cycle; measured on Zen 3
-# (the transforms have about 150 instructions and 72 memory accesses each way).
-_TRANSFORM = 130.0
+# Cycles per vector and tile of Winograd's transforms, and bytes a core reads and writes per cycle beyond its L2;
+# measured on Zen 3 (a transform has about 150 instructions and 72 memory accesses; the rest is waiting for L2).
+_TRANSFORM = 300.0
 _WEIGHT_TRANSFORM = 110.0
 _STREAM = 8.0
+_WRITE = 3.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def data_gradient(
     ldx: int = 0,
     ldy: int = 0,
 ) -> Choice:
-    """Kernel (output's gradient, prepared weights, input's gradient, ...epilogue) with parameters named x, w or u, y."""
+    """Kernel (output's gradient, prepared weights, input's gradient, ...epilogue) with parameters named x, w or u,
+    y.
+    """
     if lanes.fits(machine, conv):
         packed = lanes.packing(machine, conv, forward=False)
         origin = lanes.Transposed(source or lanes.plain(conv), conv.cg)
@@ -101,7 +104,11 @@ def data_gradient(
         return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)
-    if winograd.fits(conv) and _pads_within(conv) and use_winograd(machine, winograd_conv.reversed_conv(conv), constant):
+    if (
+        winograd.fits(conv)
+        and _pads_within(conv)
+        and use_winograd(machine, winograd_conv.reversed_conv(conv), constant)
+    ):
         kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy)
         transform = Prepare(winograd.transform_weights(machine, packed, flip=True), winograd.weights_size(packed))
         return Choice("winograd", kernel, packed, (*prepare, transform))
@@ -141,7 +148,9 @@ def direct_cycles(machine: Machine, conv: Conv) -> float:
 
 
 def winograd_cycles(machine: Machine, conv: Conv, constant: bool) -> float:
-    """Estimated cycles of the Winograd forward kernel on one core, its weight transform included unless ``constant``."""
+    """Estimated cycles of the Winograd forward kernel on one core, its weight transform included unless
+    ``constant``.
+    """
     plan = winograd_conv.plan_forward(machine, conv)
     packed = direct.packing(machine, conv)
     columns = -(-conv.c // machine.lanes), -(-conv.o // machine.lanes)
@@ -156,7 +165,7 @@ def winograd_cycles(machine: Machine, conv: Conv, constant: bool) -> float:
     rounds = 1 if plan.staged else sum(blocks for _, blocks, _ in plan.sizes)
     size = 4 * winograd.weights_size(packed)
     stream = max(0.0, rounds * size / _STREAM - products) if size > machine.l2 // 2 else 0.0
-    once = 0.0 if constant else columns[1] * conv.c * _WEIGHT_TRANSFORM + size / _STREAM
+    once = 0.0 if constant else columns[1] * conv.c * _WEIGHT_TRANSFORM + size / _WRITE
     return products + transforms + stream + once
 
 

@@ -89,13 +89,14 @@ def _flattened(machine: Machine, one: Pass, packed: Packed) -> list[Pass]:
     return passes
 
 
-def row_block(one: Pass, packed: Packed) -> int:
-    """Rows in a unit: more reuse of weights with more, but enough units for many threads (a function of shape
-    alone).
-    """
+def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
+    """Rows in a unit: more reuse of weights with more, but their input in a quarter of L2, and enough units for many
+    threads."""
     others = packed.groups * (packed.whole + (1 if packed.rest else 0)) * one.n
+    row_bytes = 4 * one.h.inputs * one.ldx * one.v.step
     for rows in (8, 4, 2):
-        if one.v.outputs >= rows and others * -(-one.v.outputs // rows) >= 64:
+        enough = one.v.outputs >= rows and others * -(-one.v.outputs // rows) >= 64
+        if enough and rows * row_bytes <= machine.l2 // 4:
             return rows
     return 1
 
@@ -105,7 +106,7 @@ def parts(machine: Machine, conv: Conv, packed: Packed) -> int:
     v, h = forward_axes(conv)
     one = Pass(conv.n, v, h, conv.c, conv.o)
     passes = _flattened(machine, one, packed) if is_pointwise(conv) else [one]
-    return sum(p.n * -(-p.v.outputs // row_block(p, packed)) for p in passes)
+    return sum(p.n * -(-p.v.outputs // row_block(machine, p, packed)) for p in passes)
 
 
 def _build(
@@ -127,7 +128,7 @@ class _Sweep:
 
     def __init__(self, f: Function, machine: Machine, one: Pass, packed: Packed, epilogue: ep.Epilogue, part: int):
         self.f, self.machine, self.one, self.packed, self.epilogue = f, machine, one, packed, epilogue
-        self.rows = row_block(one, packed)
+        self.rows = row_block(machine, one, packed)
         self.first_part = part
         # Weights that fit half of L2 stay there while all of them meet one block of rows; larger ones go by once,
         # block by block, each meeting all the images.
@@ -206,6 +207,8 @@ class _Sweep:
         everywhere = [p for p in range(size) if all(one.h.valid(example + p, t) for t in range(one.h.taps))]
         joined = one.h.spacing == one.h.kernel_step == 1 and one.h.kernel == 0 and ins == one.ldx
         if joined and len(everywhere) == size:  # (kw, i) is contiguous in x and in w: one loop
+            if one.h.taps == 1 and one.h.step == 1:  # 1x1: the next tile's pixels, a piece with every step
+                ops = replace(ops, next_tile=(size * ins, size))
             return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL)
         for t in range(one.h.taps):
             pixels = [p for p in range(size) if one.h.valid(example + p, t)]

@@ -1,12 +1,13 @@
 """Convolutions of many small groups (depthwise, ResNeXt): a vector holds several whole groups.
 
 ALGORITHM
-    y[n, oh, ow, g*q + o] = sum over kh, kw, j below q of x[n, .., .., g*q + j] * w[g*q + o, j, kh, kw]      (q in, q out)
+    y[n, oh, ow, g*q + o] = sum over kh, kw, j below q of x[n, .., .., g*q + j] * w[g*q + o, j, kh, kw]      (q in, q
+    out)
 SCHEDULE
-    With q channels in a group and q dividing the lanes, vector v of y needs vector v of x only: for each j, the lanes of x are
-    permuted so that every lane sees input j of its own group (one instruction; none for q = 1). A tile is 8 pixels x 1
-    vector: on AVX2 8 accumulators + x + its permutation + weights fit 16 registers. The data gradient is the same with
-    transposed groups (``view``); the weight gradient keeps kw x q accumulators (up to 12) over a row.
+    With q channels in a group and q dividing the lanes, vector v of y needs vector v of x only: for each j, the lanes
+    of x are permuted so that every lane sees input j of its own group (one instruction; none for q = 1). A tile is 8
+    pixels x 1 vector: on AVX2 8 accumulators + x + its permutation + weights fit 16 registers. The data gradient is
+    the same with transposed groups (``view``); the weight gradient keeps kw x q accumulators (up to 12) over a row.
     Weights are Packed as one group of one-vector blocks: ``[vector][kh][kw][j][lane]``.
 """
 
@@ -24,6 +25,7 @@ from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 PIXELS = 8
+VECTORS = 16  # of one unit: a tile walks them in turn, reading whole cache lines
 ACCUMULATORS = 12  # of the weight gradient
 
 
@@ -104,25 +106,28 @@ class _Sweep:
         """All rows of ``count`` vectors from vector ``first`` on, with ``outs`` lanes in use."""
         f, one = self.f, self.one
         self.outs = outs
-        low, high = f.share(one.n * one.v.outputs * count, f.arg("tid"), f.arg("n"))
+        together = max(k for k in range(1, min(count, VECTORS) + 1) if count % k == 0)
+        low, high = f.share(one.n * one.v.outputs * (count // together), f.arg("tid"), f.arg("n"))
         with f.loop(low, high) as unit:
-            image, row, vector = f.divmod_chain(unit.index, [one.n, one.v.outputs, count])
-            vector = f.add(vector, first)
-            self.channel = f.mul(vector, self.lanes)
-            self.part = f.add(self.first_part, f.add(f.mul(image, one.v.outputs), row))
-            for step in self.epilogue:
-                step.begin(f, self.part, self.channel, outs)
-            self._row(image, row, vector)
+            image, row, chunk = f.divmod_chain(unit.index, [one.n, one.v.outputs, count // together])
+            start = f.add(f.mul(chunk, together), first)
+            self._row(image, row, (start, f.add(start, together)))
 
-    def _row(self, image: Index, row: Index, vector: Index) -> None:
+    def _row(self, image: Index, row: Index, vectors: tuple[Index, Index]) -> None:
         f, one = self.f, self.one
-        self.w = f.gep(f.arg("w"), self.packed.panel(f, 0, vector))
-        self.x = f.gep(f.arg("x"), f.dot([(image, one.v.inputs * one.h.inputs * one.ldx), (self.channel, 1)]))
+        self.part = f.add(self.first_part, f.add(f.mul(image, one.v.outputs), row))
+        with f.loop(*vectors) as vector:
+            for step in self.epilogue:
+                step.begin(f, self.part, f.mul(vector.index, self.lanes), self.outs)
+        image_x = f.gep(f.arg("x"), f.mul(image, one.v.inputs * one.h.inputs * one.ldx))
         self.row, self.taps = row, clip(f, one.v, row)
         line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row, one.v.out_step)))
         self.pixel = f.add(f.mul(line, one.h.extent), one.h.out_first)
         for start, size, count in segments(one.h, PIXELS):
-            with f.loop(0, count) as tile:
+            with f.loop(0, count) as tile, f.loop(*vectors) as vector:
+                self.channel = f.mul(vector.index, self.lanes)
+                self.w = f.gep(f.arg("w"), self.packed.panel(f, 0, vector.index))
+                self.x = f.gep(image_x, self.channel)
                 self._tile(f.add(start, f.mul(tile.index, size)), size, start)
 
     def _tile(self, at: Index, size: int, example: int) -> None:
@@ -149,11 +154,12 @@ class _Sweep:
         for t in range(one.h.taps):
             pixels = [p for p in range(size) if one.h.valid(example + p, t)]
             kernel = one.h.kernel + t * one.h.kernel_step
-            values = {p: f.vload(f.gep(x, (p * one.h.step + t * one.h.spacing) * one.ldx), self.outs) for p in pixels}
-            for j in range(q if pixels else 0):
-                weight = f.vload(f.gep(w, (kernel * q + j) * self.lanes))
-                for p in pixels:
-                    sums[p] = f.fma(permuted(f, values[p], q, j), weight, sums[p])
+            weights = [f.vload(f.gep(w, (kernel * q + j) * self.lanes)) for j in range(q if pixels else 0)]
+            for p in pixels:
+                x_tap = f.gep(x, (p * one.h.step + t * one.h.spacing) * one.ldx)
+                value = f.vload(x_tap, self.outs)
+                for j, weight in enumerate(weights):
+                    sums[p] = f.fma(permuted(f, value, q, j), weight, sums[p])
         return sums
 
 

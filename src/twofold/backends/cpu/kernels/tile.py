@@ -69,7 +69,7 @@ class Operands:
 
     ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the
     pixels in ``x`` one by one, instead of ``p * pixel_step``. ``ahead``, if not 0, prefetches weights so many elements
-    ahead.
+    ahead; ``next_tile`` (distance, step) prefetches what lies ``distance + k*step`` elements from ``x`` in step k.
     """
 
     x: Value
@@ -80,6 +80,7 @@ class Operands:
     counts: tuple[int, ...]
     offsets: tuple[int, ...] = ()
     ahead: int = 0
+    next_tile: tuple[int, int] = (0, 0)
 
     def pixel(self, p: int) -> int:
         return self.offsets[p] if self.offsets else p * self.pixel_step
@@ -101,6 +102,8 @@ def accumulate(f: Function, tile: Tile, ops: Operands, steps: Index, pixels: Seq
         for p, row in zip(pixels, shaped(loop.carried, vectors)):
             inner[p] = row
         x = f.gep(ops.x, f.mul(loop.index, ops.x_step))
+        if ops.next_tile[0]:
+            f.prefetch(f.gep(ops.x, f.add(f.mul(loop.index, ops.next_tile[1]), ops.next_tile[0])))
         w = f.gep(ops.w, f.mul(loop.index, ops.w_step))
         for k in range(unroll):
             inner = _step(f, inner, ops, x, w, k, pixels)
