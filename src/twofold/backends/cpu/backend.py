@@ -42,37 +42,43 @@ class CpuProgram(Program):
         """Bytes of temporaries: known before the first run."""
         return self._built.arena
 
+    @property
+    def calls(self) -> Sequence[Any]:
+        """The kernel calls, in order (of native parts)."""
+        return self._built.calls
+
     def __call__(self, buffers: Sequence[Any]) -> list[np.ndarray]:
         plan = self._built.plan
-        arrays = {b: _dense(x, dtype) for b, x, (_, dtype) in zip(plan.inputs, buffers, self._inputs)}
         with self._lock:
-            if self._arena.nbytes < self._built.arena + 64:
-                self._arena = np.empty(self._built.arena + 64, np.uint8)
-            arrays.update(self._constants)
-            for placed, spec in zip(plan.outputs, plan.specs):
-                if placed.buffer not in arrays:
-                    arrays[placed.buffer] = np.empty(spec.shape, spec.dtype.numpy)  # type: ignore[arg-type]
-            self._run(arrays)
+            pointers, arrays = self.pointers(buffers)
+            for segment in self._built.segments:
+                if hasattr(segment, "address"):
+                    segment.run(pointers, self.threads)
+                else:
+                    self._run_host(segment, arrays, pointers[0])
             self._raise_errors()
         return [self._output(arrays, p, s) for p, s in zip(plan.outputs, plan.specs)]
+
+    def pointers(self, buffers: Sequence[Any]) -> tuple[list[int], dict[Any, np.ndarray]]:
+        """The pointer table for these inputs (new outputs are made), and the arrays it points to."""
+        plan, built = self._built.plan, self._built
+        arrays = {b: _dense(x, dtype) for b, x, (_, dtype) in zip(plan.inputs, buffers, self._inputs)}
+        if self._arena.nbytes < built.arena + 64:
+            self._arena = np.empty(built.arena + 64, np.uint8)
+        arrays.update(self._constants)
+        for placed, spec in zip(plan.outputs, plan.specs):
+            if placed.buffer not in arrays:
+                arrays[placed.buffer] = np.empty(spec.shape, spec.dtype.numpy)  # type: ignore[arg-type]
+        pointers = [(self._arena.ctypes.data + 63) & ~63, self._errors.ctypes.data, *([0] * len(built.slots))]
+        for buffer, slot in built.slots.items():
+            pointers[slot] = arrays[buffer].ctypes.data
+        return pointers, arrays
 
     def _output(self, arrays: dict[Any, np.ndarray], placed: Any, spec: Spec) -> np.ndarray:
         array = arrays[placed.buffer]
         if placed.buffer in self._constants:
             array = array.copy()
         return array.reshape(spec.shape)  # type: ignore[arg-type]
-
-    def _run(self, arrays: dict[Any, np.ndarray]) -> None:
-        built = self._built
-        base = (self._arena.ctypes.data + 63) & ~63
-        pointers = [base, self._errors.ctypes.data, *([0] * len(built.slots))]
-        for buffer, slot in built.slots.items():
-            pointers[slot] = arrays[buffer].ctypes.data
-        for segment in built.segments:
-            if hasattr(segment, "address"):
-                segment.run(pointers, self.threads)
-            else:
-                self._run_host(segment, arrays, base)
 
     def _run_host(self, step: Any, arrays: dict[Any, np.ndarray], base: int) -> None:
         results = step.run(*(self._view(p, arrays, base) for p in step.inputs))
