@@ -27,7 +27,7 @@ MAX_DIGITS = 40
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+) | (?P<comment>\#[^\n]*) | (?P<value>%[A-Za-z0-9_.?]+) | (?P<string>"(?:[^"\\\n]|\\.)*")
-      | (?P<type>(?:bool|bf16|[uif](?:8|16|32|64))\[[^\]\n]*\]) | (?P<data>(?:sha256|base64):[A-Za-z0-9+/=]*)
+      | (?P<type>[A-Za-z_][A-Za-z0-9_]*\[[^\]\n]*\]) | (?P<data>(?:sha256|base64):[A-Za-z0-9+/=]*)
       | (?P<number>[-+]?(?:inf\b|nan\b|[0-9]+(?:\.[0-9]*)?(?:e[-+]?[0-9]+)?)) | (?P<dim><[^>\n]*>)
       | (?P<word>[A-Za-z_][A-Za-z0-9_.]*) | (?P<mark>[(){},:=])""",
     re.VERBOSE,
