@@ -40,7 +40,8 @@ class _BatchNorm(Module):
         momentum: Any = self.momentum
         if training and self.num_batches_tracked is not None:
             self.num_batches_tracked.assign(self.num_batches_tracked + 1)
-            momentum = 1.0 / self.num_batches_tracked.to(dtype="float32") if momentum is None else momentum
+            precise = "float64" if x.dtype == "float64" else "float32"
+            momentum = 1.0 / self.num_batches_tracked.to(dtype=precise) if momentum is None else momentum
         batch = training or self.running_mean is None
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, batch, momentum, self.eps
