@@ -31,7 +31,15 @@ def _weight_grad(x: Any, g: Any, *, kernel: Any, **attrs: Any) -> Any:
     return jax.linear_transpose(lambda w: _conv(x, w, **attrs), w)(g)[0]
 
 
+def _solve(a: Any, b: Any) -> Any:
+    lead = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    wide = jnp.promote_types(a.dtype, jnp.float32)  # LAPACK has no 16-bit floats
+    first, second = (jnp.broadcast_to(x, lead + x.shape[-2:]).astype(wide) for x in (a, b))
+    return jnp.linalg.solve(first, second).astype(a.dtype)
+
+
 ROWS = {
     "matmul": lambda a, b: jnp.matmul(a, b, precision=runtime.precision()),
+    "solve": _solve,
     "conv": _conv, "conv_input_grad": _input_grad, "conv_weight_grad": _weight_grad,
 }  # fmt: skip

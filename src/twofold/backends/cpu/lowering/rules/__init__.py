@@ -19,6 +19,7 @@ HOST = {
     "argsort": "needs a sorting network",
     "topk": "needs a selection",
     "searchsorted": "a binary search for each element",
+    "solve": "an LU factorisation",
 }
 VIEWS = movement.VIEWS
 
