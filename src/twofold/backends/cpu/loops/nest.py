@@ -110,6 +110,8 @@ def simplified(nest: Nest) -> Nest:
     rdims = [d for d in nest.rdims if d.extent != 1]
     single = {d: constant(0) for d in nest.dims + nest.rdims if d.extent == 1}
     nest = nest.substitute(single, dims, rdims)
+    if nest.each and not nest.rdims and not nest.accumulators:  # a single round: what it stores is stored once
+        nest = Nest(nest.dims, [*nest.each, *nest.stores], [], [], [], nest.note)
     for reduced in (False, True):
         at = 0
         while True:
