@@ -57,8 +57,8 @@ def export(
 def load(path: str | os.PathLike, **options: Any) -> LoadedFunction:
     """The program in a file, as a function of arrays by position or by name. It needs none of the code that made it.
 
-    ONNX: ``external_data=True`` to read arrays that lie in other files of the model's folder; ``constants={name: array}``
-    to fix inputs that decide shapes; ``devices=`` for where it runs.
+    ONNX: ``external_data=True`` to read arrays that lie in other files of the model's folder; ``constants=`` (name:
+    array) to fix inputs that decide shapes; ``devices=`` for where it runs.
 
     >>> f = tw.load("lenet5.onnx")
     >>> logits = f(images)
@@ -76,7 +76,9 @@ def _format(path: str | os.PathLike, verb: str) -> Any:
     module = importlib.import_module(FORMATS[suffix]) if suffix in FORMATS else None
     if not hasattr(module, verb):
         able = [s for s, name in FORMATS.items() if hasattr(importlib.import_module(name), verb)]
-        raise FormatError(f"{os.fspath(path)}: cannot {verb} programs of suffix {suffix!r}; expected one of {', '.join(able)}")
+        raise FormatError(
+            f"{os.fspath(path)}: cannot {verb} programs of suffix {suffix!r}; expected one of {', '.join(able)}"
+        )
     return getattr(module, verb)
 
 
@@ -87,7 +89,9 @@ def _program(model: Any, example: Any, dynamic_batch: bool) -> Program:
     if isinstance(model, LoadedFunction):
         return Program(model.graph, [v.numpy() for v in model.variables.values()], model.outputs)
     if example is None:
-        raise ArgumentError("export: example_inputs are missing; pass arrays of the shapes and dtypes the program takes")
+        raise ArgumentError(
+            "export: example_inputs are missing; pass arrays of the shapes and dtypes the program takes"
+        )
     target = getattr(model, "function", model)  # what tw.compile wrapped
     args = example if isinstance(example, tuple) else (example,)
     specs = _symbolic(args) if dynamic_batch else None
@@ -100,7 +104,9 @@ def _program(model: Any, example: Any, dynamic_batch: bool) -> Program:
     except (ShapeError, TraceError) as error:
         if specs is None:
             raise
-        raise TraceError(f"with a batch of any size N: {error}. To fix the batch size, pass dynamic_batch=False") from error
+        raise TraceError(
+            f"with a batch of any size N: {error}. To fix the batch size, pass dynamic_batch=False"
+        ) from error
     finally:
         if training:
             target.train()
@@ -116,13 +122,15 @@ def _symbolic(args: Sequence[Any]) -> list[Spec]:
 
 
 def _check(traced: Any) -> None:
-    if traced.constants:
+    kinds = sorted({type(leaf).__name__ for leaf in traced.constants.values()})
+    if kinds:
         raise ArgumentError(
-            f"export: the function returns {', '.join(sorted({type(c).__name__ for c in traced.constants.values()}))} values; "
-            "expected tensors, alone or in tuples, lists and dicts"
+            f"export: the function returns {', '.join(kinds)} values; expected tensors, in tuples, lists and dicts"
         )
     if traced.gradient_inputs:
-        raise ArgumentError("export: the function adds to gradients left from an earlier backward(); call zero_grad() in it first")
+        raise ArgumentError(
+            "export: the function adds to gradients left from an earlier backward(); call zero_grad() in it first"
+        )
 
 
 __all__ = ["FORMATS", "Program", "export", "load"]

@@ -36,7 +36,11 @@ def write(
 
 
 def read(
-    path: str | os.PathLike, *, external_data: bool = False, constants: Mapping[str, Any] | None = None, devices: Any = None
+    path: str | os.PathLike,
+    *,
+    external_data: bool = False,
+    constants: Mapping[str, Any] | None = None,
+    devices: Any = None,
 ) -> LoadedFunction:
     """The function in an ONNX file of any maker. See ``twofold.io.programs.load``."""
     try:

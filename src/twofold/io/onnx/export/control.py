@@ -4,6 +4,7 @@ by name, so what ours pass as operands needs no input there."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, helper
@@ -48,7 +49,7 @@ class Body:
         return helper.make_graph(self.emitter.nodes, self.emitter.graph.name, self.inputs, self.outputs)
 
 
-def _operator(e: Emitter, op_type: str, inputs: Sequence[str], count: int, **attrs: object) -> tuple[str, ...]:
+def _operator(e: Emitter, op_type: str, inputs: Sequence[str], count: int, **attrs: Any) -> tuple[str, ...]:
     results = e.op(op_type, *inputs, outputs=count, **attrs)
     return results if isinstance(results, tuple) else (results,)
 

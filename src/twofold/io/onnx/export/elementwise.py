@@ -8,7 +8,7 @@ from typing import Any
 from twofold.base.dtypes import bool_, float32, int32
 from twofold.io.onnx.common import TO_ONNX
 from twofold.io.onnx.export.emitter import Emitter
-from twofold.io.onnx.export.rows import EXACT, combined, exact
+from twofold.io.onnx.export.rows import COMBINED, EXACT, combined, exact
 from twofold.ir import Node
 
 EXACT["maximum"] = lambda e, node, a, b: e.op("Max", a, b)
@@ -17,7 +17,8 @@ EXACT["pow"] = lambda e, node, a, b: e.op("Pow", a, b)
 EXACT["not_equal"] = lambda e, node, a, b: e.op("Not", e.op("Equal", a, b))
 EXACT["square"] = lambda e, node, x: e.op("Mul", x, x)
 EXACT["cast"] = lambda e, node, x: e.op("Cast", x, to=TO_ONNX[node.attrs["dtype"]])
-EXACT["detach"] = lambda e, node, x: e.op("Identity", x)
+EXACT["detach"] = EXACT["identity"] = lambda e, node, x: x  # the value itself: no node
+COMBINED["barrier"] = lambda e, node, *xs: xs
 
 _BITS = {"bitwise_and": "And", "bitwise_or": "Or", "bitwise_xor": "Xor", "bitwise_invert": "Not"}
 
@@ -40,7 +41,7 @@ def _is(e: Emitter, node: Node, x: str) -> str | None:
     return e.op("IsNaN" if node.op.name == "isnan" else "IsInf", x) if node.inputs[0].dtype.is_floating else None
 
 
-@combined("isfinite")
+@exact("isfinite")
 def _isfinite(e: Emitter, node: Node, x: str) -> str | None:
     if not node.inputs[0].dtype.is_floating:
         return None
@@ -96,16 +97,11 @@ def _trunc(e: Emitter, node: Node, x: str) -> str | None:
     return e.op("Mul", e.op("Sign", x), e.op("Floor", e.op("Abs", x)))
 
 
-@combined("hypot")
-def _hypot(e: Emitter, node: Node, a: str, b: str) -> str:
-    return e.op("ReduceL2", e.op("Concat", *[e.op("Unsqueeze", x, e.ints(0)) for x in _expanded(e, node, a, b)], axis=0),
-                e.ints(0), keepdims=0)  # fmt: skip
-
-
-@combined("logaddexp")
-def _logaddexp(e: Emitter, node: Node, a: str, b: str) -> str:
-    parts = [e.op("Unsqueeze", x, e.ints(0)) for x in _expanded(e, node, a, b)]
-    return e.op("ReduceLogSumExp", e.op("Concat", *parts, axis=0), e.ints(0), keepdims=0)
+@combined("hypot", "logaddexp")
+def _over_a_pair(e: Emitter, node: Node, a: str, b: str) -> str:
+    """A reduction over the two operands, stacked: neither overflows where the plain formula would."""
+    pair = e.op("Concat", *[e.op("Unsqueeze", x, e.ints(0)) for x in _expanded(e, node, a, b)], axis=0)
+    return e.op("ReduceL2" if node.op.name == "hypot" else "ReduceLogSumExp", pair, e.ints(0), keepdims=0)
 
 
 def _expanded(e: Emitter, node: Node, *names: str) -> list[str]:

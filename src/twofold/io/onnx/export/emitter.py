@@ -51,9 +51,13 @@ class Emitter:
         """A name nobody has, like ``hint``."""
         taken = self.root._taken
         count = taken.get(hint, 0)
-        taken[hint] = count + 1
-        name = hint if count == 0 else f"{hint}_{count}"
-        return name if count == 0 or name not in taken else self.fresh(name)
+        name = hint
+        while name in taken:
+            name = f"{hint}_{count}"
+            count += 1
+        taken[hint] = max(count, 1)
+        taken.setdefault(name, 1)
+        return name
 
     def name(self, value: Value) -> str:
         """The name of a value that has been emitted."""

@@ -26,7 +26,12 @@ LIMIT = (1 << 31) - 1  # bytes of one protobuf message
 
 
 def to_model(
-    graph: Graph, arrays: Sequence[np.ndarray], *, output_names: Sequence[str] = (), structure: Any = None, portable: bool | None = None
+    graph: Graph,
+    arrays: Sequence[np.ndarray],
+    *,
+    output_names: Sequence[str] = (),
+    structure: Any = None,
+    portable: bool | None = None,
 ) -> ModelProto:
     """The model of ``graph``; ``arrays`` are its state's present values, in order.
 
@@ -52,7 +57,9 @@ def to_model(
     opsets = [helper.make_opsetid("", OPSET)]
     if e.uses_domain:
         opsets.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
-    model = helper.make_model(e.proto(inputs, outputs), opset_imports=opsets, ir_version=IR_VERSION, producer_name="twofold")
+    model = helper.make_model(
+        e.proto(inputs, outputs), opset_imports=opsets, ir_version=IR_VERSION, producer_name="twofold"
+    )
     helper.set_model_props(model, {METADATA: json.dumps(meta)})
     return model
 
@@ -80,7 +87,10 @@ def _state(e: Emitter, arrays: Sequence[np.ndarray], inputs: list[ValueInfoProto
 def _outputs(e: Emitter, wanted: Sequence[str]) -> tuple[list[ValueInfoProto], list[str]]:
     """Graph outputs under the names wanted, then the written state's; each from a value nobody else exports."""
     graph = e.graph
-    labels = [*wanted, *["output" if len(graph.outputs) == 1 else f"output{i}" for i in range(len(wanted), len(graph.outputs))]]
+    labels = [
+        *wanted,
+        *["output" if len(graph.outputs) == 1 else f"output{i}" for i in range(len(wanted), len(graph.outputs))],
+    ]
     renames: dict[str, str] = {}
     infos, exits = [], []
     made = {o for n in e.nodes for o in n.output}
@@ -121,4 +131,3 @@ def _rename_graph(graph: GraphProto, renames: dict[str, str]) -> None:
         _rename(node, renames)
     for info in graph.output:
         info.name = renames.get(info.name, info.name)
-

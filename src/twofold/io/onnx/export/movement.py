@@ -7,8 +7,8 @@ import numpy as np
 from twofold.base.dims import Sym
 from twofold.base.dtypes import float32, float64, int16, int32, int64
 from twofold.io.onnx.common import TO_ONNX
-from twofold.io.onnx.export.emitter import Emitter
-from twofold.io.onnx.export.rows import EXACT, exact
+from twofold.io.onnx.export.emitter import Emitter, tensor
+from twofold.io.onnx.export.rows import EXACT, combined, exact
 from twofold.ir import Node
 
 SMALL = 64  # elements; a larger constant fill is written as an operator
@@ -25,8 +25,6 @@ def _full(e: Emitter, node: Node) -> str:
     shape, fill = node.attrs["shape"], np.asarray(node.attrs["fill"], node.attrs["dtype"].numpy)
     if not any(isinstance(d, Sym) for d in shape) and np.prod(shape, dtype=object) <= SMALL:
         return e.constant(np.full(shape, fill))
-    from twofold.io.onnx.export.emitter import tensor
-
     return e.op("ConstantOfShape", e.dims(shape), value=tensor(fill.reshape(1), "value"))
 
 
@@ -80,7 +78,9 @@ def _slice(e: Emitter, node: Node, x: str) -> str:
 def _flip(e: Emitter, node: Node, x: str) -> str:
     axes = node.attrs["axes"]
     count = len(axes)
-    return e.op("Slice", x, e.ints(*[-1] * count), e.ints(*[-(2**63) + 1] * count), e.ints(*axes), e.ints(*[-1] * count))
+    return e.op(
+        "Slice", x, e.ints(*[-1] * count), e.ints(*[-(2**63) + 1] * count), e.ints(*axes), e.ints(*[-1] * count)
+    )
 
 
 @exact("pad")
@@ -92,14 +92,19 @@ def _pad(e: Emitter, node: Node, x: str) -> str | None:
     return e.op("Pad", x, pads, e.constant(node.attrs["fill"], node.inputs[0].dtype.numpy))
 
 
+def _standard(node: Node) -> str:
+    """The operator named in the op's record."""
+    return node.op.onnx or node.op.name
+
+
 @exact("sum", "prod", "max", "min")
 def _reduce(e: Emitter, node: Node, x: str) -> str:
-    return e.op(node.op.onnx, x, e.ints(*node.attrs["axes"]), keepdims=int(node.attrs["keepdims"]))
+    return e.op(_standard(node), x, e.ints(*node.attrs["axes"]), keepdims=int(node.attrs["keepdims"]))
 
 
 @exact("argmax", "argmin")
 def _arg(e: Emitter, node: Node, x: str) -> str:
-    return e.op(node.op.onnx, x, axis=node.attrs["axis"], keepdims=int(node.attrs["keepdims"]))
+    return e.op(_standard(node), x, axis=node.attrs["axis"], keepdims=int(node.attrs["keepdims"]))
 
 
 EXACT["cumulative_sum"] = lambda e, node, x: e.op("CumSum", x, e.constant(node.attrs["axis"], np.int64))
@@ -118,3 +123,32 @@ def _signed(e: Emitter, node: Node, indices: str) -> str:
 def _topk(e: Emitter, node: Node, x: str) -> tuple[str, ...]:
     attrs = node.attrs
     return e.op("TopK", x, e.ints(attrs["k"]), outputs=2, axis=attrs["axis"], largest=int(attrs["largest"]), sorted=1)
+
+
+# ---- sorts and sums at places, of several operators ------------------------------------------------------------------
+
+
+@combined("sort")
+def _sort(e: Emitter, node: Node, x: str) -> str | None:
+    """The top of all. (``argsort`` is not: TopK does not say how it orders equal elements.)"""
+    axis, size = node.attrs["axis"], node.inputs[0].shape[node.attrs["axis"]]
+    if isinstance(size, Sym) or size == 0:
+        return None
+    values, _ = e.op("TopK", x, e.ints(size), outputs=2, axis=axis, largest=int(node.attrs["descending"]), sorted=1)
+    return values
+
+
+def _zeros(e: Emitter, node: Node) -> str:
+    zero = tensor(np.zeros(1, node.outputs[0].dtype.numpy), "value")
+    return e.op("ConstantOfShape", e.dims(node.outputs[0].shape), value=zero)
+
+
+@combined("add_along_axis")
+def _add_along(e: Emitter, node: Node, updates: str, indices: str) -> str:
+    places = _signed(e, node, indices)
+    return e.op("ScatterElements", _zeros(e, node), places, updates, axis=node.attrs["axis"], reduction="add")
+
+
+@combined("add_nd")
+def _add_nd(e: Emitter, node: Node, updates: str, indices: str) -> str:
+    return e.op("ScatterND", _zeros(e, node), _signed(e, node, indices), updates, reduction="add")

@@ -1,7 +1,7 @@
 """A small pattern language over graphs: patterns are written as the expression they find.
 
-    P.divide(P.exp(x, save="e"), P.sum(same("e")))          ops by name, their operands in order (either order if commutative)
-    var("x"), const("eps"), same("e")                       any value; a scalar constant; the value saved before
+    P.divide(P.exp(x, save="e"), P.sum(same("e")))   ops by name, their operands (in either order if commutative)
+    var("x"), const("eps"), same("e")                any value; a scalar constant; the value saved before
 
 A match gives ``{"x": value, "eps": 1e-5, "e": value, ...}``. Ops that only pass numbers on (detach, identity) are
 looked through.
@@ -110,11 +110,6 @@ class either(Pattern):
     def match(self, value: Value, found: Match) -> Iterator[Match]:
         for option in self.options:
             yield from option.match(value, found)
-
-
-def optional(op: str, inner: Pattern, save: str = "") -> Pattern:
-    """``inner``, or ``op`` of it."""
-    return either((call(op, (inner,), save), inner))
 
 
 class _Ops:

@@ -21,12 +21,20 @@ COMBINED: dict[str, Row] = {}
 
 def exact(*names: str) -> Callable[[Row], Row]:
     """Register a row for ops by name."""
-    return lambda row: [EXACT.__setitem__(n, row) for n in names] and row or row
+    return _register(EXACT, names)
 
 
 def combined(*names: str) -> Callable[[Row], Row]:
     """Register a row made of several operators."""
-    return lambda row: [COMBINED.__setitem__(n, row) for n in names] and row or row
+    return _register(COMBINED, names)
+
+
+def _register(table: dict[str, Row], names: tuple[str, ...]) -> Callable[[Row], Row]:
+    def register(row: Row) -> Row:
+        table.update(dict.fromkeys(names, row))
+        return row
+
+    return register
 
 
 def emit(e: Emitter, node: Node) -> None:
@@ -49,5 +57,5 @@ def _one_to_one(op_type: str) -> Row:
 
 # elementwise ops and a few others are the standard operator named in their record, with no attributes
 for _name, _op in OPS.items():
-    if _op.onnx is not None and (_op.kind in ("elementwise", "matmul") or _name in ("identity", "gather_nd", "scatter_nd")):
+    if _op.onnx is not None and _op.kind in ("elementwise", "matmul"):
         EXACT[_name] = _one_to_one(_op.onnx)

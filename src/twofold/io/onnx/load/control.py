@@ -38,7 +38,9 @@ def _loop(c: Any) -> Any:
     stacked = len(body.output) - 1 - len(init)
     limit, first = (c.inputs[i] if c.has(i) else None for i in (0, 1))
     if stacked < 0 or len(body.input) != len(init) + 2:
-        raise FormatError(f"the body has {len(body.input)} inputs and {len(body.output)} outputs for {len(init)} carried values")
+        raise FormatError(
+            f"the body has {len(body.input)} inputs and {len(body.output)} outputs for {len(init)} carried values"
+        )
     if stacked:
         return _counted(c, body, init, limit)
     start = el.logical_and(True, reshape(enter(first), ())) if first is not None else el.logical_and(True, True)
@@ -87,9 +89,12 @@ def _scan(c: Any) -> Any:
         raise FormatError(f"{count} of {len(values)} inputs are sequences, the body takes {len(body.input)}")
     init, xs = values[: len(values) - count], values[len(values) - count :]
     outputs = len(body.output) - len(init)
-    backward, mirrored = ([bool(d) for d in c.attr(k, None) or [0] * n]
-                          for k, n in (("scan_input_directions", count), ("scan_output_directions", outputs)))  # fmt: skip
-    axes_in, axes_out = c.attr("scan_input_axes", None) or [0] * count, c.attr("scan_output_axes", None) or [0] * outputs
+    backward = [bool(d) for d in c.attr("scan_input_directions", None) or [0] * count]
+    mirrored = [bool(d) for d in c.attr("scan_output_directions", None) or [0] * outputs]
+    axes_in, axes_out = (
+        c.attr("scan_input_axes", None) or [0] * count,
+        c.attr("scan_output_axes", None) or [0] * outputs,
+    )
     reverse = all(backward)
     xs = [_along(x, axis, flip != reverse) for x, axis, flip in zip(xs, axes_in, backward)]
 
@@ -112,5 +117,3 @@ def _back(y: Value, axis: int, flip: bool) -> Value:
     y = bind(FLIP, y, axes=(0,)) if flip else y
     axis = axis % y.ndim
     return permute_dims(y, (*range(1, axis + 1), 0, *range(axis + 1, y.ndim)))
-
-

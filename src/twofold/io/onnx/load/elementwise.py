@@ -16,7 +16,9 @@ from twofold.ops import activation, cast, clip, identity, where
 from twofold.ops import elementwise as el
 
 # operators that are one op of ours: read off the op table, whose records name them
-ONE_TO_ONE = {op.onnx: name for name, op in OPS.items() if op.onnx and op.kind == "elementwise" and name not in ("where", "cast")}
+ONE_TO_ONE = {
+    op.onnx: name for name, op in OPS.items() if op.onnx and op.kind == "elementwise" and name not in ("where", "cast")
+}
 
 
 def _one_to_one(name: str) -> Callable[[Any], Value]:
@@ -26,6 +28,10 @@ def _one_to_one(name: str) -> Callable[[Any], Value]:
 for _onnx, _name in ONE_TO_ONE.items():
     ROWS["", _onnx] = _one_to_one(_name)
 ROWS["", "Identity"] = lambda c: c.inputs[0] if not hasattr(c.inputs[0], "producer") else identity(c.value(0))
+
+
+def _applied(function: Callable[..., Value]) -> Callable[[Any], Value]:
+    return lambda c: function(*c.values())
 
 
 def like(x: Value, number: float) -> Value:
@@ -94,9 +100,14 @@ def _pow(c: Any) -> Value:
     return el.pow_(a, cast(b, a.dtype))
 
 
-_BITS = {"BitwiseAnd": el.bitwise_and, "BitwiseOr": el.bitwise_or, "BitwiseXor": el.bitwise_xor, "BitwiseNot": el.bitwise_invert}
+_BITS: dict[str, Callable[..., Value]] = {
+    "BitwiseAnd": el.bitwise_and,
+    "BitwiseOr": el.bitwise_or,
+    "BitwiseXor": el.bitwise_xor,
+    "BitwiseNot": el.bitwise_invert,
+}
 for _onnx, _function in _BITS.items():
-    ROWS["", _onnx] = lambda c, f=_function: f(*c.values())
+    ROWS["", _onnx] = _applied(_function)
 
 
 @row("BitShift")
@@ -218,7 +229,8 @@ def _eye(c: Any) -> Any:
         raise FormatError(f"EyeLike: {x.spec}; expected a matrix of known size")
     code = c.attr("dtype", None)
     dtype = x.dtype if code is None else from_onnx(code, "EyeLike")
-    return Known(np.eye(*x.shape, k=c.attr("k", 0), dtype=dtype.numpy))  # type: ignore[misc]
+    rows, columns = x.shape
+    return Known(np.eye(rows, columns, c.attr("k", 0), dtype.numpy))
 
 
 _ = as_dtype

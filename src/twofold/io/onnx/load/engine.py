@@ -1,6 +1,6 @@
 """Running through an ONNX graph once, building ours: one row per operator, an environment of names.
 
-    environment:  name -> Value (in the graph being built) or Known (a constant, a shape)
+environment:  name -> Value (in the graph being built) or Known (a constant, a shape)
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Call:
         given = self.inputs[i]
         if not isinstance(given, Known):
             raise UnsupportedOpError(
-                f"input {self.node.input[i]!r} must be known when the file is loaded: a constant, or computed from shapes. "
-                "If it is an input of the model, fix it with constants={name: array}"
+                f"input {self.node.input[i]!r} must be known when the file is loaded: a constant, or computed from "
+                "shapes. If it is an input of the model, fix it with constants={name: array}"
             )
         return given.array
 
@@ -169,7 +169,9 @@ class Loader:
         for tensor in graph.initializer:
             array = self.tensors(tensor, f"initializer {tensor.name!r}")
             listed = self.parameters
-            is_parameter = tensor.name in listed if listed is not None else array.ndim > 0 and from_numpy(array).is_floating
+            is_parameter = (
+                tensor.name in listed if listed is not None else array.ndim > 0 and from_numpy(array).is_floating
+            )
             found[tensor.name] = Known(array, tensor.name, is_parameter)
         return found
 
@@ -220,7 +222,9 @@ class Loader:
         if domain == DOMAIN:
             return own_op(call)
         if domain == "" and call.opset < 7 and call.attributes.keys() & {"broadcast", "consumed_inputs", "is_test"}:
-            raise UnsupportedOpError(f"operator set {call.opset} broadcasts by attributes; convert the file with onnx.version_converter")
+            raise UnsupportedOpError(
+                f"operator set {call.opset} broadcasts by attributes; convert the file with onnx.version_converter"
+            )
         known = fold(call) if domain == "" else None
         return known if known is not None else ROWS[domain, node.op_type](call)
 
@@ -248,7 +252,7 @@ class Loader:
                 continue
             if name in environment and not isinstance(environment, _Scope):
                 raise FormatError(f"two nodes make {name!r}")
-            if isinstance(result, Value) and is_static(result.shape) and result.spec.nbytes > MAX_BYTES:  # type: ignore[operator]
+            if isinstance(result, Value) and is_static(result.shape) and int(result.spec.nbytes) > MAX_BYTES:
                 raise UnsafeFileError(f"result {name!r} would be {result.spec}: more than {MAX_BYTES} bytes")
             environment[name] = result
 
@@ -256,7 +260,7 @@ class Loader:
         """The error with the node named once; what a sound file cannot cause is a FormatError."""
         if getattr(error, "in_file", False):
             return error
-        kind = type(error) if isinstance(error, (FormatError, UnsupportedOpError)) else FormatError
+        kind: type[TwofoldError] = type(error) if isinstance(error, (FormatError, UnsupportedOpError)) else FormatError
         located = kind(f"{_where(node)}: {error}")
         located.in_file = True  # type: ignore[attr-defined]
         return located
@@ -352,7 +356,10 @@ def refuse_unsupported(model: ModelProto) -> None:
             label = f"{domain}.{node.op_type}" if domain else node.op_type
             missing.setdefault(label, []).append(node.name or (node.output[0] if node.output else "?"))
     if missing:
-        rows = [f"{op} (node{'s' if len(n) > 1 else ''} {', '.join(n[:4])}{', ...' if len(n) > 4 else ''})" for op, n in sorted(missing.items())]
+        rows = [
+            f"{op} (node{'s' if len(n) > 1 else ''} {', '.join(n[:4])}{', ...' if len(n) > 4 else ''})"
+            for op, n in sorted(missing.items())
+        ]
         raise UnsupportedOpError(f"operators without a translation: {'; '.join(rows)}")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
-
 from twofold.base.dims import Sym
 from twofold.base.dtypes import int64
 from twofold.base.errors import FormatError, UnsupportedOpError
@@ -43,21 +41,25 @@ def _gather_nd(c: Any) -> Value:
     return gather_nd(x, _with_batch(indices, batch) if batch else indices)
 
 
+def _places(axis: int, shape: Any, like: Value) -> Value:
+    """An array of ``shape`` that holds each element's place along ``axis``."""
+    line = reshape(iota(shape[axis], like.dtype), [-1 if i == axis else 1 for i in range(len(shape))])
+    return broadcast_to(line, shape)
+
+
 def _with_batch(indices: Value, batch: int) -> Value:
     """Points that begin with the place in the first ``batch`` dimensions."""
     lead = indices.shape[:-1]
-    grids = [broadcast_to(reshape(iota(n, indices.dtype), [n if i == j else 1 for j in range(len(lead))]), lead)
-             for i, n in enumerate(lead[:batch])]  # fmt: skip
-    places = [reshape(slice_(indices, [*((0, d, 1) for d in lead), (k, k + 1, 1)]), lead) for k in range(int(indices.shape[-1]))]
-    return stack([*grids, *places], axis=-1)
+    grids = [_places(i, lead, indices) for i in range(batch)]
+    columns = [slice_(indices, [*((0, d, 1) for d in lead), (k, k + 1, 1)]) for k in range(int(indices.shape[-1]))]
+    return stack([*grids, *(reshape(column, lead) for column in columns)], axis=-1)
 
 
 @row("ScatterElements", "Scatter")
 def _scatter_elements(c: Any) -> Value:
     x, indices, updates = c.values()
-    axis, shape = axis_index(c.attr("axis", 0), x.ndim), indices.shape
-    columns = [indices if i == axis else broadcast_to(reshape(iota(n, indices.dtype), [n if i == j else 1 for j in range(x.ndim)]), shape)
-               for i, n in enumerate(shape)]  # fmt: skip
+    axis = axis_index(c.attr("axis", 0), x.ndim)
+    columns = [indices if i == axis else _places(i, indices.shape, indices) for i in range(x.ndim)]
     return _scatter(c, x, stack(columns, axis=-1), updates)
 
 
@@ -110,5 +112,3 @@ def _reverse_sequence(c: Any) -> Value:
     places = where(steps < lengths, lengths - 1 - steps, steps)
     places = reshape(places, (*places.shape, *(1,) * (x.ndim - 2)))
     return take_along_axis(x, broadcast_to(places, x.shape), axis=time)
-
-

@@ -37,7 +37,9 @@ class Window:
         self.strides = tuple(c.attr("strides", None) or (1,) * rank)
         self.dilation = tuple(c.attr("dilations", None) or (1,) * rank)
         if not len(self.kernel) == len(self.strides) == len(self.dilation) == rank:
-            raise FormatError(f"kernel {self.kernel}, strides {self.strides}, dilations {self.dilation}: expected {rank} of each")
+            raise FormatError(
+                f"kernel {self.kernel}, strides {self.strides}, dilations {self.dilation}: expected {rank} of each"
+            )
         if min(self.strides, default=1) < 1 or min(self.dilation, default=1) < 1:
             raise FormatError(f"strides {self.strides} and dilations {self.dilation}: expected at least 1")
         self.auto = c.attr("auto_pad", "NOTSET")
@@ -55,12 +57,13 @@ class Window:
 
     def _same(self, size: Dim, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
         """Pads that give ceil(size / stride) positions; the odd one above (SAME_UPPER) or below."""
-        if not isinstance(size, int) and stride != 1:
-            raise UnsupportedOpError(f"auto_pad {self.auto} with stride {stride} of a dimension of symbolic size {size}")
-        span = extent(kernel, dilation)
-        total = max(0, ((-(-size // stride) - 1) * stride if isinstance(size, int) else 0) + span - (size if isinstance(size, int) else 1))
+        span = int(extent(kernel, dilation))
         if stride == 1:
-            total = max(0, span - 1)
+            total = span - 1
+        elif isinstance(size, int):
+            total = max(0, (-(-size // stride) - 1) * stride + span - size)
+        else:
+            raise UnsupportedOpError(f"auto_pad {self.auto}, stride {stride}, of a dimension of symbolic size {size}")
         return (total // 2, total - total // 2) if self.auto == "SAME_UPPER" else (total - total // 2, total // 2)
 
 
@@ -90,7 +93,9 @@ def _conv_transpose(c: Any) -> Value:
     window = Window(c, x.shape[2:], _kernel(c, w))
     rank, groups = x.ndim - 2, c.attr("group", 1)
     extra = c.attr("output_padding", None) or [0] * rank
-    natural = tuple(s * (n - 1) + extent(k, d) for n, k, s, d in zip(x.shape[2:], window.kernel, window.strides, window.dilation))
+    natural = tuple(
+        s * (n - 1) + extent(k, d) for n, k, s, d in zip(x.shape[2:], window.kernel, window.strides, window.dilation)
+    )
     padding = window.padding
     wanted = c.attr("output_shape", None)
     if wanted is not None or window.auto.startswith("SAME"):
@@ -126,7 +131,7 @@ def _pool_window(c: Any, x: Value) -> Window:
 def _max_pool(c: Any) -> Any:
     x = c.value(0)
     window = _pool_window(c, x)
-    how = {
+    how: dict[str, Any] = {
         "window": window.kernel, "strides": window.strides, "padding": window.padding, "dilation": window.dilation,
         "ceil_mode": bool(c.attr("ceil_mode", 0)),
     }  # fmt: skip
@@ -219,5 +224,3 @@ def _einsum(c: Any) -> Value:
     total = red.sum(total, axis=dropped, dtype=total.dtype) if dropped else total
     kept = [ch for ch in letters if ch in wanted]
     return permute_dims(total, [kept.index(ch) for ch in wanted])
-
-

@@ -39,7 +39,9 @@ def from_model(model: ModelProto, *, folder: Path | None = None, constants: Mapp
     refuse_unsupported(model)
     meta = _metadata(model)
     entries = meta.get("state", []) if meta else []
-    loader = Loader(model, TensorReader(folder), [s["input"] for s in entries] if meta else None, model.graph.name or "graph")
+    loader = Loader(
+        model, TensorReader(folder), [s["input"] for s in entries] if meta else None, model.graph.name or "graph"
+    )
     graph = loader.builder.graph
     environment: dict[str, Any] = dict(loader.initializers(model.graph))
     for entry in entries:
@@ -62,10 +64,12 @@ def _check_versions(model: ModelProto) -> None:
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and not OLDEST <= opset.version <= NEWEST:
             raise FormatError(
-                f"operator set {opset.version}; expected {OLDEST} to {NEWEST}; convert the file with onnx.version_converter"
+                f"operator set {opset.version}; expected {OLDEST} to {NEWEST}; use onnx.version_converter"
             )
         if opset.domain == DOMAIN and opset.version > DOMAIN_VERSION:
-            raise FormatError(f"written by a newer twofold ({DOMAIN} {opset.version}; this one reads {DOMAIN_VERSION}); update it")
+            raise FormatError(
+                f"written by a newer twofold ({DOMAIN} {opset.version}; this one reads {DOMAIN_VERSION}); update it"
+            )
 
 
 def _metadata(model: ModelProto) -> dict[str, Any] | None:
@@ -112,4 +116,14 @@ def _set_state(graph: Graph, entries: list[dict[str, str]], results: Mapping[str
 
 
 __all__ = ["Loaded", "from_model"]
-_ = (control, elementwise, indexing, layers, movement, norms, optimisers, reduction, resize)  # their rows register on import
+_ = (
+    control,
+    elementwise,
+    indexing,
+    layers,
+    movement,
+    norms,
+    optimisers,
+    reduction,
+    resize,
+)  # their rows register on import

@@ -58,7 +58,7 @@ def _constant_of_shape(c: Any) -> Any:
     fill = c.loader.tensors(c.attr("value"), "value") if "value" in c.attributes else np.zeros(1, np.float32)
     if fill.size != 1:
         raise FormatError(f"the value has shape {fill.shape}; expected one element")
-    if is_static(shape) and product(shape) <= LIMIT and min(shape, default=0) >= 0:
+    if is_static(shape) and 0 <= int(product(shape)) <= LIMIT and min(map(int, shape), default=0) >= 0:
         return Known(np.full(shape, fill.reshape(()), fill.dtype))
     return full(shape, fill.item() if fill.dtype.kind in "biuf" else float(fill.reshape(())), fill.dtype)
 
@@ -152,7 +152,10 @@ def _depth_to_space(c: Any) -> Value:
 def _space_to_depth(c: Any) -> Value:
     x, b = c.value(0), c.attr("blocksize")
     n, ch, h, w = x.shape
-    out = permute_dims(reshape(x, (n, ch, h // b, b, w // b, b)), (0, 3, 5, 1, 2, 4) if c.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4))
+    out = permute_dims(
+        reshape(x, (n, ch, h // b, b, w // b, b)),
+        (0, 3, 5, 1, 2, 4) if c.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4),
+    )
     return reshape(out, (n, ch * b * b, h // b, w // b))
 
 
@@ -190,7 +193,9 @@ def _slice(c: Any) -> Value:
     axes = tuple(range(len(starts))) if axes is None else axes
     steps = (1,) * len(starts) if steps is None else steps
     if not len(starts) == len(stops) == len(axes) == len(steps):
-        raise FormatError(f"{len(starts)} starts, {len(stops)} ends, {len(axes)} axes, {len(steps)} steps; expected as many of each")
+        raise FormatError(
+            f"{len(starts)} starts, {len(stops)} ends, {len(axes)} axes, {len(steps)} steps; expected as many of each"
+        )
     ranges: list[tuple[Dim, Dim, int]] = [(0, d, 1) for d in x.shape]
     mirrored = []
     for axis, start, stop, step in zip(axes, starts, stops, steps):
@@ -255,16 +260,18 @@ def _padded(x: Value, widths: Any, fill: float) -> Value:
     return cast(pad(cast(x, float32), widths, fill), bool_) if x.dtype is bool_ else pad(x, widths, fill)
 
 
+MAX_PADDED = 1 << 24  # elements of one dimension whose new order is written down
+
+
 def _mirror(x: Value, axis: int, low: Dim, high: Dim, mode: str) -> Value:
     """Pads that repeat elements are gathers; negative ones crop first."""
     size = x.shape[axis]
-    if not all(isinstance(d, int) for d in (size, low, high)):
+    if not (isinstance(size, int) and isinstance(low, int) and isinstance(high, int)):
         raise UnsupportedOpError(f"padding mode {mode!r} of a dimension of symbolic size {size}")
-    kept = np.arange(size)[max(0, -low) : size - max(0, -high)]  # type: ignore[operator,misc]
-    modes = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
-    if mode not in modes or not kept.size or max(low, high) > LIMIT:  # type: ignore[operator,type-var]
+    if mode not in ("reflect", "edge", "wrap") or size > MAX_PADDED or max(low, high) > MAX_PADDED:
         raise FormatError(f"mode {mode!r} with pads {(low, high)} of {size} elements")
-    return take(x, np.pad(kept, (max(0, low), max(0, high)), modes[mode]), axis=axis)  # type: ignore[type-var,arg-type]
+    kept = np.arange(size)[max(0, -low) : size - max(0, -high)]
+    return take(x, np.pad(kept, (max(0, low), max(0, high)), mode), axis=axis)  # type: ignore[call-overload]
 
 
 @row("CenterCropPad")
@@ -283,5 +290,6 @@ def _trilu(c: Any) -> Value:
     x, k, upper = c.value(0), c.number(1, 0), c.attr("upper", 1)
     rows, columns = iota(x.shape[-2], int64), iota(x.shape[-1], int64)
     distance = reshape(columns, (1, -1)) - reshape(rows, (-1, 1))
-    return where(distance >= k if upper else distance <= k, x, full((), False if x.dtype is bool_ else 0, x.dtype, like=x))
-
+    return where(
+        distance >= k if upper else distance <= k, x, full((), False if x.dtype is bool_ else 0, x.dtype, like=x)
+    )

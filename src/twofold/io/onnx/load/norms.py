@@ -48,8 +48,8 @@ def _instance_norm(c: Any) -> Value:
     x, scale, bias = c.values()
     axes = tuple(range(2, x.ndim))
     lay = lambda v: along_channels(v, x.ndim)
-    return _affine(x, red.mean(x, axis=axes, keepdims=True), red.var(x, axis=axes, keepdims=True), lay(scale), lay(bias),
-                   c.attr("epsilon", 1e-5))  # fmt: skip
+    mean, var = red.mean(x, axis=axes, keepdims=True), red.var(x, axis=axes, keepdims=True)
+    return _affine(x, mean, var, lay(scale), lay(bias), c.attr("epsilon", 1e-5))
 
 
 @row("GroupNormalization")
@@ -62,7 +62,9 @@ def _group_norm(c: Any) -> Value:
         raise FormatError(f"{channels} channels do not divide into {groups} groups")
     parts = reshape(x, (x.shape[0], groups, channels // groups, *x.shape[2:]))
     axes = tuple(range(2, parts.ndim))
-    normed = (parts - red.mean(parts, axis=axes, keepdims=True)) / el.sqrt(red.var(parts, axis=axes, keepdims=True) + eps)
+    normed = (parts - red.mean(parts, axis=axes, keepdims=True)) / el.sqrt(
+        red.var(parts, axis=axes, keepdims=True) + eps
+    )
     if c.opset < 21:
         lay = lambda v: reshape(v, (1, groups, 1, *(1,) * (x.ndim - 2)))
         return reshape(normed * lay(scale) + lay(bias), x.shape)
@@ -108,7 +110,9 @@ def _lrn(c: Any) -> Value:
 def _lp_norm(c: Any) -> Value:
     """A vector of zeros stays zeros."""
     x, axis, p = c.value(0), c.attr("axis", -1), c.attr("p", 2)
-    norm = red.sum(el.abs_(x), axis=axis, keepdims=True) if p == 1 else el.sqrt(red.sum(x * x, axis=axis, keepdims=True))
+    norm = (
+        red.sum(el.abs_(x), axis=axis, keepdims=True) if p == 1 else el.sqrt(red.sum(x * x, axis=axis, keepdims=True))
+    )
     zero = el.equal(norm, like(norm, 0))
     return where(zero, like(x, 0), x / where(zero, like(x, 1), norm))
 
@@ -117,5 +121,3 @@ def _lp_norm(c: Any) -> Value:
 def _mean_variance(c: Any) -> Value:
     x, axes = c.value(0), tuple(c.attr("axes", None) or (0, 2, 3))
     return (x - red.mean(x, axis=axes, keepdims=True)) / (red.std(x, axis=axes, keepdims=True) + 1e-9)
-
-

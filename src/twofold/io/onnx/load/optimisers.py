@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from twofold.base.dtypes import int64
@@ -25,7 +26,7 @@ def _groups(c: Any, states: int) -> tuple[Value, Value, list[tuple[Value, ...]]]
     return values[0], values[1], list(zip(*columns))
 
 
-def _interleaved(rows: list[tuple[Value, ...]]) -> tuple[Value, ...]:
+def _interleaved(rows: Sequence[tuple[Value, ...]]) -> tuple[Value, ...]:
     return tuple(v for column in zip(*rows) for v in column)
 
 

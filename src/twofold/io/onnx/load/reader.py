@@ -22,7 +22,9 @@ def read_model(path: str | os.PathLike) -> ModelProto:
     """The protobuf message of a file; FormatError if it is not one."""
     size = os.path.getsize(path)
     if size >= LIMIT:
-        raise FormatError(f"{os.fspath(path)}: {size} bytes; an ONNX file holds less than 2 GiB (external data lies beside it)")
+        raise FormatError(
+            f"{os.fspath(path)}: {size} bytes; an ONNX file holds less than 2 GiB (external data lies beside it)"
+        )
     return parse_model(Path(path).read_bytes(), os.fspath(path))
 
 
@@ -95,7 +97,9 @@ class TensorReader:
         except ValueError:
             raise FormatError(f"{what}: offset and length of external data are not numbers") from None
         if offset < 0 or length != size or offset + length > path.stat().st_size:
-            raise FormatError(f"{what}: external data at {offset} of length {length}; expected {size} bytes inside {location!r}")
+            raise FormatError(
+                f"{what}: external data at {offset} of length {length}; expected {size} bytes inside {location!r}"
+            )
         with open(path, "rb") as stream:
             stream.seek(offset)
             return stream.read(length)

@@ -109,7 +109,7 @@ def _cumulative(c: Any) -> Value:
 # ---- softmax family --------------------------------------------------------------------------------------------------
 def _hardmax(x: Value, axis: int) -> Value:
     axis = axis_index(axis, x.ndim)
-    hot = one_hot(red.argmax(x, axis=axis), x.shape[axis], dtype=x.dtype)
+    hot = one_hot(red.argmax(x, axis=axis), int(x.shape[axis]), dtype=x.dtype)
     order = [*range(axis), x.ndim - 1, *range(axis, x.ndim - 1)]
     return permute_dims(hot, order)
 

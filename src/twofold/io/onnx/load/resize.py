@@ -77,7 +77,9 @@ def _resize(c: Any) -> Value:
     x = c.value(0)
     axes = [axis_index(a, x.ndim) for a in (c.attr("axes", None) or range(x.ndim))]
     mode = c.attr("mode", "nearest")
-    transform = c.attr("coordinate_transformation_mode", "half_pixel") if c.op == "Resize" and c.opset >= 11 else "asymmetric"
+    transform = (
+        c.attr("coordinate_transformation_mode", "half_pixel") if c.op == "Resize" and c.opset >= 11 else "asymmetric"
+    )
     rounding = c.attr("nearest_mode", "round_prefer_floor") if c.op == "Resize" and c.opset >= 11 else "floor"
     if mode not in ("nearest", *KERNELS) or transform not in COORDINATES or rounding not in ROUNDING:
         raise UnsupportedOpError(f"mode {mode!r}, coordinates {transform!r}, rounding {rounding!r}")
@@ -120,9 +122,9 @@ def _extrapolated(c: Any, y: Value, outside: Any) -> Value:
     return where(el.constant(mask, near=(y,)), fill, y)
 
 
-def _targets(c: Any, x: Value, axes: list[int]) -> tuple[list[int], list[float]]:
+def _targets(c: Any, x: Value, axes: list[int]) -> tuple[list[Any], list[float]]:
     """Sizes and scales per axis, from whichever is given."""
-    old = [x.shape[a] for a in axes]
+    old: list[Any] = [x.shape[a] for a in axes]
     if c.op == "Upsample" or c.opset < 11:
         given = c.known(1) if c.has(1) else np.asarray(c.attr("scales"))
         sizes = None

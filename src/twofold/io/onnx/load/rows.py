@@ -1,4 +1,4 @@
-"""The table of ONNX operators: ``(domain, name)`` -> function from a ``Call`` to a value (or known content, or several)."""
+"""The table of ONNX operators: ``(domain, name)`` -> function from a ``Call`` to a value, known content, or a tuple."""
 
 from __future__ import annotations
 
