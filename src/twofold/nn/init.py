@@ -14,8 +14,10 @@ import numpy as np
 
 from twofold.base.errors import ArgumentError, ShapeError
 from twofold.base.shapes import show
+from twofold.ir import Spec
 from twofold.tensor import random
-from twofold.tensor.tensor import Variable, concrete
+from twofold.tensor.eager import Array
+from twofold.tensor.tensor import Variable
 
 _skipping = False
 
@@ -34,29 +36,38 @@ def skipped() -> Iterator[None]:
 # ---- random numbers: the state keys NumPy's Philox, whose raw words are the same in every version --------------------
 
 
-def _words(count: int) -> np.ndarray:
-    """``count`` random uint32 words for the next draw of the default generator."""
+_BLOCK = 1 << 16  # numbers made at a time: they stay in the cache from raw word to weight
+
+
+def _blocks(variable: Variable, make: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """float32 numbers for a variable, block by block, from the uint32 words of the next draw."""
     state = random.generator().take().astype("<u4").view("<u8")
-    raw = np.random.Philox(key=state).random_raw((count + 1) // 2)
-    return raw.astype("<u8", copy=False).view("<u4")[:count]
+    source, out = np.random.Philox(key=state), np.empty(_count(variable), np.float32)
+    for start in range(0, out.size, _BLOCK):
+        block = out[start : start + _BLOCK]
+        words = source.random_raw(block.size // 2 + block.size % 2).astype("<u8", copy=False).view("<u4")
+        block[:] = make(words)[: block.size]
+    return out
 
 
-def _unit(count: int) -> np.ndarray:
+def _unit(words: np.ndarray) -> np.ndarray:
     """float32 in [0, 1), multiples of 2**-24."""
-    return (_words(count) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
-def _standard_normal(count: int) -> np.ndarray:
-    """float32, by Box and Muller: radius and angle give two numbers."""
-    half = (count + 1) // 2
-    u = _unit(2 * half)
+def _standard_normal(words: np.ndarray) -> np.ndarray:
+    """float32, by Box and Muller: a radius and an angle give two numbers."""
+    u = _unit(words)
+    half = len(u) // 2
     radius, angle = np.sqrt(np.float32(-2) * np.log(1 - u[:half])), u[half:] * np.float32(2 * math.pi)
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
 
 def _fill(variable: Variable, numbers: np.ndarray) -> Variable:
-    shape = tuple(int(d) for d in variable.shape)
-    variable.set_array(concrete(numbers.reshape(shape), variable.dtype, variable.device))
+    """Give the variable an array of its own numbers (not copied again)."""
+    shape, where = tuple(int(d) for d in variable.shape), variable.device
+    array = numbers.reshape(shape).astype(variable.dtype.numpy, copy=False)
+    variable.set_array(Array(Spec(shape, variable.dtype), where.backend.put(array, where), where))
     return variable
 
 
@@ -84,29 +95,29 @@ def ones_(variable: Variable) -> Variable:
 
 def uniform_(variable: Variable, low: float = 0.0, high: float = 1.0) -> Variable:
     """Uniform in [low, high)."""
-    return (
-        variable if _skipping else _fill(variable, _unit(_count(variable)) * np.float32(high - low) + np.float32(low))
-    )
+    width, start = np.float32(high - low), np.float32(low)
+    return variable if _skipping else _fill(variable, _blocks(variable, lambda w: _unit(w) * width + start))
 
 
 def normal_(variable: Variable, mean: float = 0.0, std: float = 1.0) -> Variable:
     """Normal with the given mean and standard deviation."""
     if _skipping:
         return variable
-    return _fill(variable, _standard_normal(_count(variable)) * np.float32(std) + np.float32(mean))
+    scale, centre = np.float32(std), np.float32(mean)
+    return _fill(variable, _blocks(variable, lambda w: _standard_normal(w) * scale + centre))
 
 
 def trunc_normal_(
     variable: Variable, mean: float = 0.0, std: float = 1.0, low: float = -2.0, high: float = 2.0
 ) -> Variable:
     """Normal numbers, drawn again while outside ``[low, high]`` (absolute bounds, not in standard deviations)."""
-    if _skipping:
-        return variable
     if not (low < high and mean - 8 * std < high and mean + 8 * std > low):
         raise ArgumentError(f"trunc_normal_: [{low}, {high}] holds next to nothing of a normal({mean}, {std})")
-    numbers = _standard_normal(_count(variable)) * std + mean
+    if _skipping:
+        return variable
+    numbers = normal_(variable, mean, std).numpy().reshape(-1).astype(np.float32)
     while (outside := np.flatnonzero((numbers < low) | (numbers > high))).size:
-        numbers[outside] = _standard_normal(outside.size) * std + mean
+        numbers[outside] = normal_(Variable(np.zeros(outside.size, np.float32)), mean, std).numpy()
     return _fill(variable, numbers)
 
 
@@ -189,8 +200,8 @@ def orthogonal_(variable: Variable, gain: float = 1.0) -> Variable:
     if _skipping:
         return variable
     rows, columns = int(variable.shape[0]), fans(variable)[0]
-    square = _standard_normal(rows * columns).reshape(max(rows, columns), -1)
-    q, r = np.linalg.qr(square.astype(np.float64))
+    numbers = _blocks(variable, _standard_normal).reshape(max(rows, columns), -1)
+    q, r = np.linalg.qr(numbers.astype(np.float64))
     q = q * np.where(np.diag(r) < 0, -1.0, 1.0)
     return _fill(variable, gain * (q if rows >= columns else q.T))
 
