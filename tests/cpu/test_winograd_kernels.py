@@ -9,6 +9,7 @@ from kernel_oracles import HOST, data_gradient, error, forward, normal, pack, ru
 from twofold.backends.cpu.kernels import direct, winograd, winograd_conv, winograd_wgrad
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv
+from twofold.backends.cpu.machine import AVX512
 
 ONE = ((1, 1), (1, 1))
 CASES = [
@@ -71,3 +72,16 @@ def test_epilogue(conv):
     sums = stats.astype(np.float64).sum(0)
     assert error(sums[0], expected.sum((0, 1, 2))) < 1e-4
     assert error(sums[1], (expected**2).sum((0, 1, 2))) < 1e-4
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "unaligned"])
+def test_large_weights_are_streamed_where_alignment_allows(shift):
+    conv = Conv(1, 4, 4, 160, 96, 3, 3, pad=ONE)
+    packed, w = direct.packing(HOST, conv), normal((96, 160, 3, 3))
+    size = winograd.weights_size(packed)
+    assert 4 * size > AVX512.l2 and "!nontemporal" in winograd.transform_weights(AVX512, packed).ir
+    u = unset(size + 1)[shift:][:size]
+    run(winograd.transform_weights(HOST, packed), [pack(conv, w, packed), u])
+    x, y = normal((1, 4, 4, 160), 1), unset((1, 4, 4, 96))
+    run(winograd_conv.forward(HOST, conv, packed), [x, u, y])
+    assert error(y, forward(conv, x, w)) < BOUND

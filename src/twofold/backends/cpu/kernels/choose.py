@@ -100,7 +100,7 @@ def data_gradient(
     if lanes.fits(machine, conv):
         packed = lanes.packing(machine, conv, forward=False)
         origin = lanes.Transposed(source or lanes.plain(conv), conv.cg)
-        prepare = (Prepare(weights.repack(machine, origin, packed), packed.size),)
+        prepare: tuple[Prepare, ...] = (Prepare(weights.repack(machine, origin, packed), packed.size),)
         return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)

@@ -93,12 +93,29 @@ def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
     """Rows in a unit: more reuse of weights with more, but their input in a quarter of L2, and enough units for many
     threads."""
     others = packed.groups * (packed.whole + (1 if packed.rest else 0)) * one.n
-    row_bytes = 4 * one.h.inputs * one.ldx * one.v.step
+    row_bytes = _input_bytes(one, 1)
     for rows in (8, 4, 2):
         enough = one.v.outputs >= rows and others * -(-one.v.outputs // rows) >= 64
         if enough and rows * row_bytes <= machine.l2 // 4:
             return rows
     return 1
+
+
+def _input_bytes(one: Pass, rows: int) -> int:
+    """Bytes of input that ``rows`` rows of the output read, each pixel counted once."""
+    lines = min(one.v.inputs, rows * min(one.v.step, one.v.taps))
+    return 4 * one.ldx * lines * min(one.h.inputs, one.h.outputs * min(one.h.step, one.h.taps))
+
+
+def _weights_outside(machine: Machine, one: Pass, packed: Packed, rows: int) -> bool:
+    """Which loop is outside: blocks of weights (all images pass by each) or rows (all weights pass by each).
+
+    The one that moves fewer bytes from beyond L2. Weights that fit half of L2 stay there.
+    """
+    weights = 4 * packed.group_size
+    blocks = packed.whole + (1 if packed.rest else 0)
+    by_rows = weights if weights <= machine.l2 // 2 else weights * one.n * -(-one.v.outputs // rows)
+    return blocks * one.n * _input_bytes(one, one.v.outputs) < by_rows
 
 
 def parts(machine: Machine, conv: Conv, packed: Packed) -> int:
@@ -130,9 +147,7 @@ class _Sweep:
         self.f, self.machine, self.one, self.packed, self.epilogue = f, machine, one, packed, epilogue
         self.rows = row_block(machine, one, packed)
         self.first_part = part
-        # Weights that fit half of L2 stay there while all of them meet one block of rows; larger ones go by once,
-        # block by block, each meeting all the images.
-        self.weights_outside = packed.group_size * 4 > machine.l2 // 2
+        self.weights_outside = _weights_outside(machine, one, packed, self.rows)
 
     def emit(self, first: int, count: int, outs: int) -> None:
         """All units of one kind of block: ``count`` blocks of ``outs`` outputs from block ``first`` on."""

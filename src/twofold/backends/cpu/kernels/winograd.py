@@ -12,7 +12,7 @@ outside).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 from twofold.backends.cpu.kernels.shapes import Conv
@@ -128,10 +128,22 @@ def transform_weights(machine: Machine, packed: Packed, flip: bool = False) -> K
     """Kernel (w, u): U = G g G'. ``flip`` turns the taps around, as the data gradient wants (with backward packing).
 
     SCHEDULE: one vector of outputs at a time: 9 loads, the transform in registers, 36 stores; rows shared among
-    threads.
+    threads. More than fits L2 is stored past the caches (2-3 times faster: nothing is read first), if ``u`` is aligned.
     """
     k = KernelBuilder(machine, "winograd_weights", ["w", "u"])
-    f, lanes = k.f, machine.lanes
+    f = k.f
+    if machine.vector_bits < 512 or 4 * weights_size(packed) <= machine.l2:
+        _transform_weights(f, packed, flip, f.vstore)
+    else:
+        with f.when(aligned := f.is_aligned(f.arg("u"), 4 * machine.lanes)):
+            _transform_weights(f, packed, flip, f.stream)
+        with f.when(f.value("i1", f"xor {aligned}, true")):
+            _transform_weights(f, packed, flip, f.vstore)
+    return k.finish(note="Winograd weights")
+
+
+def _transform_weights(f: Function, packed: Packed, flip: bool, store: Callable[[Value, Value], None]) -> None:
+    lanes = f.machine.lanes
     for first, count, outs in packed.kinds():
         width = -(-outs // lanes) * lanes
         low, high = f.share(count * packed.ins, f.arg("tid"), f.arg("n"))
@@ -145,8 +157,7 @@ def transform_weights(machine: Machine, packed: Packed, flip: bool = False) -> K
                 taps = taps[::-1] if flip else taps
                 grid = apply2(f, G, [taps[3 * i : 3 * i + 3] for i in range(3)])
                 for point, value in enumerate(value for line in grid for value in line):
-                    f.vstore(value, f.gep(target, point * panel_size(packed) + at))
-    return k.finish(note="Winograd weights")
+                    store(value, f.gep(target, point * panel_size(packed) + at))
 
 
 class TileGrid:

@@ -46,6 +46,10 @@ class Module:
         self._globals[name] = f"@{name} = private unnamed_addr constant {type} {values}, align 64"
         return Value("ptr", f"@{name}")
 
+    def metadata(self, name: str, text: str) -> None:
+        """A numbered piece of metadata."""
+        self._globals[name] = f"{name} = {text}"
+
     def text(self) -> str:
         """The whole module; every function must have been finished or be finishable with ``ret void``."""
         m = self.machine
@@ -333,6 +337,16 @@ class Function:
             return
         for start, size in _pieces(count):
             self.store(self.shuffle(x, None, range(start, start + size)), self.gep(pointer, start, x.element))
+
+    def stream(self, x: Value, pointer: Value) -> None:
+        """Store a whole vector past the caches; ``pointer`` must be aligned to the vector's size."""
+        self.module.metadata("!0", "!{i32 1}")
+        self.emit(f"store {x}, {pointer}, align {x.lanes * BITS[x.element] // 8}, !nontemporal !0")
+
+    def is_aligned(self, pointer: Value, size: int) -> Value:
+        """Whether an address is a multiple of ``size`` (a power of two)."""
+        low = self.value("i64", f"and {self.value('i64', f'ptrtoint {pointer} to i64')}, {size - 1}")
+        return self.icmp("eq", low, 0)
 
     def broadcast(self, pointer: Value) -> Value:
         """One float from memory in every lane."""
