@@ -79,6 +79,7 @@ class Entry:
     and matrix products for one image of ``domain.input_shape``, in evaluation mode. ``about`` says what the variant
     changes. ``recipes`` has "paper" and "quick". ``optional`` are patterns of entries that a published file may have or
     lack (auxiliary heads), ``with_weights`` the options that published weights need. ``init`` is a scheme of ``zoo.inits``.
+    ``fixed`` are the arguments that make the variant, ``defaults`` options that users may still set otherwise.
 
     >>> from twofold import zoo
     >>> zoo.info("resnet18").params
@@ -97,6 +98,7 @@ class Entry:
     init: str = "default"
     optional: tuple[str, ...] = ()
     with_weights: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -119,7 +121,7 @@ class Entry:
     def options(self) -> dict[str, Any]:
         """The keyword options of the network, with their defaults; ``num_classes`` aside."""
         parameters = inspect.signature(self.build).parameters.values()
-        return {p.name: p.default for p in parameters if p.name not in {"num_classes", *self.fixed}}
+        return {p.name: p.default for p in parameters if p.name not in {"num_classes", *self.fixed}} | dict(self.defaults)
 
     def options_for(self, input_shape: tuple[int, int, int]) -> dict[str, Any]:
         """The options with which this network takes images ``(C, H, W)``. ArgumentError where nothing makes them fit."""
@@ -144,8 +146,9 @@ class Entry:
             raise ArgumentError(f"{self.name}: num_classes={num_classes}; expected at least 1")
         if weights is not None:
             options = {**self.with_weights, **options}
+        options = {**self.defaults, **self.fixed, **options}
         with nn.init.skipped():
-            model = self.build(num_classes=self.classes if num_classes is None else num_classes, **self.fixed, **options)
+            model = self.build(num_classes=self.classes if num_classes is None else num_classes, **options)
         initialise(model, self.init)
         if weights is not None:
             self._load(model, weights, num_classes)
@@ -184,13 +187,13 @@ class Family:
 
     def __call__(
         self, name: str, *, params: int, macs: int, error: Error | None = None, about: str = "",
-        recipes: Mapping[str, Recipe] | None = None, **fixed: Any,
+        recipes: Mapping[str, Recipe] | None = None, defaults: Mapping[str, Any] | None = None, **fixed: Any,
     ) -> Entry:  # fmt: skip
         if name in _TABLE:
             raise ArgumentError(f"zoo: the name {name!r} is registered twice")
         entry = Entry(
             name, self.build, self.paper, params, macs, self.domain, error, about, {**self.recipes, **(recipes or {})},
-            self.init, self.optional, self.with_weights, fixed,
+            self.init, self.optional, self.with_weights, defaults or {}, fixed,
         )  # fmt: skip
         _TABLE[name] = entry
         return entry
