@@ -104,7 +104,7 @@ class Backend(ABC):
         """The devices present."""
 
     def find(self, name: str) -> Device | None:
-        """The device of a full name, if it is here; an index may be left out (the first), ``kind:all`` is the only one."""
+        """The device of a full name, if it is here. An index may be left out (the first); ``kind:all`` is the one."""
         names = (name.removesuffix(":all"), f"{name}:0")
         return next((d for d in self.devices() if d.name in names), None)
 
@@ -119,7 +119,9 @@ class Backend(ABC):
     def group(self, devices: Sequence[Device], *, shard_state: bool = False) -> Device:
         """Several devices as one, on which a program runs data parallel."""
         names = ", ".join(map(str, devices))
-        raise DeviceError(f"the {self.name} backend runs a program on one device, got {names}; groups need 'gpu', 'tpu' or 'xla:cpu'")
+        raise DeviceError(
+            f"the {self.name} backend runs a program on one device, got {names}; groups need 'gpu', 'tpu' or 'xla:cpu'"
+        )
 
     @abstractmethod
     def put(self, array: np.ndarray, device: Device) -> Any:
@@ -163,7 +165,8 @@ def device(name: str | Device) -> Device:
         return found
     names = ", ".join(d.name for d in backend.devices()) or "none"
     advice = backend.advice(full_name)
-    raise DeviceError(f"device {name!r} is not here; the {backend.name} backend found: {names}" + (f"; {advice}" if advice else ""))
+    hint = f"; {advice}" if advice else ""
+    raise DeviceError(f"device {name!r} is not here; the {backend.name} backend found: {names}{hint}")
 
 
 def device_group(devices: str | Device | Sequence[str | Device], *, shard_state: bool = False) -> Device:

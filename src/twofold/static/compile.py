@@ -204,8 +204,8 @@ def compile(
 
     ``devices``: where to run, by default where the variables live; a list, or ``"all"`` (all of the default device's
     kind), runs it data parallel: the first dimension of each argument, the batch, is split over them. ``shard_state``
-    also splits the variables over the devices instead of keeping all on each. ``verify``: run the reference backend beside the
-    program and name the first node that differs. Usable as a decorator, with or without arguments.
+    also splits the variables over the devices instead of keeping all on each. ``verify``: run the reference backend
+    beside the program and name the first node that differs. Usable as a decorator, with or without arguments.
 
     >>> import twofold as tw
     >>> @tw.compile

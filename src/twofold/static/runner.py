@@ -113,7 +113,7 @@ def _buffer(index: int, array: Array, device: Device, program: Program) -> Any:
 
 
 def _exclusive(buffer: Any, device: Device) -> Any:
-    """A buffer that a program may overwrite: itself, or a copy if somebody else looks at it (a view, another tensor)."""
+    """A buffer that a program may overwrite: itself, or a copy if somebody else looks at it (a view, a tensor)."""
     view = isinstance(buffer, np.ndarray) and (not buffer.flags.writeable or buffer.base is not None)
     return device.backend.copy(buffer) if view or sys.getrefcount(buffer) > _ALONE else buffer
 

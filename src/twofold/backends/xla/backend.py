@@ -66,7 +66,7 @@ class XlaBackend(Backend):
     def group(self, devices: Sequence[Device], *, shard_state: bool = False) -> Device:
         names = [split_name(d.name) for d in devices]
         if len({prefix for prefix, _, _ in names}) != 1:
-            raise DeviceError(f"devices {', '.join(map(str, devices))} are of several kinds; a program runs on one kind")
+            raise DeviceError(f"devices {', '.join(map(str, devices))} are of several kinds; a program runs on one")
         places = [p or "0" for _, p, _ in names]
         suffix = SHARDED if shard_state or any(sharded for _, _, sharded in names) else ""
         name = f"{names[0][0]}:{','.join(places)}{suffix}"
@@ -77,7 +77,7 @@ class XlaBackend(Backend):
 
     def advice(self, name: str) -> str:
         """Why a device may be missing, and what to install."""
-        prefix, places, _ = split_name(name)
+        prefix, _, _ = split_name(name)
         if not prefix:
             return "XLA's own CPU device is called 'xla:cpu'"
         local, said = local_devices(prefix)
@@ -120,9 +120,13 @@ class XlaBackend(Backend):
             return buffer.copy()
 
     # -- running -------------------------------------------------------------------------------------------------------
-    def run(self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device) -> Sequence[Any]:
+    def run(
+        self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device
+    ) -> Sequence[Any]:
         if op.name == "constant":
             return [self.put(attrs["value"], device)]
+        if op.name == "custom_vjp":  # nothing to compute; its rule must not be kept alive by the cache below
+            return buffers[attrs["args"] : attrs["args"] + attrs["results"]]
         from twofold.backends.xla import checks
 
         with runtime.x64():

@@ -65,9 +65,8 @@ def in_range(name: str, indices: Any, size: int, axis: int, negative: bool = Tru
     if indices.size:
         frame = current()
         place = f"{frame.scope}: " if frame.scope else ""
-        frame.messages.append(
-            f"{place}{name}: index {{}} is out of range for axis {axis} of size {size}; expected {low} <= index < {size}"
-        )
+        came = f"{place}{name}: index {{}} is out of range for axis {axis} of size {size}"
+        frame.messages.append(f"{came}; expected {low} <= index < {size}")
         wide = indices.reshape(-1).astype(jnp.int64)
         wrong = (wide < low) | (wide >= size)
         found = jnp.stack([jnp.where(wrong.any(), len(frame.messages), 0), wide[jnp.argmax(wrong)]])

@@ -17,7 +17,7 @@ def row(op: Op) -> Callable[..., Any]:
     """The op's row; UnsupportedOpError if the table has none."""
     found = TABLE.get(op.name)
     if found is None:
-        raise UnsupportedOpError(f"op {op.name!r} has no row in the xla backend's table; run it on 'cpu' or 'reference'")
+        raise UnsupportedOpError(f"op {op.name!r} has no row in the xla backend's table; run it on 'cpu'")
     return found
 
 

@@ -14,12 +14,12 @@ changes no result, so a batch-norm statistic is that of the whole batch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from twofold.backends.interface import Device
 from twofold.backends.xla import runtime
+from twofold.ir import Spec
 
 PLATFORMS = {"gpu": "gpu", "tpu": "tpu", "xla:cpu": "cpu"}  # our prefix -> jax's platform
 ALL, SHARDED = "all", "/sharded"
@@ -92,15 +92,16 @@ class Placement:
         spec = runtime.load().sharding.PartitionSpec(*[None] * axis, _AXIS)
         return runtime.load().sharding.NamedSharding(self._mesh, spec)
 
-    def of_data(self, shape: Sequence[int]) -> Any:
+    def of_data(self, spec: Spec) -> Any:
         """Inputs and outputs: split along the batch if it divides."""
-        divides = self.is_group and shape and shape[0] > 0 and shape[0] % len(self.devices) == 0
+        batch = int(cast(int, spec.shape[0])) if spec.shape else 0
+        divides = self.is_group and batch > 0 and batch % len(self.devices) == 0
         return self._split(0) if divides else self.whole
 
-    def of_state(self, shape: Sequence[int]) -> Any:
-        """State: whole, or split along its first dimension that divides."""
-        if self.is_group and self.split_state:
-            for axis, size in enumerate(shape):
+    def of_state(self, spec: Spec) -> Any:
+        """State: whole, or (floating arrays) split along the first dimension that divides."""
+        if self.is_group and self.split_state and spec.dtype.is_floating:
+            for axis, size in enumerate(cast("tuple[int, ...]", spec.shape)):
                 if size > 0 and size % len(self.devices) == 0:
                     return self._split(axis)
         return self.whole

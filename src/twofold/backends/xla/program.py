@@ -43,9 +43,9 @@ class XlaProgram(Program):
         self.graph, self.device, self.donated, self.pending = graph, device, tuple(donated), pending
         self.messages: list[str] = []
         where = placement(device)
-        data, state = [v.shape for v in graph.inputs], [s.input.shape for s in graph.state]
-        self.inputs = [*map(where.of_data, data), *map(where.of_state, state)]
-        outputs = [where.of_data(v.shape) for v in graph.outputs] + [where.of_state(s.output.shape) for s in graph.state]
+        data = [[where.of_data(v.spec) for v in values] for values in (graph.inputs, graph.outputs)]
+        state = [where.of_state(s.input.spec) for s in graph.state]
+        self.inputs, outputs = data[0] + state, data[1] + state
         self.function = runtime.load().jit(
             lower.function_of(graph, self.messages),
             in_shardings=tuple(self.inputs),
@@ -70,11 +70,12 @@ class XlaProgram(Program):
             self.pending.add(flag, self.messages)
         return results
 
-    def lowered(self) -> Any:
-        """jax's lowering of the program, for a look at its HLO or memory."""
+    def text(self) -> str:
+        """The compiled program's HLO: fusions, library calls, collectives."""
         jax = runtime.load()
         with runtime.x64():
-            return self.function.lower(*(jax.ShapeDtypeStruct(v.shape, v.dtype.numpy) for v in self.graph.all_inputs))
+            shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype.numpy) for v in self.graph.all_inputs]
+            return self.function.lower(*shapes).compile().as_text()
 
     def report(self) -> str:
         """What became of the graph: one program, and how its values lie."""

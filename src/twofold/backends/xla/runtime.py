@@ -1,8 +1,9 @@
 """Loading jax, once and late, and the settings under which twofold uses it.
 
-Two decisions live here. Device memory is taken as it is needed: XLA's habit of taking 75 % of a GPU at the first use is
-switched off, unless the user has set ``XLA_PYTHON_CLIENT_PREALLOCATE``. And 64-bit numbers are switched on around each of
-our own calls only (``enable_x64`` as a context), so that jax code of the user's in the same process keeps its settings.
+Two decisions live here. Device memory is taken as it is needed: XLA's habit of taking 75 % of a GPU at the first use
+is switched off, unless the user has set ``XLA_PYTHON_CLIENT_PREALLOCATE``. And 64-bit numbers are switched on around
+each of our own calls only (``enable_x64`` as a context), so that the user's jax code in the same process keeps its
+settings.
 """
 
 from __future__ import annotations
@@ -47,5 +48,6 @@ def translated(error: Exception, what: str) -> TwofoldError:
     """An error of XLA's runtime as one of ours, with its first line and what to do."""
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "RESOURCE_EXHAUSTED" in first or "out of memory" in first.lower():
-        return OutOfMemoryError(f"{what}: the device has not enough memory ({first}); use a smaller batch, tw.checkpoint, or more devices")
+        advice = "use a smaller batch, tw.checkpoint, or more devices"
+        return OutOfMemoryError(f"{what}: the device has not enough memory ({first}); {advice}")
     return TwofoldError(f"{what}: XLA failed: {first}")

@@ -7,6 +7,6 @@ from twofold.backends.xla.table import control, conv, elementwise, indexing, mov
 
 TABLE: dict[str, elementwise.Row] = {}
 for _family in (control, conv, elementwise, indexing, movement, pool, random, reduction):
-    TABLE.update(_family.ROWS)  # type: ignore[attr-defined]
+    TABLE.update(_family.ROWS)
 
 __all__ = ["TABLE"]

@@ -1,4 +1,4 @@
-"""Control flow: graphs inside graphs. The check flag of the inner graphs travels with their results."""
+"""Control flow and boundaries: graphs inside graphs. The check flag of the inner graphs travels with their results."""
 
 from __future__ import annotations
 
@@ -68,4 +68,13 @@ def _scan(
     return (*carry, *stacked)
 
 
-ROWS = {"cond": _cond, "while_loop": _while_loop, "scan": _scan}
+def _checkpoint(*operands: Any, body: Graph) -> tuple[Any, ...]:
+    results, flag = _inner(body, operands)
+    checks.current().merge(flag)
+    return tuple(results)
+
+
+ROWS = {
+    "cond": _cond, "while_loop": _while_loop, "scan": _scan, "checkpoint": _checkpoint,
+    "custom_vjp": lambda *xs, args, results, rule: xs[args : args + results],
+}  # fmt: skip

@@ -12,6 +12,8 @@ from twofold.backends.xla.table.elementwise import is_narrow
 
 
 def _add_at(shape: Any, places: Any, updates: Any) -> Any:
+    if updates.dtype == jnp.bool_:  # a sum of bools: whether any is true
+        return jnp.zeros(shape, jnp.bool_).at[places].max(updates, mode="drop")
     wide = updates.astype(jnp.float32) if is_narrow(updates) else updates
     return jnp.zeros(shape, wide.dtype).at[places].add(wide, mode="drop").astype(updates.dtype)
 

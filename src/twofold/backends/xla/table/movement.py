@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
 def _pad(x: Any, *, widths: Any, interior: Any, fill: float) -> Any:
-    value = jnp.asarray(fill if jnp.issubdtype(x.dtype, jnp.floating) else int(fill)).astype(x.dtype)
+    value = jnp.asarray(np.full((), fill, x.dtype))
     return lax.pad(x, value, [(low, high, inner) for (low, high), inner in zip(widths, interior)])
 
 

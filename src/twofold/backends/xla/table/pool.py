@@ -1,8 +1,8 @@
 """Pools and their gradients, with the reference's rules: the first maximum wins, a NaN counts as the largest.
 
-Forward passes are ``reduce_window``. Which tap of its window won is found, and its gradient sent back, one tap at a time
-over the whole image, as in the reference: XLA fuses the taps. Windows of many taps (a global pool) run the same step in
-a loop, so that the program does not grow with the window.
+Forward passes are ``reduce_window``. Which tap of its window won is found, and its gradient sent back, one tap at a
+time over the whole image, as in the reference: XLA fuses the taps. Windows of many taps (a global pool) run the same
+step in a loop, so that the program does not grow with the window.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _avg_pool(x: Any, *, window: Any, strides: Any, padding: Any, ceil_mode: boo
     out = _outputs(x.shape[2:], window, strides, padding, ones, ceil_mode)
     pads = _pads(x.shape[2:], out, window, strides, padding, ones)
     total = _windowed(wide, lax.add, 0, window, strides, pads, ones)
-    return (total / _counts(x.shape[2:], out, window, strides, padding, include_pad).astype(total.dtype)).astype(x.dtype)
+    counts = _counts(x.shape[2:], out, window, strides, padding, include_pad)
+    return (total / counts.astype(total.dtype)).astype(x.dtype)
 
 
 def _avg_pool_grad(
@@ -113,13 +114,15 @@ class _Taps:
 
     def each(self, step: Callable[[Any, Any, Any], Any], carry: Any) -> Any:
         """``carry = step(number, start, carry)`` for every tap in row-major order."""
-        offsets = [tuple(k * d for k, d in zip(tap, self.dilation)) for tap in itertools.product(*map(range, self.window))]
+        taps = itertools.product(*map(range, self.window))
+        offsets = [tuple(k * d for k, d in zip(tap, self.dilation)) for tap in taps]
         if self.count <= UNROLLED:
             for number, start in enumerate(offsets):
                 carry = step(number, start, carry)
             return carry
         table = jnp.asarray(np.array(offsets, np.int32))
-        return lax.fori_loop(0, self.count, lambda i, c: step(i, tuple(table[i, a] for a in range(len(self.window))), c), carry)
+        start_of = lambda i: tuple(table[i, axis] for axis in range(len(self.window)))
+        return lax.fori_loop(0, self.count, lambda i, sofar: step(i, start_of(i), sofar), carry)
 
     def _block(self, wide: Any, start: Any) -> Any:
         return lax.dynamic_slice(wide, (0, 0, *start), (*wide.shape[:2], *self.reach))
