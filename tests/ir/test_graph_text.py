@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_strategies import arguments, graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graph_strategies import arguments, graphs
 from twofold import ops
 from twofold.base.dims import symbol
 from twofold.base.dtypes import bfloat16, float16, float32, float64, int32
@@ -68,9 +68,7 @@ graph step(%x: f32[N,3]) {
 
 
 def test_branches_print_as_blocks():
-    graph = build(
-        lambda x: [control.cond(reduction.sum(x) > 0, lambda a: a, lambda a: -a, x)], Spec((2,), float32)
-    )
+    graph = build(lambda x: [control.cond(reduction.sum(x) > 0, lambda a: a, lambda a: -a, x)], Spec((2,), float32))
     assert "true = graph(%x: f32[2]) {\n      return %x\n    },\n    false = graph" in print_graph(graph)
 
 
@@ -227,7 +225,9 @@ def test_a_mutated_text_parses_or_is_refused(data):
     text = SEED_TEXT
     for _ in range(data.draw(st.integers(1, 3))):
         at, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 12))
-        piece = data.draw(st.sampled_from(["", "%0", "{", "}", "(", ",", "-1", "f32[2]", "99999999999999", "true", "graph", "<N>"]))
+        piece = data.draw(
+            st.sampled_from(["", "%0", "{", "}", "(", ",", "-1", "f32[2]", "99999999999999", "true", "graph", "<N>"])
+        )
         text = text[:at] + piece + text[at + length :]
     try:
         parse_graph(text)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph_strategies import arguments, graphs
 from hypothesis import given, settings
 
-from twofold.base.dims import symbol
+from graph_strategies import arguments, graphs
 from twofold.base.dims import symbol
 from twofold.base.errors import GraphError, ShapeError
 from twofold.ir import Builder, Graph, interpret, recording

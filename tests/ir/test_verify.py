@@ -101,5 +101,7 @@ def test_a_sound_graph_passes():
 def test_damage_is_found_and_named(damage):
     graph = parse_graph(TEXT)
     damage(graph)
-    with pytest.raises(GraphError, match=f"^after fusing: graph 'f': .*{BROKEN[damage]}|^after fusing: .*{BROKEN[damage]}"):
+    with pytest.raises(
+        GraphError, match=f"^after fusing: graph 'f': .*{BROKEN[damage]}|^after fusing: .*{BROKEN[damage]}"
+    ):
         verify(graph, "fusing")
