@@ -44,6 +44,7 @@ from twofold.nn.simple import (
     Softsign,
     Tanh,
 )  # fmt: skip
+from twofold.nn.summary import Summary, summary
 
 __all__ = [
     "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AvgPool1d", "AvgPool2d",
@@ -52,6 +53,6 @@ __all__ = [
     "Hardswish", "Hardtanh", "Hook", "HuberLoss", "Identity", "L1Loss", "LayerNorm", "LeakyReLU", "Linear",
     "LoadReport", "LocalResponseNorm", "LogSigmoid", "LogSoftmax", "MSELoss", "MaxPool1d", "MaxPool2d", "Mish",
     "Module", "ModuleDict", "ModuleList", "NLLLoss", "PReLU", "Parameter", "ReLU", "ReLU6", "SELU", "Sequential",
-    "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "Softsign", "Tanh", "Unflatten", "functional", "init",
-    "utils",
+    "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "Softsign", "Summary", "Tanh", "Unflatten", "functional",
+    "init", "summary", "utils",
 ]  # fmt: skip

@@ -200,6 +200,6 @@ fractalnet20_cifar = Family(
 fractalnet34_imagenet = Family(
     FractalNet, PAPER, Domain((3, 224, 224), 1000, 32, 8), {"paper": IMAGENET_RECIPE, "quick": QUICK.but(lr=0.02)}, init="xavier"
 )(
-    "fractalnet34_imagenet", params=164_031_016, macs=0, error=Error(24.12, 7.39, "ImageNet val, 10 crops"), columns=4,
+    "fractalnet34_imagenet", params=164_031_016, macs=24_164_982_784, error=Error(24.12, 7.39, "ImageNet val, 10 crops"), columns=4,
     channels=(128, 256, 512, 1024), dropouts=(0.0, 0.0, 0.0, 0.0), stem="resnet", about="4 blocks of 4 columns in ResNet-34's frame",
 )  # fmt: skip

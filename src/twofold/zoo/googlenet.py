@@ -144,7 +144,7 @@ class GoogLeNet(nn.Module):
         self.norm1 = style.norm()
         self.conv2, self.conv3 = unit(64, 64, 1), unit(64, 192, 3, padding=1)
         self.norm2 = style.norm()
-        self.maxpool2 = self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.maxpool2, self.maxpool3 = nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2, ceil_mode=True)
         self.maxpool4 = nn.MaxPool2d(style.last_pool, 2, ceil_mode=True)
         channels, widths = 192, {}
         for name, numbers in MODULES.items():

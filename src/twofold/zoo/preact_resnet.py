@@ -168,5 +168,6 @@ preact_resnet50 = imagenet("preact_resnet50", params=25_549_352, macs=4_089_184_
 preact_resnet101 = imagenet("preact_resnet101", params=44_541_480, macs=7_801_405_440, block=PreActBottleneck, depths=(3, 4, 23, 3))
 preact_resnet152 = imagenet("preact_resnet152", params=60_185_128, macs=11_513_626_624, block=PreActBottleneck, depths=(3, 8, 36, 3))
 preact_resnet200 = imagenet(
-    "preact_resnet200", params=64_666_152, macs=0, error=Error(21.66, 5.79, "ImageNet val"), block=PreActBottleneck, depths=(3, 24, 36, 3)
-)
+    "preact_resnet200", params=64_666_152, macs=15_007_481_856, error=Error(21.66, 5.79, "ImageNet val"), block=PreActBottleneck,
+    depths=(3, 24, 36, 3),
+)  # fmt: skip
