@@ -46,7 +46,7 @@ _LAZY = {
     "summary": "twofold.nn",
 }
 _SUBPACKAGES = ("backends", "compress", "data", "io", "nn", "ops", "optim", "passes", "static", "train", "viz", "zoo")
-_TENSOR_MODULES = ("linalg", "random")
+_TENSOR_MODULES = ("distributed", "linalg", "random")
 
 globals().update(FUNCTIONS)
 

@@ -19,7 +19,8 @@ from twofold.tensor.eager import Array
 WHERE = device("xla:cpu")
 DTYPES = ("float32", "float64", "bfloat16", "float16", "int32", "uint8", "bool")
 # relative to the largest magnitude: one rounding for exact ops, a few for series and sums
-FEW = {"conv": ("float32", "bfloat16"), "pool": ("float32", "bfloat16")}  # kinds that take long to compile
+SOME = ("float32", "bfloat16", "int32", "bool")
+FEW = {"conv": SOME[:2], "pool": SOME[:2], "indexing": SOME, "movement": SOME, "reduction": SOME}  # slow to compile
 TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 

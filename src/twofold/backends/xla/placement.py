@@ -95,8 +95,12 @@ class Placement:
     def of_data(self, spec: Spec) -> Any:
         """Inputs and outputs: split along the batch if it divides."""
         batch = int(cast(int, spec.shape[0])) if spec.shape else 0
-        divides = self.is_group and batch > 0 and batch % len(self.devices) == 0
-        return self._split(0) if divides else self.whole
+        return self.batch if batch > 0 and batch % len(self.devices) == 0 else self.whole
+
+    @property
+    def batch(self) -> Any:
+        """The first dimension split over the devices."""
+        return self._split(0) if self.is_group else self.whole
 
     def of_state(self, spec: Spec) -> Any:
         """State: whole, or (floating arrays) split along the first dimension that divides."""

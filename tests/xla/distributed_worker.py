@@ -1,0 +1,28 @@
+"""One process of a distributed training, run by test_distributed: trains on its part of each batch, prints as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from xla_training import batches, make_step
+
+import twofold as tw
+
+GROUP = "xla:cpu:all"
+
+
+def main(shard_state: bool, steps: int) -> None:
+    job = tw.distributed.initialize(timeout=60)
+    model, _, step = make_step(devices=GROUP, shard_state=shard_state)
+    losses = []
+    for images, labels in batches(steps):
+        size = len(images) // job.processes
+        mine = slice(job.rank * size, (job.rank + 1) * size)
+        losses.append(float(step(tw.distributed.batch(images[mine], GROUP), tw.distributed.batch(labels[mine], GROUP))))
+    weight = model.head.weight.numpy().tolist()
+    where = str(model.head.weight.device)
+    print(json.dumps({"rank": tw.distributed.rank(), "device": where, "losses": losses, "weight": weight}))
+
+
+main(sys.argv[1] == "sharded", int(sys.argv[2]))

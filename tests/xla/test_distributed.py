@@ -1,0 +1,91 @@
+"""Several processes: how a job is found, two of them training together on loopback, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from xla_training import train
+
+import twofold as tw
+from twofold.backends.xla.distributed import Job, find_job, first_host
+from twofold.base.errors import ArgumentError
+
+FOLDER = Path(__file__).parent
+SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_JOB_NODELIST": "gpu[07-09,12],login1", "SLURM_JOB_ID": "5"}
+TORCHRUN = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "expected"),
+    [
+        (("host:1", 3, 2), {}, Job("host:1", 3, 2)),
+        ((), TORCHRUN, Job("10.0.0.1:29500", 2, 1)),
+        ((), SLURM, Job("gpu07:12384", 4, 2)),
+        ((), {**SLURM, **TORCHRUN}, Job("10.0.0.1:29500", 2, 1)),
+        (("other:7", None, 0), TORCHRUN, Job("other:7", 2, 0)),
+    ],
+)
+def test_the_job_is_found(arguments: Any, environment: dict[str, str], expected: Job) -> None:
+    assert find_job(*arguments, environment=environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        ((), {}, "coordinator, processes, rank unknown; give coordinator='host:port'"),
+        ((), {"MASTER_ADDR": "a", "RANK": "0"}, "processes unknown"),
+        (("host", 2, 0), {}, "has no port; expected host:port"),
+        (("host:1", 2, 2), {}, "rank 2 of 2 processes; expected 0 <= rank"),
+        ((), {**TORCHRUN, "RANK": "first"}, "rank is 'first'; expected an integer"),
+        ((), {**SLURM, "SLURM_NTASKS": "1"}, "unknown"),
+    ],
+)
+def test_a_job_that_makes_no_sense_is_refused(arguments: Any, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        find_job(*arguments, environment=environment)
+
+
+def test_first_host_of_slurms_lists() -> None:
+    assert [first_host(n) for n in ("node1,node2", "n[3,5-7]", "a", "")] == ["node1", "n3", "a", ""]
+
+
+def start(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    base = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(FOLDER)}
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+    command = [sys.executable, str(FOLDER / "distributed_worker.py"), *arguments]
+    return [
+        subprocess.Popen(command, env=base | {"RANK": str(r)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for r in range(processes)
+    ]
+
+
+@pytest.mark.parametrize("layout", [pytest.param("replicated", marks=pytest.mark.slow), "sharded"])
+def test_two_processes_equal_one(layout: str) -> None:
+    steps = 2
+    workers = start(2, layout, str(steps))
+    outputs = [w.communicate(timeout=120) for w in workers]
+    assert [w.returncode for w in workers] == [0, 0], outputs
+    results = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+    losses, state, _ = train(steps, devices="reference")
+    for rank, result in enumerate(results):
+        assert result["rank"] == rank and result["device"].startswith("xla:cpu:all")
+        np.testing.assert_allclose(result["losses"], losses, rtol=2e-5)
+        np.testing.assert_allclose(result["weight"], state["head.weight"], rtol=2e-5, atol=2e-6)
+
+
+def test_without_a_job_there_is_one_process() -> None:
+    assert (tw.distributed.rank(), tw.distributed.processes()) == (0, 1)
+    with pytest.raises(ArgumentError, match="expected a group of XLA devices"):
+        tw.distributed.batch(np.ones(2), "reference")
+    assert tw.distributed.batch(np.ones((4, 2), np.float32), "xla:cpu:all").shape == (4, 2)
