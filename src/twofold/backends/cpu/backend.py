@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from twofold.backends.cpu import eager
 from twofold.backends.interface import Backend, Device, Program
 from twofold.base.errors import IndexRangeError
 from twofold.ir import Graph, Op, Spec
@@ -17,7 +18,7 @@ from twofold.ir import Graph, Op, Spec
 class CpuProgram(Program):
     """A graph as machine code. Safe to call from several threads (calls take turns)."""
 
-    def __init__(self, graph: Graph, donated: Sequence[int] = ()):
+    def __init__(self, graph: Graph, donated: Sequence[int] = (), orders: Mapping[int, Sequence[int]] | None = None):
         from twofold.backends.cpu.lowering.assemble import FIRST, assemble
         from twofold.backends.cpu.lowering.donate import donate
         from twofold.backends.cpu.lowering.lower import lower
@@ -25,7 +26,7 @@ class CpuProgram(Program):
         from twofold.backends.cpu.machine import host, num_threads
 
         self.threads = num_threads()
-        plan = lower(graph, host(), compile_graph)
+        plan = lower(graph, host(), compile_graph, orders)
         merge(plan)
         donate(plan, graph, donated)
         self._built = assemble(plan, host(), self.threads)
@@ -34,7 +35,8 @@ class CpuProgram(Program):
         self._lock = threading.Lock()
         self._arena = np.empty(0, np.uint8)
         self._errors = np.zeros(1, np.int32)
-        self._inputs = [(v.shape, v.dtype.numpy) for v in graph.all_inputs]
+        given = orders or {}
+        self._inputs = [(v.dtype.numpy, given.get(i)) for i, v in enumerate(graph.all_inputs)]
         self._constants = {b: np.ascontiguousarray(a) for b, a in plan.constants.items()}
 
     @property
@@ -62,13 +64,13 @@ class CpuProgram(Program):
     def pointers(self, buffers: Sequence[Any]) -> tuple[list[int], dict[Any, np.ndarray]]:
         """The pointer table for these inputs (new outputs are made), and the arrays it points to."""
         plan, built = self._built.plan, self._built
-        arrays = {b: _dense(x, dtype) for b, x, (_, dtype) in zip(plan.inputs, buffers, self._inputs)}
+        arrays = {b: _dense(x, *kind) for b, x, kind in zip(plan.inputs, buffers, self._inputs)}
         if self._arena.nbytes < built.arena + 64:
             self._arena = np.empty(built.arena + 64, np.uint8)
         arrays.update(self._constants)
         for placed, spec in zip(plan.outputs, plan.specs):
             if placed.buffer not in arrays:
-                arrays[placed.buffer] = np.empty(spec.shape, spec.dtype.numpy)  # type: ignore[arg-type]
+                arrays[placed.buffer] = np.empty([placed.shape[d] for d in placed.order], spec.dtype.numpy)
         pointers = [(self._arena.ctypes.data + 63) & ~63, self._errors.ctypes.data, *([0] * len(built.slots))]
         for buffer, slot in built.slots.items():
             pointers[slot] = arrays[buffer].ctypes.data
@@ -78,7 +80,9 @@ class CpuProgram(Program):
         array = arrays[placed.buffer]
         if placed.buffer in self._constants:
             array = array.copy()
-        return array.reshape(spec.shape)  # type: ignore[arg-type]
+        if placed.is_rows:
+            return array.reshape(spec.shape)  # type: ignore[arg-type]
+        return array.reshape([placed.shape[d] for d in placed.order]).transpose(np.argsort(placed.order))
 
     def _run_host(self, step: Any, arrays: dict[Any, np.ndarray], base: int) -> None:
         results = step.run(*(self._view(p, arrays, base) for p in step.inputs))
@@ -116,9 +120,11 @@ class CpuProgram(Program):
         return "\n".join(lines + built.plan.notes)
 
 
-def _dense(x: Any, dtype: np.dtype) -> np.ndarray:
-    """A buffer as the program reads it: contiguous."""
+def _dense(x: Any, dtype: np.dtype, order: Sequence[int] | None) -> np.ndarray:
+    """A buffer as the program reads it: contiguous, its dimensions in ``order``."""
     array = np.asarray(x, dtype)
+    if order is not None:
+        array = array.transpose(order)
     return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
@@ -142,6 +148,8 @@ class CpuBackend(Backend):
         return buffer
 
     def run(self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device) -> Sequence[Any]:
+        if eager.is_heavy(op, specs, attrs):
+            return eager.program(op, buffers, attrs)(buffers)
         out = op.ref(*buffers, **attrs)
         return out if op.multi else (out,)
 

@@ -7,7 +7,7 @@ it, or when a consumer would compute its elements many times over. Movement ops 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,10 @@ FREE = frozenset(("constant", "full", "iota", "dim_size"))  # formulas of indice
 SINGLE_READ = frozenset(("elementwise", "movement", "reduction", "other", "indexing"))  # kinds that may read a formula
 
 
-def lower(graph: Graph, machine: Any = None, compile_graph: Any = None) -> Plan:
-    """The plan of a graph whose shapes are all concrete. ``compile_graph`` compiles sub-graphs of control flow."""
-    return Lowering(graph, machine, compile_graph).run()
+def lower(graph: Graph, machine: Any, compile_graph: Any, orders: Mapping[int, Sequence[int]] | None = None) -> Plan:
+    """The plan of a graph whose shapes are all concrete. ``compile_graph`` compiles sub-graphs of control flow; ``orders`` gives
+    the order in memory of the dimensions of inputs that are not row-major."""
+    return Lowering(graph, machine, compile_graph).run(orders or {})
 
 
 # inputs that kernels read as images: channels-last
@@ -66,15 +67,17 @@ class Lowering:
         self.packs: dict[Any, Buffer] = {}
         self.copies: dict[Any, Placed] = {}
 
-    def run(self) -> Plan:
+    def run(self, orders: Mapping[int, Sequence[int]]) -> Plan:
         """Walk the graph."""
         for i, value in enumerate(self.graph.all_inputs):
             buffer = Buffer(value.dtype, size_of(value.spec), value.name or f"in{i}")
             self.plan.inputs.append(buffer)
-            self.places[value] = Placed(buffer, tuple(value.shape), row_strides(value.shape))  # type: ignore[arg-type]
+            strides = row_strides(value.shape, orders.get(i))  # type: ignore[arg-type]
+            self.result(value, Placed(buffer, tuple(value.shape), strides))  # type: ignore[arg-type]
         for node in self.graph.nodes:
             self._lower(node)
-        self.plan.outputs = [self.rows(v) for v in self.graph.all_outputs]
+        self.plan.outputs = [self.whole(v) for v in self.graph.outputs]
+        self.plan.outputs += [self.rows(s.output) for s in self.graph.state]
         self.plan.values = self.places
         return self.plan
 
@@ -145,6 +148,14 @@ class Lowering:
         target = self.temporary(value.spec, "rows")
         self.map(value.spec, target, placed.at, [])
         return target
+
+    def whole(self, value: Value) -> Placed:
+        """The value in memory, filling a buffer; its dimensions may lie in another order."""
+        placed = self.placed(value, "it is an output")
+        if placed.offset or placed.strides != row_strides(placed.shape, placed.order):
+            return self.rows(value)
+        self.flush([placed.buffer])
+        return placed
 
     def rows(self, value: Value) -> Placed:
         """The value in memory, dense and row-major."""

@@ -11,6 +11,7 @@ steps between them allow.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from twofold.backends.cpu.loops import Accumulator, Buffer, Expr, Nest, Store, Var, acc, var
 from twofold.backends.cpu.loops.expr import loads, rewrite_loads
@@ -153,9 +154,10 @@ def _drop_dead_stores(plan: Plan, needed: set[Buffer]) -> None:
         read = needed | {b for step in plan.steps for b in step.reads()}
         changed = False
         for step in plan.steps:
-            if isinstance(step, NestStep) and any(s.buffer not in read for s in step.nest.all_stores()):
-                step.nest.stores = [s for s in step.nest.stores if s.buffer in read]
-                step.nest.each = [s for s in step.nest.each if s.buffer in read]
+            if isinstance(step, NestStep) and any(b not in read for b in step.writes()):
+                stores = [s for s in step.nest.stores if s.buffer in read]
+                each = [s for s in step.nest.each if s.buffer in read]
+                step.change(replace(step.nest, stores=stores, each=each))
                 changed = True
         plan.steps = [s for s in plan.steps if not isinstance(s, NestStep) or s.nest.all_stores()]
 

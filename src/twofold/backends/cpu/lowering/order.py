@@ -17,16 +17,28 @@ def reordered(steps: list[Step]) -> list[Step]:
     """The steps in an order with fewer barriers."""
     left, done, batch = list(steps), [], _Touched()
     while left:
-        take = next((i for i in range(min(AHEAD, len(left))) if _may_go(left, i, batch)), None)
+        take = _next(left, batch)
         if take is None:
-            batch = _Touched()
-            take = 0
+            batch, take = _Touched(), 0
         step = left.pop(take)
         if isinstance(step, HostStep):
             batch = _Touched()
         batch.add(step)
         done.append(step)
     return done
+
+
+def _next(left: list[Step], batch: _Touched) -> int | None:
+    """The first step that can be done now without a barrier, before those that stand before it."""
+    before = _Touched()
+    for at, step in enumerate(left[:AHEAD]):
+        small = not at or sum(b.nbytes for b in step.writes()) <= SMALL
+        if isinstance(step, HostStep):
+            return at if not at and not batch.meets(step) else None
+        if small and not batch.meets(step) and not before.meets(step):
+            return at
+        before.add(step)
+    return None
 
 
 class _Touched:
@@ -44,20 +56,3 @@ class _Touched:
         """Whether the step depends on these, or they on it."""
         writes = step.writes()
         return not self.written.isdisjoint([*step.reads(), *writes]) or not self.read.isdisjoint(writes)
-
-
-def _may_go(left: list[Step], at: int, batch: _Touched) -> bool:
-    """Whether step ``at`` can be done now without a barrier, before those that stand before it."""
-    step = left[at]
-    if batch.meets(step):
-        return False
-    if at == 0:
-        return True
-    if isinstance(step, HostStep) or sum(b.nbytes for b in step.writes()) > SMALL:
-        return False
-    before = _Touched()
-    for other in left[:at]:
-        if isinstance(other, HostStep):
-            return False
-        before.add(other)
-    return not before.meets(step)

@@ -54,24 +54,34 @@ def row_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> tup
     return tuple(strides)
 
 
-@dataclass
 class NestStep:
-    """A loop nest to be emitted; ``nodes`` are the graph's nodes it computes."""
+    """A loop nest to be emitted; ``nodes`` are the graph's nodes it computes. What it touches is worked out once."""
 
-    nest: Nest
-    nodes: list[Node] = field(default_factory=list)
+    def __init__(self, nest: Nest, nodes: Sequence[Node] = ()):
+        self.nest, self.nodes = nest, list(nodes)
+        self._reads: list[Buffer] | None = None
+        self._writes: list[Buffer] | None = None
 
     def reads(self) -> list[Buffer]:
-        return self.nest.reads()
+        if self._reads is None:
+            self._reads = self.nest.reads()
+        return self._reads
 
     def writes(self) -> list[Buffer]:
-        return self.nest.writes()
+        if self._writes is None:
+            self._writes = self.nest.writes()
+        return self._writes
+
+    def change(self, nest: Nest) -> None:
+        """Compute something else."""
+        self.nest, self._reads, self._writes = nest, None, None
 
     def replace(self, old: Buffer, new: Buffer) -> None:
         """Use another buffer in the place of one."""
         from twofold.backends.cpu.lowering.rewrite import replace_buffer
 
-        self.nest = replace_buffer(self.nest, old, new)
+        if old in self.reads() or old in self.writes():
+            self.change(replace_buffer(self.nest, old, new))
 
 
 @dataclass

@@ -65,4 +65,19 @@ def _scan(low: Lowering, node: Node) -> None:
     low.host(node, "scan", run)
 
 
-NESTS: dict[str, Any] = {"cond": _cond, "while_loop": _while_loop, "scan": _scan}
+def _checkpoint(low: Lowering, node: Node) -> None:
+    """Passes inline these; one that is left runs as a program of its own."""
+    program = _programs(low, node)
+    low.host(node, "checkpoint", lambda *operands: program("body")(list(operands)))
+
+
+def _custom_vjp(low: Lowering, node: Node) -> None:
+    """Only differentiation reads the rule; the results are operands."""
+    first = node.attrs["args"]
+    for out, v in zip(node.outputs, node.inputs[first : first + node.attrs["results"]]):
+        low.result(out, low.placed(v, "custom_vjp returns it"))
+
+
+NESTS: dict[str, Any] = {
+    "cond": _cond, "while_loop": _while_loop, "scan": _scan, "checkpoint": _checkpoint, "custom_vjp": _custom_vjp,
+}  # fmt: skip

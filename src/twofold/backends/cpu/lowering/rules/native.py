@@ -6,6 +6,7 @@ its result is read, so that elementwise work on the result can go into its epilo
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 # rough rates for the choice between algorithms, measured on a Zen 5 core with AVX-512 (direct 240, Winograd 550 effective
 # GFLOP/s, weights transformed at 25 GB/s); only their ratios matter
 _DIRECT, _WINOGRAD, _TRANSFORM = 240e9, 550e9, 25e9
+
+
+@functools.lru_cache(maxsize=512)
+def _generated(generate: Any, *arguments: Any) -> Any:
+    """A kernel, generated once for equal arguments (an epilogue is equal only to itself)."""
+    return generate(*arguments)
 
 
 def _suits(node: Node) -> bool:
@@ -50,10 +57,10 @@ def _packed(low: Lowering, w: Value, conv: Conv, packed: weights.Packed, flip: b
     if key not in low.packs:
         source = low.rows(w)
         out = Buffer(float32, packed.size, "packed")
-        low.kernel(weights.repack(low.machine, weights.plain(conv), packed), [(source.buffer, source.offset), (out, 0)], out)
+        low.kernel(_generated(weights.repack, low.machine, weights.plain(conv), packed), [(source.buffer, source.offset), (out, 0)], out)
         if flip is not None:
             u = Buffer(float32, winograd.weights_size(packed), "winograd weights")
-            low.kernel(winograd.transform_weights(low.machine, packed, flip), [(out, 0), (u, 0)], u)
+            low.kernel(_generated(winograd.transform_weights, low.machine, packed, flip), [(out, 0), (u, 0)], u)
             out = u
         low.packs[key] = out
     return low.packs[key]
@@ -91,7 +98,7 @@ def _convolve(low: Lowering, node: Node, shape: Conv, x: Value, w: Value, forwar
     target = low.allocate(node.outputs[0], CHANNELS_LAST)
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
-        kernel = generate(low.machine, shape, packed, epilogue, ldx)
+        kernel = _generated(generate, low.machine, shape, packed, epilogue, ldx)
         places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
         low.kernel(kernel, places, place.buffer, nodes)
 
@@ -112,10 +119,11 @@ def weight_grad(low: Lowering, node: Node) -> bool:
     packed = direct.packing(low.machine, shape)
     module: Any = winograd_wgrad if wants_winograd(shape) else wgrad
     order = Buffer(float32, packed.size, "packed gradient")
-    kernel = module.weight_gradient(low.machine, shape, packed, ldx, ldy)
+    kernel = _generated(module.weight_gradient, low.machine, shape, packed, ldx, ldy)
     low.kernel(kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
     target = low.allocate(dw)
-    low.kernel(weights.repack(low.machine, packed, weights.plain(shape)), [(order, 0), (target.buffer, 0)], target.buffer, [node])
+    plain = _generated(weights.repack, low.machine, packed, weights.plain(shape))
+    low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
     low.result(dw, target)
     return True
 
