@@ -50,9 +50,11 @@ def test_specialise_does_not_change_its_graph():
 
 
 def test_specialise_names_the_layer_that_does_not_fit():
-    text = "graph f(%x: f32[N,4], %y: f32[K]) { %0 = slice(%x) {starts=(K, 0), stops=(N, 4), steps=(1, 1)} : TYPE  # head\nreturn %0 }"
-    graph = parse_graph(text.replace("TYPE", "f32[N-K,4]"))
-    with pytest.raises(ShapeError, match="^head: slice: 5:2 lies outside"):
+    graph = parse_graph("""graph f(%x: f32[N,4], %y: f32[K]) {
+      %0 = slice(%x) {starts=(K, 0), stops=(N, 4), steps=(1, 1)} : f32[N-K,4]  # head
+      return %0
+    }""")
+    with pytest.raises(ShapeError, match=r"^head: slice: 5:2 lies outside"):
         specialise(graph, {"N": 2, "K": 5})
 
 

@@ -17,12 +17,14 @@ MINUS = "%c = constant() {value=f32[]{-1.0}} : f32[]"
 ONES = "%c = full() {shape=(2, 1, 3), fill=1.0, dtype=f32} : f32[2,1,3]"
 NEGATED = "%n = negative(%y) : f32[2,1,3]"
 T = "f32[2,1,3]"
-BRANCHES = "{true = graph(%a: f32[2,1,3]) { %0 = exp(%a) : f32[2,1,3] return %0 }, false = graph(%a: f32[2,1,3]) { return %a }}"
+BRANCHES = f"{{true = graph(%a: {T}) {{ %0 = exp(%a) : {T} return %0 }}, false = graph(%a: {T}) {{ return %a }}}}"
 
 # row: [(nodes whose last is %r, ops left after dead code)]
 CASES = {
     "identity": [(f"%r = identity(%x) : {T}", ""), (f"%r = detach(%x) : {T}", "")],
-    "custom_vjp": [(f'%e = exp(%x) : {T}  %r = custom_vjp(%x, %e, %y) {{args=1, results=1, rule="back"}} : {T}', "exp")],
+    "custom_vjp": [
+        (f'%e = exp(%x) : {T}  %r = custom_vjp(%x, %e, %y) {{args=1, results=1, rule="back"}} : {T}', "exp"),
+    ],
     "checkpoint": [(f"%r = checkpoint(%x) {{body=graph(%a: {T}) {{ %0 = exp(%a) : {T} return %0 }}}} : {T}", "exp")],
     "known branch": [
         (f"%c = constant() {{value=bool[]{{{p}}}}} : bool[]  %r = cond(%c, %x) {BRANCHES} : {T}", left)
@@ -30,7 +32,10 @@ CASES = {
     ],
     "x + 0": [(f"{ZERO} %r = add(%x, %c) : {T}", ""), (f"{ZERO} %r = add(%c, %x) : {T}", "")],
     "x + -y": [(f"{NEGATED} %r = add(%x, %n) : {T}", "subtract")],
-    "x - 0": [(f"{ZERO} %r = subtract(%x, %c) : {T}", ""), (f"{ZERO} %r = subtract(%c, %x) : {T}", "constant subtract")],
+    "x - 0": [
+        (f"{ZERO} %r = subtract(%x, %c) : {T}", ""),
+        (f"{ZERO} %r = subtract(%c, %x) : {T}", "constant subtract"),
+    ],
     "x - -y": [(f"{NEGATED} %r = subtract(%x, %n) : {T}", "add")],
     "x * 1": [
         (f"{ONE} %r = multiply(%x, %c) : {T}", ""),
@@ -68,7 +73,8 @@ CASES = {
     ],
     "twice": [
         ("%n = reshape(%x) {shape=(6,)} : f32[6]  %r = reshape(%n) {shape=(3, 2)} : f32[3,2]", "reshape"),
-        (f"%n = broadcast_to(%v) {{shape=(1, 3)}} : f32[1,3]  %r = broadcast_to(%n) {{shape=(2, 1, 3)}} : {T}", "broadcast_to"),
+        (f"%n = broadcast_to(%v) {{shape=(1, 3)}} : f32[1,3]  %r = broadcast_to(%n) {{shape=(2, 1, 3)}} : {T}",
+         "broadcast_to"),
     ],
     "permute twice": [
         (f"%n = permute_dims(%x) {{axes=(1, 2, 0)}} : f32[1,3,2]  %r = permute_dims(%n) {{axes=(2, 0, 1)}} : {T}", ""),

@@ -113,7 +113,9 @@ def _eager(call: Callable[..., Any], inputs: Sequence[Value]) -> Any:
 
     operands = [*inputs, *captured]
     attrs = {"args": len(operands), "results": len(ys), "rule": rule}
-    return unflatten(structure, bind(CUSTOM, *operands, *map(detach, ys), **attrs))
+    with grad_mode(False):  # lets go of the record
+        plain = [detach(y) for y in ys]
+    return unflatten(structure, bind(CUSTOM, *operands, *plain, **attrs))
 
 
 def _read_by(ys: Sequence[Value], start: int) -> list[Value]:
@@ -148,7 +150,8 @@ def _again(
 
 
 def _leaf(v: Value) -> Value:
-    out = detach(v)
+    with grad_mode(False):
+        out = detach(v)
     out.requires_grad = v.requires_grad
     return out
 

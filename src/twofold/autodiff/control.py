@@ -87,7 +87,7 @@ def scan_vjp(
     attrs = {"carries": carries, "xs": xs, "length": length, "reverse": reverse}
     if not saved:
         ys = bind(SCAN, *operands, body=body, saved=True, **attrs)
-    before = list(ys[len(body.outputs) :])[:carries]
+    before = list(ys)[len(body.outputs) :][:carries]
     invariants = operands[carries + xs :]
     carry_at = [i for i in range(carries) if operands[i].dtype.is_floating]
     x_at = _floating(operands[carries : carries + xs], carries)
