@@ -123,3 +123,17 @@ def split(total: int, largest: int) -> list[int]:
     count = -(-total // largest)
     base, extra = divmod(total, count)
     return [base + 1] * extra + [base] * (count - extra)
+
+
+def blocks(total: int, target: int) -> list[tuple[int, int, int]]:
+    """``total`` cut into blocks of about ``target``, as (first, how many, size): all of one size if a size within a
+    third of ``target`` divides the total (every size costs code), else of two neighbouring sizes."""
+    near = range(min(total, target + target // 3), max(1, target - target // 3) - 1, -1)
+    whole = next((size for size in near if total % size == 0), 0)
+    if whole:
+        return [(0, total // whole, whole)]
+    sizes, at, runs = split(total, target), 0, []
+    for size in sorted(set(sizes), reverse=True):
+        runs.append((at, sizes.count(size), size))
+        at += size * sizes.count(size)
+    return runs

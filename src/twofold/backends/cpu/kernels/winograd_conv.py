@@ -4,8 +4,8 @@ ALGORITHM
     v = B' x B for every tile;  m[point] = v[point] @ u[point] (36 matrix products over the channels);  y = A' m A
 SCHEDULE
     *blocked* (many tiles): a thread takes blocks of tiles whose v and m stay near its L2, and does all three stages.
-    *staged* (few tiles, so big weights): all threads do one stage, with barriers between; in the products they share
-    out (point, block of outputs), so that every weight is read by one thread, once.
+    *staged* (few tiles, or weights about as large as all of v and m): all threads do one stage, with barriers between;
+    in the products they share out (point, block of outputs), so that every weight is read by one thread, once.
     A row of v has 16 elements more than its channels, so that the rows of a tile fall into different cache sets. The
     panel of weights that is next is prefetched while one is used.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import winograd as wg
-from twofold.backends.cpu.kernels.shapes import Conv, split
+from twofold.backends.cpu.kernels.shapes import Conv, blocks, split
 from twofold.backends.cpu.kernels.tile import Operands, accumulate, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
@@ -77,14 +77,11 @@ def plan_forward(machine: Machine, conv: Conv) -> Plan:
     grid = wg.TileGrid(conv.n, (conv.h, conv.w), (conv.oh, conv.ow), (conv.pad[0][0], conv.pad[1][0]))
     per_tile = wg.POINTS * 4 * (conv.c + 16 + conv.o + 16)
     target = max(16, min(96, machine.l2 // per_tile))
-    staged = -(-grid.count // target) < STAGED_BELOW
+    weights = wg.POINTS * 4 * conv.c * conv.o
+    staged = -(-grid.count // target) < STAGED_BELOW or weights > per_tile * grid.count * 3 // 4
     if staged:
         return Plan(grid, [(0, 1, grid.count)], True)
-    sizes, at = [], 0
-    for size in sorted(set(parts := split(grid.count, target)), reverse=True):
-        sizes.append((at, parts.count(size), size))
-        at += size * parts.count(size)
-    return Plan(grid, sizes, False)
+    return Plan(grid, blocks(grid.count, target), False)
 
 
 class _Builder:

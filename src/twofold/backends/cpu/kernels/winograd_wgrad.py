@@ -12,10 +12,10 @@ SCHEDULE
 from __future__ import annotations
 
 from twofold.backends.cpu.kernels import winograd as wg
-from twofold.backends.cpu.kernels.shapes import Conv, split
-from twofold.backends.cpu.kernels.tile import Operands, accumulate, zeros
+from twofold.backends.cpu.kernels.shapes import Conv, blocks, split
+from twofold.backends.cpu.kernels.tile import Operands, accumulate
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.llvm import Function, Index
+from twofold.backends.cpu.llvm import Function, Index, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
@@ -35,10 +35,10 @@ class _Builder:
         self.machine, self.conv, self.packed, self.ldx, self.ldy = machine, conv, packed, ldx, ldy
         self.lanes = machine.lanes
         self.grid = wg.TileGrid(conv.n, (conv.h, conv.w), (conv.oh, conv.ow), (conv.pad[0][0], conv.pad[1][0]))
-        self.blocks = split(self.grid.count, block_tiles(machine, conv))
+        self.blocks = blocks(self.grid.count, block_tiles(machine, conv))
         self.v_pitch = -(-conv.c // 16) * 16 + 16
         self.z_pitch = packed.whole * packed.block + packed.rest_width + 16
-        largest = self.blocks[0]
+        largest = self.blocks[0][2]
         self.z_at = wg.POINTS * largest * self.v_pitch
         self.sums_at = self.z_at + wg.POINTS * largest * self.z_pitch
         self.k = KernelBuilder(machine, "winograd_dw", ["x", "dy", "dw", "workspace"])
@@ -47,26 +47,29 @@ class _Builder:
     def kernel(self) -> Kernel:
         f, memory = self.f, self.f.arg("workspace")
         self.v, self.z, self.sums = memory, f.gep(memory, self.z_at), f.gep(memory, self.sums_at)
-        self._block(0, self.blocks[0], True)
-        at = self.blocks[0]
-        following = self.blocks[1:]
-        for size in sorted(set(following), reverse=True):
-            with f.loop(0, following.count(size)) as block:
-                self._block(f.add(f.mul(block.index, size), at), size, False)
-            at += size * following.count(size)
+        self._clear()
+        for first, count, tiles in self.blocks:
+            with f.loop(0, count) as block:
+                self._block(f.add(f.mul(block.index, tiles), first), tiles)
         self._taps()
         size = 4 * (self.sums_at + wg.weights_size(self.packed))
-        note = f"Winograd weight gradient, blocks of {self.blocks[0]} tiles"
+        note = f"Winograd weight gradient, blocks of {self.blocks[0][2]} tiles"
         return self.k.finish(flops=self.conv.flops, workspace=size, note=note)
 
     def _share(self, total: int) -> tuple[Index, Index]:
         return self.f.share(total, self.f.arg("tid"), self.f.arg("n"))
 
-    def _block(self, first: Index, tiles: int, start: bool) -> None:
+    def _block(self, first: Index, tiles: int) -> None:
         self._transform(first, tiles)
         self.k.barrier()
-        self._products(tiles, start)
+        self._products(tiles)
         self.k.barrier()
+
+    def _clear(self) -> None:
+        """Set the sums to zero; the first barrier comes before they are used."""
+        f = self.f
+        with f.loop(*self._share(wg.weights_size(self.packed) // self.lanes)) as loop:
+            f.vstore(const(f.vec(), 0.0), f.gep(self.sums, f.mul(loop.index, self.lanes)))
 
     def _transform(self, first: Index, tiles: int) -> None:
         f, conv, grid = self.f, self.conv, self.grid
@@ -81,7 +84,7 @@ class _Builder:
             target = f.gep(self.z, f.mul(tile.index, self.z_pitch))
             wg.emit_transform(f, wg.transposed(wg.AT), pixels, wg.OUT, conv.o, target, tiles * self.z_pitch)
 
-    def _products(self, tiles: int, start: bool) -> None:
+    def _products(self, tiles: int) -> None:
         """sums[point][block][input][output] += v' z: tiles of MR inputs x NV vectors of outputs."""
         f, packed, lanes = self.f, self.packed, self.lanes
         for first, count, outs in packed.kinds():
@@ -101,7 +104,7 @@ class _Builder:
                         row = f.add(f.mul(run.index, size), at)
                         sums = f.gep(base, f.mul(row, width))
                         places = [[f.gep(sums, p * width + j * lanes) for j in range(vectors)] for p in range(size)]
-                        begin = zeros(f, size, vectors) if start else [[f.vload(p) for p in line] for line in places]
+                        begin = [[f.vload(p) for p in line] for line in places]
                         ops = Operands(f.gep(v, row), z, self.v_pitch, 1, self.z_pitch, counts)
                         tile = accumulate(f, begin, ops, tiles, range(size), 2)
                         for line, values in zip(places, tile):
