@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from twofold.backends.cpu import eager
+from twofold.backends.cpu import debug, eager
 from twofold.backends.interface import Backend, Device, Program
+from twofold.base import flags
 from twofold.base.errors import IndexRangeError
 from twofold.ir import Graph, Op, Spec
 
@@ -19,18 +21,18 @@ class CpuProgram(Program):
     """A graph as machine code. Safe to call from several threads (calls take turns)."""
 
     def __init__(self, graph: Graph, donated: Sequence[int] = (), orders: Mapping[int, Sequence[int]] | None = None):
-        from twofold.backends.cpu.lowering.assemble import FIRST, assemble
+        from twofold.backends.cpu.lowering.assemble import assemble
         from twofold.backends.cpu.lowering.donate import donate
         from twofold.backends.cpu.lowering.lower import lower
         from twofold.backends.cpu.lowering.merge import merge
         from twofold.backends.cpu.machine import host, num_threads
 
+        self.name = graph.name
         self.threads = num_threads()
         plan = lower(graph, host(), compile_graph, orders)
         merge(plan)
         donate(plan, graph, donated)
         self._built = assemble(plan, host(), self.threads)
-        self._first = FIRST
         self.donated = plan.donated
         self._lock = threading.Lock()
         self._arena = np.empty(0, np.uint8)
@@ -38,6 +40,8 @@ class CpuProgram(Program):
         given = orders or {}
         self._inputs = [(v.dtype.numpy, given.get(i)) for i, v in enumerate(graph.all_inputs)]
         self._constants = {b: np.ascontiguousarray(a) for b, a in plan.constants.items()}
+        if flags.get("TWOFOLD_DEBUG") >= 2:
+            debug.show(self)
 
     @property
     def arena_bytes(self) -> int:
@@ -49,8 +53,13 @@ class CpuProgram(Program):
         """The kernel calls, in order (of native parts)."""
         return self._built.calls
 
+    @property
+    def steps(self) -> Sequence[Any]:
+        """The steps, in order."""
+        return self._built.plan.steps
+
     def __call__(self, buffers: Sequence[Any]) -> list[np.ndarray]:
-        plan = self._built.plan
+        plan, start = self._built.plan, time.perf_counter()
         with self._lock:
             pointers, arrays = self.pointers(buffers)
             for segment in self._built.segments:
@@ -59,6 +68,8 @@ class CpuProgram(Program):
                 else:
                     self._run_host(segment, arrays, pointers[0])
             self._raise_errors()
+        if flags.get("TWOFOLD_DEBUG") >= 1:
+            debug.timing(self, time.perf_counter() - start)
         return [self._output(arrays, p, s) for p, s in zip(plan.outputs, plan.specs)]
 
     def pointers(self, buffers: Sequence[Any]) -> tuple[list[int], dict[Any, np.ndarray]]:
