@@ -126,7 +126,12 @@ def test_python_control_flow_on_a_traced_value_is_refused_with_advice():
 
 def test_nested_results_and_plain_values_come_back_as_they_are():
     out = tw.compile(lambda x: {"a": (x + 1, None), "b": ["text", x]})(tw.tensor([1.0]))
-    assert out["a"][0].tolist() == [2.0] and out["a"][1] is None and out["b"][0] == "text" and out["b"][1].tolist() == [1.0]
+    assert (
+        out["a"][0].tolist() == [2.0]
+        and out["a"][1] is None
+        and out["b"][0] == "text"
+        and out["b"][1].tolist() == [1.0]
+    )
 
 
 def test_a_compiled_function_inside_another_becomes_part_of_it():

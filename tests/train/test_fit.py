@@ -167,7 +167,9 @@ def test_a_loss_that_is_not_a_number_names_the_layer_and_spoils_nothing(tmp_path
     before = {n: v for n, v in numbers(t).items() if n.startswith(("model.5", "optimizer.m"))}
     t.model[5].weight.assign(t.model[5].weight * 1e38)
     t.model[5].bias.assign(t.model[5].bias * 0 + 3e38)
-    with pytest.raises(tw.NonFiniteError, match=r"epoch 2, step 7 .*first value that is not finite is in layer '5' \(Linear\)"):
+    with pytest.raises(
+        tw.NonFiniteError, match=r"epoch 2, step 7 .*first value that is not finite is in layer '5' \(Linear\)"
+    ):
         t.run(2, QUIET)
     after = numbers(t)
     for name in before:
@@ -188,7 +190,9 @@ def test_fit_is_the_short_way(tmp_path):
     history = fit(t.model, *loaders(), epochs=1, optimizer=t.optimizer, output=tmp_path, reporter=QUIET)
     assert len(history) == 1 and (tmp_path / "best.safetensors").exists()
     again = trainer()
-    more = fit(again.model, *loaders(), epochs=2, optimizer=again.optimizer, output=tmp_path, resume=True, reporter=QUIET)
+    more = fit(
+        again.model, *loaders(), epochs=2, optimizer=again.optimizer, output=tmp_path, resume=True, reporter=QUIET
+    )
     assert [row["epoch"] for row in more] == [1, 2]
 
 
@@ -205,7 +209,9 @@ def test_evaluate_counts_right_and_puts_the_mode_back():
     assert t.model.training
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"epoch": -1}', '{"epoch": "x"}', '{"unknown": 1}', '{"history": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"epoch": -1}', '{"epoch": "x"}', '{"unknown": 1}', '{"history": {}}']
+)
 def test_a_checkpoint_with_a_bad_record_is_an_error(tmp_path, text):
     from twofold.io.weights import write_safetensors
 

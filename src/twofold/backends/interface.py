@@ -22,7 +22,15 @@ from twofold.base.errors import DeviceError
 from twofold.ir import Graph, Op, Spec
 
 # device kind -> module under twofold.backends with a `BACKEND`
-KINDS = {"cpu": "reference", "native": "cpu", "reference": "reference", "gpu": "xla", "cuda": "xla", "tpu": "xla", "xla": "xla"}
+KINDS = {
+    "cpu": "reference",
+    "native": "cpu",
+    "reference": "reference",
+    "gpu": "xla",
+    "cuda": "xla",
+    "tpu": "xla",
+    "xla": "xla",
+}
 _ALIASES = {"cuda": "gpu"}
 
 
@@ -136,7 +144,9 @@ class Backend(ABC):
         return buffer.copy()
 
     @abstractmethod
-    def run(self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device) -> Sequence[Any]:
+    def run(
+        self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device
+    ) -> Sequence[Any]:
         """One op, eagerly; ``specs`` are those of the results."""
 
     @abstractmethod

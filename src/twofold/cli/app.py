@@ -10,7 +10,13 @@ import click
 import typer
 
 from twofold.base import flags
-from twofold.base.errors import MissingDependencyError, TwofoldError, UnsafeFileError, UnsupportedOpError, VerificationError
+from twofold.base.errors import (
+    MissingDependencyError,
+    TwofoldError,
+    UnsafeFileError,
+    UnsupportedOpError,
+    VerificationError,
+)
 from twofold.cli import data, doctor, evaluate, export, predict, run_file, summary, train, zoo
 
 app = typer.Typer(

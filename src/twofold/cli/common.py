@@ -16,7 +16,9 @@ from twofold.train.fit import BEST, LAST
 from twofold.train.task import Settings, build_model
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-DeviceName = Annotated[str | None, typer.Option("--device", help="Where to run: cpu, gpu, gpu:1, tpu, xla:cpu, reference.")]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="Where to run: cpu, gpu, gpu:1, tpu, xla:cpu, reference.")
+]
 Checkpoint = Annotated[Path, typer.Option("--checkpoint", "-c", help="A checkpoint, or the folder of a training.")]
 DEFAULT_OUTPUT = Path("runs")
 
@@ -47,7 +49,9 @@ def checkpoint_file(path: Path) -> Path:
         if len(inside) == 1:
             return checkpoint_file(inside[0])
         if inside:
-            raise ArgumentError(f"{path} holds several trainings ({', '.join(p.name for p in inside)}); name one with --checkpoint {inside[0]}")
+            raise ArgumentError(
+                f"{path} holds several trainings ({', '.join(p.name for p in inside)}); name one with --checkpoint {inside[0]}"
+            )
     if not path.is_file():
         raise ArgumentError(f"no checkpoint at {path}; `twofold train` writes one to {DEFAULT_OUTPUT}/NETWORK-DATA")
     return path
@@ -73,7 +77,9 @@ def table(rows: list[list[str]], header: list[str]) -> str:
     cells = [header, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     right = [bool(rows) and all(_numeric(row[i]) for row in rows) for i in range(len(header))]
-    lines = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)).rstrip() for row in cells]
+    lines = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)).rstrip() for row in cells
+    ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 

@@ -19,10 +19,21 @@ def command(
     json: Json = False,
 ) -> None:
     """List the data sets, or load one and describe it."""
-    records = [_describe(n, data_dir, download) for n in ([name] if name else data.names()) if name or n != "image-folder"]
+    records = [
+        _describe(n, data_dir, download) for n in ([name] if name else data.names()) if name or n != "image-folder"
+    ]
     if name and "error" in records[0]:
         raise records[0]["error"]
-    rows = [[r["name"], r["about"], r.get("train", "-"), r.get("test", "-"), r.get("source", "not here (--download fetches it)")] for r in records]
+    rows = [
+        [
+            r["name"],
+            r["about"],
+            r.get("train", "-"),
+            r.get("test", "-"),
+            r.get("source", "not here (--download fetches it)"),
+        ]
+        for r in records
+    ]
     for r in records:
         r.pop("error", None)
     emit(records, json, table([list(map(str, row)) for row in rows], ["data set", "what", "train", "test", "where"]))
@@ -32,7 +43,12 @@ def _describe(name: str, root: Path | None, download: bool) -> dict[str, Any]:
     record: dict[str, Any] = {"name": name, "about": data.info(name).about}
     try:
         train, test = (data.load(name, split, root, download=download) for split in ("train", "test"))
-        record |= {"train": len(train), "test": len(test), "classes": list(train.classes), "source": getattr(train, "source", "")}
+        record |= {
+            "train": len(train),
+            "test": len(test),
+            "classes": list(train.classes),
+            "source": getattr(train, "source", ""),
+        }
     except TwofoldError as error:
         record["error"] = error
     return record

@@ -25,7 +25,10 @@ def command(json: Json = False) -> None:
         "settings": {name: str(flags.get(name)) for name in flags.FLAGS},
         "devices": {name: _check(name) for name in ("cpu", "xla:cpu", "gpu", "tpu")},
     }  # fmt: skip
-    lines = [f"twofold {record['twofold']}, Python {record['python']}, {record['machine']}, {record['cores']} cores", "packages:"]
+    lines = [
+        f"twofold {record['twofold']}, Python {record['python']}, {record['machine']}, {record['cores']} cores",
+        "packages:",
+    ]
     lines += [f"  {name:<12} {version or 'not installed'}" for name, version in record["packages"].items()]
     lines += ["devices:", *(f"  {name:<12} {state}" for name, state in record["devices"].items())]
     lines += ["settings:", *(f"  {name:<20} {value}" for name, value in record["settings"].items())]

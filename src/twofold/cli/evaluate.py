@@ -26,6 +26,13 @@ def command(
     model, settings, file = load_trained(checkpoint)
     dataset = prepare(datasets.load(data or settings.data, split, data_dir), settings)
     score = evaluate(model, loader(dataset, settings, training=False))
-    record = {"checkpoint": str(file), "network": settings.network, "data": data or settings.data, "split": split, **score._asdict()}
-    text = f"{settings.network} on {record['data']} ({split}, {score.samples:,} images): accuracy {score.accuracy:.2%}, top-5 {score.top5:.2%}, loss {score.loss:.4f}"
+    record = {
+        "checkpoint": str(file),
+        "network": settings.network,
+        "data": data or settings.data,
+        "split": split,
+        **score._asdict(),
+    }
+    what = f"{settings.network} on {record['data']} ({split}, {score.samples:,} images)"
+    text = f"{what}: accuracy {score.accuracy:.2%}, top-5 {score.top5:.2%}, loss {score.loss:.4f}"
     emit(record, json, text)

@@ -18,7 +18,9 @@ NAME = "run"
 
 def command(
     file: Annotated[Path, typer.Argument(help="An exported file, such as lenet5.onnx.")],
-    input: Annotated[list[Path] | None, typer.Option(help="Inputs as .npy files, in order; random numbers by default.")] = None,
+    input: Annotated[
+        list[Path] | None, typer.Option(help="Inputs as .npy files, in order; random numbers by default.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Size of symbolic dimensions for random inputs.")] = 1,
     device: DeviceName = None,
@@ -29,14 +31,23 @@ def command(
     function = tw.load(file)
     arrays = [_read(p) for p in input] if input else [_random(v.spec, batch) for v in function.graph.inputs]
     if len(arrays) != len(function.graph.inputs):
-        raise ArgumentError(f"{file} takes {len(function.graph.inputs)} inputs ({', '.join(function.input_names)}); got {len(arrays)}")
+        raise ArgumentError(
+            f"{file} takes {len(function.graph.inputs)} inputs ({', '.join(function.input_names)}); got {len(arrays)}"
+        )
     results = function(*arrays)
     outputs = results if isinstance(results, (tuple, list)) else [results]
     named = {f"output{i}": np.asarray(o) for i, o in enumerate(outputs)}
     if output:
         np.savez(output, **named)  # type: ignore[arg-type]
     records = [{"name": n, "shape": list(a.shape), "dtype": str(a.dtype), **_statistics(a)} for n, a in named.items()]
-    emit(records, json, "\n".join(f"{r['name']}: {r['dtype']}{r['shape']} mean {r['mean']:.6g}, min {r['min']:.6g}, max {r['max']:.6g}" for r in records))
+    emit(
+        records,
+        json,
+        "\n".join(
+            f"{r['name']}: {r['dtype']}{r['shape']} mean {r['mean']:.6g}, min {r['min']:.6g}, max {r['max']:.6g}"
+            for r in records
+        ),
+    )
 
 
 def _statistics(array: np.ndarray) -> dict[str, float]:

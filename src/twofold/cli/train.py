@@ -35,7 +35,9 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial values, the order and the augmentation.")] = 0,
     recipe: Annotated[str, typer.Option(help="quick, or paper: the published procedure.")] = "quick",
     output: Annotated[Path | None, typer.Option(help="Folder for checkpoints and the exported network.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=0, help="Threads that prepare batches.")] = 0,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints within an epoch.")] = 30.0,
@@ -51,12 +53,15 @@ def command(
     settings = settings_for(network, data, train_set, recipe, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
     if resume:
         settings = _resumed(output, settings, epochs)
-    trainer = _trainer(settings, train_set, val_set, output, eager=eager, clip=clip, workers=workers, every=checkpoint_every)
+    trainer = _trainer(
+        settings, train_set, val_set, output, eager=eager, clip=clip, workers=workers, every=checkpoint_every
+    )
     if resume:
         trainer.resume()
     note(
         f"{settings.network} ({trainer.model.num_parameters():,} parameters) on {data}: {len(train_set):,} images to train, "
-        f"{len(val_set):,} to validate, {settings.epochs} epochs of {len(trainer.train)} steps, on {device or tw.tensor(0).device}"
+        f"{len(val_set):,} to validate, {settings.epochs} epochs of {len(trainer.train)} steps, "
+        f"on {device or tw.tensor(0).device}"
     )
     history = trainer.run(settings.epochs, Reporter(settings.epochs))
     result = _finish(trainer, settings, output, history, time.perf_counter() - began)
@@ -69,13 +74,24 @@ def _resumed(output: Path, settings: Settings, epochs: int | None) -> Settings:
     for name in ("network", "data", "recipe", "batch_size", "seed"):
         before, now = getattr(old, name), getattr(settings, name)
         if before != now:
-            raise ArgumentError(f"--resume: {output / LAST} was trained with {name} {before!r}, this asks for {now!r}; give the same, or another --output")
+            raise ArgumentError(
+                f"--resume: {output / LAST} was trained with {name} {before!r}, this asks for {now!r}; "
+                "give the same, or another --output"
+            )
     old.epochs = epochs or old.epochs
     return old
 
 
 def _trainer(
-    settings: Settings, train_set: Any, val_set: Any, output: Path, *, eager: bool, clip: float | None, workers: int, every: float
+    settings: Settings,
+    train_set: Any,
+    val_set: Any,
+    output: Path,
+    *,
+    eager: bool,
+    clip: float | None,
+    workers: int,
+    every: float,
 ) -> Trainer:
     tw.random.seed(settings.seed)
     model = build_model(settings)
@@ -89,9 +105,11 @@ def _trainer(
     )  # fmt: skip
 
 
-def _finish(trainer: Trainer, settings: Settings, output: Path, history: list[dict[str, Any]], took: float) -> dict[str, Any]:
+def _finish(
+    trainer: Trainer, settings: Settings, output: Path, history: list[dict[str, Any]], took: float
+) -> dict[str, Any]:
     """Export the best network and compare the file, run by a process without the model's code, with the model."""
-    arrays, progress = read_checkpoint(output / BEST)
+    arrays, _ = read_checkpoint(output / BEST)
     restore(trainer.variables(), arrays, output / BEST)
     trainer.model.eval()
     images = np.concatenate([np.asarray(x) for x, _ in _first_batches(trainer.val)])[:CHECKED]
@@ -112,7 +130,8 @@ def _finish(trainer: Trainer, settings: Settings, output: Path, history: list[di
     }  # fmt: skip
     if same != len(images) or not error <= TOLERANCE:
         raise VerificationError(
-            f"{onnx}: predicts {same} of {len(images)} images as the model does; logits differ by {error:.2g} (allowed {TOLERANCE:g})"
+            f"{onnx}: predicts {same} of {len(images)} images as the model does; "
+            f"logits differ by {error:.2g} (allowed {TOLERANCE:g})"
         )
     return result
 
@@ -144,9 +163,13 @@ def run_elsewhere(onnx: Path, images: np.ndarray) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder, "in.npy"), Path(folder, "out.npy")
         np.save(given, images)
-        done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(onnx), str(given), str(found)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, str(onnx), str(given), str(found)], capture_output=True, text=True
+        )
         if done.returncode:
-            raise VerificationError(f"{onnx} does not run in a process of its own: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+            raise VerificationError(
+                f"{onnx} does not run in a process of its own: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
+            )
         return np.load(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twofold import zoo
 from twofold.cli.common import Json, emit, table
 
@@ -9,10 +11,14 @@ from twofold.cli.common import Json, emit, table
 def command(json: Json = False) -> None:
     """List the networks: year, parameters, multiply-adds, published error, paper."""
     entries = [zoo.info(name) for name in zoo.names()]
-    records = [
+    records: list[dict[str, Any]] = [
         {"name": e.name, "year": e.year, "params": e.params, "macs": e.macs, "input": list(e.input_shape), "classes": e.classes,
          "error": str(e.error) if e.error else None, "paper": str(e.paper)}
         for e in entries
     ]  # fmt: skip
-    rows = [[r["name"], str(r["year"]), f"{r['params']:,}", f"{r['macs'] / 1e6:,.1f} M", r["error"] or "-"] for r in records]
-    emit(records, json, table(rows, ["network", "year", "parameters", "multiply-adds", "published error (top-1/top-5)"]))
+    rows = [
+        [r["name"], str(r["year"]), f"{r['params']:,}", f"{r['macs'] / 1e6:,.1f} M", r["error"] or "-"] for r in records
+    ]
+    emit(
+        records, json, table(rows, ["network", "year", "parameters", "multiply-adds", "published error (top-1/top-5)"])
+    )

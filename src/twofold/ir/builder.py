@@ -110,7 +110,9 @@ class SymbolicValue(Value):
 
     __slots__ = ("builder",)
 
-    def __init__(self, builder: Builder, spec: Spec, producer: Node | None = None, index: int = 0, name: str | None = None):
+    def __init__(
+        self, builder: Builder, spec: Spec, producer: Node | None = None, index: int = 0, name: str | None = None
+    ):
         super().__init__(spec, producer, index, name)
         self.builder = builder
 
@@ -229,7 +231,10 @@ class Builder:
             return self._leaf(SymbolicValue(self, spec, None, 0, name), variable)
         outer = self.parent.read(variable)
         inner = self._stand_in(outer)
-        self.captures["variable", id(variable)] = (outer, inner)  # apart from captures of that value: it may be assigned
+        self.captures["variable", id(variable)] = (
+            outer,
+            inner,
+        )  # apart from captures of that value: it may be assigned
         return self._leaf(inner, variable)
 
     def write(self, variable: Any, value: Value) -> None:

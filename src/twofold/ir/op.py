@@ -6,7 +6,8 @@
     samples()                     -> Samples: small inputs from which tests are generated
 
 A ``vjp`` row may return a cotangent in the *broadcast* shape or the wide dtype: the engine sums and casts it back to
-its input, and may be a function without arguments, called only if that input's gradient is wanted. A parameter of ``vjp`` whose name starts with ``_`` is not read, so eager mode does not keep its buffer.
+its input, and may be a function without arguments, called only if that input's gradient is wanted. A parameter of
+``vjp`` whose name starts with ``_`` is not read, so eager mode does not keep its buffer.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ _SAVED: dict[tuple[Any, int], tuple[bool, tuple[bool, ...]]] = {}
 def _saved(vjp: Callable[..., Any], count: int) -> tuple[bool, tuple[bool, ...]]:
     cached = _SAVED.get((vjp, count))
     if cached is None:
-        names = []
+        names: list[str] = []
         for p in inspect.signature(vjp).parameters.values():
             if p.kind is p.VAR_POSITIONAL:
                 names += [p.name] * (count + 2 - len(names))

@@ -139,10 +139,14 @@ class CompiledFunction:
                     return f"argument {names[place]!r}: dimension {axis} was {m}, is {n} ({a} became {b})"
         for (place, a), (_, b) in zip(old.fixed, new.fixed):
             if a != b:
-                return f"argument {names[place]!r}: {a[1]!r} became {b[1]!r}; arguments that are not arrays are fixed in a trace"
+                return f"argument {names[place]!r}: {a[1]!r} became {b[1]!r}; what is not an array is fixed in a trace"
         if new.tracked != old.tracked:
             return "an argument's requires_grad changed"
-        return "gradients were switched on or off" if new.grad_enabled != old.grad_enabled else "the argument kinds changed"
+        return (
+            "gradients were switched on or off"
+            if new.grad_enabled != old.grad_enabled
+            else "the argument kinds changed"
+        )
 
     def _say_why(self, reason: str) -> None:
         name = getattr(self, "__name__", "function")
@@ -217,5 +221,3 @@ def compile(
     if function is None:
         return functools.partial(compile, devices=devices, shard_state=shard_state, verify=verify)
     return CompiledFunction(function, devices=devices, shard_state=shard_state, verify=verify)
-
-

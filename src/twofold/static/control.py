@@ -60,12 +60,16 @@ def while_loop(
     >>> tw.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, x * 2), (tw.tensor(0), tw.tensor(1.0)))[1].item()
     8.0
     """
-    functions = [_over_values(_spread(f, init)) for f in (cond_fn, body_fn)]
-    return tree_map(wrap, control.while_loop(*functions, tree_map(unwrap, init), max_iterations))
+    test, body = (_over_values(_spread(f, init)) for f in (cond_fn, body_fn))
+    return tree_map(wrap, control.while_loop(test, body, tree_map(unwrap, init), max_iterations))
 
 
 def scan(
-    f: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any = None, length: int | None = None, reverse: bool = False
+    f: Callable[[Any, Any], tuple[Any, Any]],
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
 ) -> tuple[Any, Any]:
     """``carry, y = f(carry, x)`` for each ``x`` along the first dimension of ``xs``: (last carry, stacked ys).
 

@@ -1,8 +1,8 @@
 """Gradients through a compiled program: its graph is split into a forward and a backward program.
 
-    joint     = forward nodes, then the nodes that ``gradients`` adds for given cotangents
-    residuals = forward values that backward nodes read
-    forward   : inputs -> outputs, residuals          backward : residuals, cotangents -> gradients of the inputs
+joint     = forward nodes, then the nodes that ``gradients`` adds for given cotangents
+residuals = forward values that backward nodes read
+forward   : inputs -> outputs, residuals          backward : residuals, cotangents -> gradients of the inputs
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def _backward(name: str, residuals: list[Value], seeds: Sequence[Value], nodes: 
 class DifferentiableRunner:
     """Calls the forward program and leaves one node in the eager record, whose gradient is the backward program."""
 
-    def __init__(self, graph: Graph, variables: Sequence[Any], wanted: list[int], outputs: list[int], device: Device | None):
+    def __init__(
+        self, graph: Graph, variables: Sequence[Any], wanted: list[int], outputs: list[int], device: Device | None
+    ):
         self.graph = graph
         self.outputs = outputs
         self.split = split(graph, wanted, outputs)

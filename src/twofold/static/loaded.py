@@ -32,7 +32,9 @@ class LoadedFunction:
         where = None if devices is None else device(devices)
         self.graph = graph
         self.outputs = outputs
-        self.variables = {s.name: Variable(numbers[s.name], s.input.dtype, name=s.name, device=where) for s in graph.state}
+        self.variables = {
+            s.name: Variable(numbers[s.name], s.input.dtype, name=s.name, device=where) for s in graph.state
+        }
         for s in graph.state:
             s.variable = self.variables[s.name]
         self._runner = GraphRunner(graph, list(self.variables.values()), where, verify=verify)
@@ -68,4 +70,5 @@ class LoadedFunction:
         return self._runner.report()
 
     def __repr__(self) -> str:
-        return f"<LoadedFunction {self.graph.name}({', '.join(f'{n}: {v.spec}' for n, v in zip(self.input_names, self.graph.inputs))})>"
+        inputs = ", ".join(f"{n}: {v.spec}" for n, v in zip(self.input_names, self.graph.inputs))
+        return f"<LoadedFunction {self.graph.name}({inputs})>"

@@ -84,7 +84,8 @@ class GraphRunner:
     def report(self) -> str:
         """The reports of the programs compiled so far."""
         return "\n\n".join(
-            f"{device} {', '.join(map(str, specs))}:\n{program.report()}" for (device, specs), (program, _, _) in self.programs.items()
+            f"{device} {', '.join(map(str, specs))}:\n{program.report()}"
+            for (device, specs), (program, _, _) in self.programs.items()
         )
 
 
@@ -96,13 +97,17 @@ def check_arguments(graph: Graph, specs: Sequence[Spec]) -> None:
     for value, spec in zip(graph.inputs, specs):
         name = value.name or "input"
         if spec.dtype is not value.dtype:
-            raise DtypeError(f"{graph.name}: input {name!r} has dtype {spec.dtype.name}, expected {value.dtype.name}; cast it with .astype")
+            raise DtypeError(
+                f"{graph.name}: input {name!r} has dtype {spec.dtype.name}, expected {value.dtype.name}; cast it with .astype"
+            )
         if spec.ndim != value.ndim:
             raise ShapeError(f"{graph.name}: input {name!r} has shape {show(spec.shape)}, expected {show(value.shape)}")
         sizes = {**bind_symbols([value.spec], [spec.shape]), **sizes}  # type: ignore[list-item]
         if tuple(substitute(d, sizes) for d in value.shape) != spec.shape:
             known = f" where {', '.join(f'{k} = {v}' for k, v in sizes.items())}" if sizes else ""
-            raise ShapeError(f"{graph.name}: input {name!r} has shape {show(spec.shape)}, expected {show(value.shape)}{known}")
+            raise ShapeError(
+                f"{graph.name}: input {name!r} has shape {show(spec.shape)}, expected {show(value.shape)}{known}"
+            )
 
 
 def _buffer(index: int, array: Array, device: Device, program: Program) -> Any:

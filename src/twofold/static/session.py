@@ -125,7 +125,10 @@ class Session:
         fed = self._fed(feed_dict or {})
         missing = [n for n in names if n not in fed]
         if missing:
-            raise GraphError(f"run: placeholder {', '.join(map(repr, missing))} is needed by the fetches and was not fed; add it to feed_dict")
+            raise GraphError(
+                f"run: placeholder {', '.join(map(repr, missing))} is needed by the fetches and was not fed; "
+                "add it to feed_dict"
+            )
         outputs = runner([as_array(fed[n], self.graph.placeholders[n].spec) for n in names])
         return unflatten(structure, [np.array(o.numpy()) for o in outputs])
 
@@ -134,7 +137,9 @@ class Session:
         if isinstance(leaf, str):
             if leaf in self.graph.placeholders:
                 return self.graph.placeholders[leaf]
-            raise GraphError(f"fetch {leaf!r}: no placeholder has this name; fetch tensors, or one of {sorted(self.graph.placeholders)}")
+            raise GraphError(
+                f"fetch {leaf!r}: no placeholder has this name; fetch tensors, or one of {sorted(self.graph.placeholders)}"
+            )
         if isinstance(leaf, Variable):
             state = builder.variables.get(id(leaf))
             return state.output if state is not None else leaf._own
@@ -148,7 +153,9 @@ class Session:
         for key, data in feed_dict.items():
             name = key if isinstance(key, str) else getattr(getattr(key, "_own", key), "name", None)
             if name not in self.graph.placeholders:
-                raise GraphError(f"feed_dict: {key!r} is not a placeholder of this graph; it has {sorted(self.graph.placeholders)}")
+                raise GraphError(
+                    f"feed_dict: {key!r} is not a placeholder of this graph; it has {sorted(self.graph.placeholders)}"
+                )
             fed[name] = data
         return fed
 
@@ -166,7 +173,8 @@ class Session:
         whole = self.graph.builder.graph
         fetched = {id(v) for v in values}
         state = [
-            State(s.name, s.input, s.output if id(s.output) in fetched or _advances(s) else s.input, s.variable) for s in whole.state
+            State(s.name, s.input, s.output if id(s.output) in fetched or _advances(s) else s.input, s.variable)
+            for s in whole.state
         ]
         for v in values:  # an assignment that a later one in the graph replaced
             if v.owner is not None and v.producer is not None:
@@ -179,7 +187,6 @@ class Session:
         state = [s for s in state if s.written or s.input in used]
         state = [s for s in state if not _advances(s) or any(s.input in n.inputs for n in nodes)]
         return IRGraph(whole.name, [self.graph.placeholders[n] for n in names], nodes, list(values), state), names
-
 
     def _inputs(self, nodes: list[Node], used: set[Value]) -> list[str]:
         """Names of the placeholders whose numbers are used, or whose sizes are."""
@@ -214,4 +221,3 @@ def _needed(graph: IRGraph, roots: Iterable[Value]) -> list[Any]:
             kept.append(node)
             wanted.update(node.inputs)
     return kept[::-1]
-

@@ -87,7 +87,9 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
         gradient_inputs=[c.leaf for c in cells if c.entry is not None],
         gradients=[(leaf, now is not None) for leaf, now in changed],
         guards=[*builder.guards, *((c.leaf, "_grad", None) for c in cells if c.read and c.entry is None)],
-        differentiable=[v.requires_grad and (v.producer is None or id(v.producer) not in builder.spent) for v in values],
+        differentiable=[
+            v.requires_grad and (v.producer is None or id(v.producer) not in builder.spent) for v in values
+        ],
         forward_nodes=len(graph.nodes),
     )
 

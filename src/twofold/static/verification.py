@@ -66,5 +66,6 @@ def _first_difference(graph: Graph, inputs: list[np.ndarray], where: Device) -> 
             error = difference(got, want)
             if error > TOLERANCE.get(node.outputs[0].dtype.name, 0.0):
                 place = f" in {node.scope}" if node.scope else ""
-                return f"{where} differs from the reference first at {node.op.name}{place}: {node!r}, by {error:.3g} of the largest value"
+                first = f"{where} differs from the reference first at {node.op.name}{place}: {node!r}"
+                return f"{first}, by {error:.3g} of the largest value"
     return f"{where} differs from the reference at the outputs of {graph.name}, but at no single node when each is an output"

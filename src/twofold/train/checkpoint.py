@@ -38,7 +38,9 @@ class Progress:
 
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Any], progress: Progress) -> None:
     """Write all ``tensors`` (name -> anything with ``numpy()``) and the progress to ``path``, atomically."""
-    arrays = {name: np.asarray(t.numpy(), order="C") if hasattr(t, "numpy") else np.asarray(t) for name, t in tensors.items()}
+    arrays = {
+        name: np.asarray(t.numpy(), order="C") if hasattr(t, "numpy") else np.asarray(t) for name, t in tensors.items()
+    }
     write_safetensors(path, arrays, {"format": FORMAT, "progress": json.dumps(asdict(progress))})
 
 
@@ -49,7 +51,9 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Pro
     found = read_weights(path)
     metadata = found.metadata
     if metadata.get("format") != FORMAT:
-        raise FormatError(f"{path}: holds weights but is no checkpoint of a training (metadata 'format' is {metadata.get('format')!r})")
+        raise FormatError(
+            f"{path}: holds weights but is no checkpoint of a training (metadata 'format' is {metadata.get('format')!r})"
+        )
     try:
         fields = json.loads(metadata["progress"])
         progress = Progress(**fields)
@@ -59,9 +63,12 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Pro
     return dict(found), progress
 
 
+_KINDS: dict[str, type] = {"epoch": int, "step": int, "loader": dict, "history": list, "running": dict, "settings": dict}
+
+
 def _check(progress: Progress) -> None:
-    for name, kind in (("epoch", int), ("step", int), ("loader", dict), ("history", list), ("running", dict), ("settings", dict)):
-        value = getattr(progress, name)
+    for name, kind in _KINDS.items():
+        value: Any = getattr(progress, name)
         if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
             raise ValueError(f"{name} is {value!r}; expected {kind.__name__}")
 
@@ -72,8 +79,8 @@ def restore(tensors: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: 
     unexpected = sorted(set(arrays) - set(tensors))
     if missing or unexpected:
         raise FormatError(
-            f"{path}: does not fit this training: missing {missing[:5] or 'nothing'}, unexpected {unexpected[:5] or 'nothing'}; "
-            "resume with the network and optimizer it was made with"
+            f"{path}: does not fit this training: missing {missing[:5] or 'nothing'}, "
+            f"unexpected {unexpected[:5] or 'nothing'}; resume with the network and optimizer it was made with"
         )
     for name, variable in tensors.items():
         if tuple(arrays[name].shape) != tuple(variable.shape):

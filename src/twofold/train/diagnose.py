@@ -47,7 +47,11 @@ def first_nonfinite(model: Any, images: Any) -> str:
 def explain(model: Any, images: Any, loss: float, epoch: int, step: int, rate: float) -> NonFiniteError:
     """The error for a loss that is not a number."""
     place = first_nonfinite(model, images)
-    where = f"the first value that is not finite is in {place}" if place else "every layer's output is finite: it is the loss itself, or its gradient"
+    where = (
+        f"the first value that is not finite is in {place}"
+        if place
+        else "every layer's output is finite: it is the loss itself, or its gradient"
+    )
     return NonFiniteError(
         f"loss is {loss} at epoch {epoch}, step {step} (learning rate {rate:g}): {where}. "
         "Try a smaller --lr, a warm-up, or gradient clipping; the parameters are kept as they were before this step"

@@ -31,7 +31,9 @@ def criterion_of(model: Any) -> Callable[[Any, Any], Any]:
     return own if callable(own) else F.cross_entropy
 
 
-def evaluate(model: Any, loader: Any, *, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True) -> Score:
+def evaluate(
+    model: Any, loader: Any, *, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True
+) -> Score:
     """Score of ``model`` in evaluation mode over all batches of ``loader``; the model's mode is put back after."""
     criterion = criterion or criterion_of(model)
 

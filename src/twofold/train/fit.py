@@ -106,13 +106,23 @@ class Trainer:
                 reporter.finished(row, duration, duration * (epochs - self.progress.epoch))
         except KeyboardInterrupt:
             self.save()
-            reporter.line(f"interrupted after step {self.progress.step}" + (f"; {self.output / LAST} is kept: --resume goes on" if self.output else ""))
+            reporter.line(
+                f"interrupted after step {self.progress.step}"
+                + (f"; {self.output / LAST} is kept: --resume goes on" if self.output else "")
+            )
             raise
         return self.progress.history
 
     def _epoch(self, reporter: Reporter) -> dict[str, Any]:
         progress = self.progress
-        sums = progress.running = {"loss": 0.0, "correct": 0, "images": 0, "steps": 0, "seconds": 0.0, **progress.running}
+        sums = progress.running = {
+            "loss": 0.0,
+            "correct": 0,
+            "images": 0,
+            "steps": 0,
+            "seconds": 0.0,
+            **progress.running,
+        }
         self.model.train()
         began, earlier, seen = time.perf_counter(), sums["seconds"], 0
         with reporter.epoch(progress.epoch + 1, len(self.train), sums["steps"]):
@@ -129,7 +139,9 @@ class Trainer:
         value, size = loss.item(), int(labels.shape[0])
         if not math.isfinite(value):
             self.save()
-            raise explain(self.model, images, value, self.progress.epoch + 1, self.progress.step + 1, float(self.optimizer.lr))
+            raise explain(
+                self.model, images, value, self.progress.epoch + 1, self.progress.step + 1, float(self.optimizer.lr)
+            )
         sums["loss"] += value * size
         sums["correct"] += int(correct.item())
         sums["images"] += size

@@ -45,14 +45,22 @@ class Reporter:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         return Progress(*columns, console=Console(file=self.stream), transient=True)
 
     def step(self, done: int, loss: float, accuracy: float, images: int) -> None:
         """One more step: ``images`` seen since the epoch (or its resumption) began."""
         if self.bar is not None:
             rate = images / max(time.perf_counter() - self.started, 1e-9)
-            self.bar.update(self.task, completed=done, text=f"loss {loss:.4f}  accuracy {accuracy:6.2%}  {rate:,.0f} images/s")
+            self.bar.update(
+                self.task, completed=done, text=f"loss {loss:.4f}  accuracy {accuracy:6.2%}  {rate:,.0f} images/s"
+            )
 
     def line(self, text: str) -> None:
         """A line of the log."""

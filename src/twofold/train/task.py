@@ -66,7 +66,7 @@ def settings_for(network: str, name: str, dataset: Any, recipe: str = "quick", *
     mean, std = (tuple(np.resize(v, channels).tolist()) if len(v) in (1, channels) else (float(np.mean(v)),) * channels
                  for v in (about.mean, about.std))  # fmt: skip
     values = {k: v for k, v in given.items() if v is not None}
-    base = dict(epochs=chosen.epochs, batch_size=chosen.batch_size, lr=chosen.lr)
+    base = {"epochs": chosen.epochs, "batch_size": chosen.batch_size, "lr": chosen.lr}
     return Settings(
         network=entry.name, data=name, recipe=recipe, input_shape=(channels, *size), classes=tuple(dataset.classes),
         mean=mean, std=std, **{**base, **values},
@@ -104,9 +104,7 @@ def prepare(dataset: Any, settings: Settings) -> Any:
     images = dataset.images
     if images.shape[1] != channels:
         images = _recoloured(images, channels)
-    if images.shape[2:] != (height, width) and settings.recipe == "quick":
-        images = T.Resize((height, width))(T.ToFloat()(images)).astype(np.float32)
-    elif min(images.shape[2:]) < min(height, width):
+    if (images.shape[2:] != (height, width) and settings.recipe == "quick") or min(images.shape[2:]) < min(height, width):
         images = T.Resize((height, width))(T.ToFloat()(images)).astype(np.float32)
     return data.ArrayDataset(images, dataset.labels, dataset.classes, source=dataset.source)
 
@@ -127,7 +125,9 @@ def transform_of(steps: Sequence[Step], settings: Settings) -> T.Transform:
     for name, options in steps:
         if name == "PCALighting" and settings.input_shape[0] != 3:
             continue
-        made.append(getattr(T, name)(**{k: places[v] if isinstance(v, str) and v in places else v for k, v in options.items()}))
+        made.append(
+            getattr(T, name)(**{k: places[v] if isinstance(v, str) and v in places else v for k, v in options.items()})
+        )
     return T.Compose(made)
 
 
@@ -138,7 +138,9 @@ def evaluation_transform(settings: Settings) -> T.Transform:
     return T.Compose([*resize, transform_of(steps, settings)])
 
 
-def loader(dataset: Any, settings: Settings, *, training: bool, workers: int = 0, shard: tuple[int, int] = (0, 1)) -> data.DataLoader:
+def loader(
+    dataset: Any, settings: Settings, *, training: bool, workers: int = 0, shard: tuple[int, int] = (0, 1)
+) -> data.DataLoader:
     """Batches of a prepared data set."""
     recipe = recipe_of(settings.network, settings.recipe)
     in_memory = isinstance(dataset, data.ArrayDataset)

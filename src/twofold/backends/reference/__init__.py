@@ -50,7 +50,9 @@ class ReferenceBackend(Backend):
     def get(self, buffer: np.ndarray) -> np.ndarray:
         return buffer
 
-    def run(self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device) -> Sequence[Any]:
+    def run(
+        self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device
+    ) -> Sequence[Any]:
         out = op.ref(*buffers, **attrs)
         return out if op.multi else (out,)
 
