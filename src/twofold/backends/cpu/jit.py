@@ -8,6 +8,8 @@ from the middle-end pipeline and compiles 3-4 times faster without it (``level=0
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -80,9 +82,22 @@ def _emit(ir: str, machine: Machine, level: int, assembly: bool):
         options.loop_vectorization = options.slp_vectorization = level > 1
         builder = llvm.create_pass_builder(target, options)
         builder.getModulePassManager().run(module, builder)
-    if flags.get("TWOFOLD_DEBUG") >= 5:
-        print(module)
+    debug = flags.get("TWOFOLD_DEBUG")
+    if debug >= 5:
+        print(module, file=sys.stderr)
+    if debug >= 6:
+        print(target.emit_assembly(module), file=sys.stderr)
     return target.emit_assembly(module) if assembly else target.emit_object(module)
+
+
+def _renew_lock() -> None:
+    """In a forked child: a thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Library:

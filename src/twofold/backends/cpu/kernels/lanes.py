@@ -1,13 +1,13 @@
 """Convolutions of many small groups (depthwise, ResNeXt): a vector holds several whole groups.
 
-ALGORITHM
-    y[n, oh, ow, g*q + o] = sum over kh, kw, j below q of x[n, .., .., g*q + j] * w[g*q + o, j, kh, kw]      (q in, q
-    out)
+ALGORITHM (q channels in and out of every group)
+    y[n, oh, ow, g*q + o] = sum over kh, kw, j of x[n, .., .., g*q + j] * w[g*q + o, j, kh, kw]
 SCHEDULE
-    With q channels in a group and q dividing the lanes, vector v of y needs vector v of x only: for each j, the lanes
-    of x are permuted so that every lane sees input j of its own group (one instruction; none for q = 1). A tile is 8
-    pixels x 1 vector: on AVX2 8 accumulators + x + its permutation + weights fit 16 registers. The data gradient is
-    the same with transposed groups (``view``); the weight gradient keeps kw x q accumulators (up to 12) over a row.
+    With q dividing the lanes, vector v of y needs vector v of x only: for each j, the lanes of x are permuted so that
+    every lane sees input j of its own group (one instruction; none for q = 1). A tile is R/(1+q) pixels (8 at most) x 1
+    vector on a machine with R registers: LLVM keeps a pixel's q permutations beside its accumulator. All vectors of a
+    tile's pixels are done in turn, so that whole cache lines are read. The data gradient is the same with transposed
+    groups; the weight gradient keeps kw x q accumulators (up to 12) over the rows.
     Weights are Packed as one group of one-vector blocks: ``[vector][kh][kw][j][lane]``.
 """
 
@@ -24,7 +24,6 @@ from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
-PIXELS = 8
 VECTORS = 16  # of one unit: a tile walks them in turn, reading whole cache lines
 ACCUMULATORS = 12  # of the weight gradient
 
@@ -121,9 +120,10 @@ class _Sweep:
                 step.begin(f, self.part, f.mul(vector.index, self.lanes), self.outs)
         image_x = f.gep(f.arg("x"), f.mul(image, one.v.inputs * one.h.inputs * one.ldx))
         self.row, self.taps = row, clip(f, one.v, row)
+        pixels = min(8, f.machine.registers // (1 + self.q))
         line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row, one.v.out_step)))
         self.pixel = f.add(f.mul(line, one.h.extent), one.h.out_first)
-        for start, size, count in segments(one.h, PIXELS):
+        for start, size, count in segments(one.h, pixels):
             with f.loop(0, count) as tile, f.loop(*vectors) as vector:
                 self.channel = f.mul(vector.index, self.lanes)
                 self.w = f.gep(f.arg("w"), self.packed.panel(f, 0, vector.index))
