@@ -20,7 +20,7 @@ IR_VERSION = 9
 DOMAIN = "ai.twofold"  # ops of our table that have no standard operator
 DOMAIN_VERSION = 1
 METADATA = "twofold"  # key of our JSON among the model's metadata_props
-MAX_NESTING = 32  # sub-graphs and functions inside one another
+MAX_NESTING = 16  # sub-graphs and functions inside one another
 
 _ONNX_NAMES = {"float32": "FLOAT", "float64": "DOUBLE"}
 TO_ONNX: dict[DType, int] = {d: TensorProto.DataType.Value(_ONNX_NAMES.get(n, n.upper())) for n, d in BY_NAME.items()}

@@ -6,16 +6,16 @@ environment:  name -> Value (in the graph being built) or Known (a constant, a s
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, helper
 
-from twofold.base.dims import Dim, Sym, parse_dim, symbol
+from twofold.base.dims import Dim, Sym, parse_dim, substitute, symbol, symbols_in
 from twofold.base.dtypes import DType, as_dtype
 from twofold.base.errors import FormatError, ShapeError, TwofoldError, UnsafeFileError, UnsupportedOpError
-from twofold.base.shapes import is_static
 from twofold.io.onnx.common import DOMAIN, MAX_NESTING, from_onnx, read_attribute
 from twofold.io.onnx.load.known import Known, fold
 from twofold.io.onnx.load.reader import TensorReader
@@ -123,7 +123,6 @@ class Loader:
         self.builder = Builder(name)
         self.state: dict[str, tuple[State, np.ndarray]] = {}
         self.depth = 0
-        self.count = 0
         self._symbols = 0
 
     # -- names and values ------------------------------------------------------------------------------------------
@@ -201,9 +200,6 @@ class Loader:
     def run(self, nodes: Iterable[NodeProto], environment: dict[str, Any], opsets: Mapping[str, int]) -> None:
         """Every node in order; results go into ``environment``."""
         for node in nodes:
-            self.count += 1
-            if self.count > MAX_NODES:
-                raise UnsafeFileError(f"more than {MAX_NODES} nodes once functions are expanded")
             try:
                 results = self._node(node, environment, opsets)
                 self._bind(node, results, environment)
@@ -252,7 +248,7 @@ class Loader:
                 continue
             if name in environment and not isinstance(environment, _Scope):
                 raise FormatError(f"two nodes make {name!r}")
-            if isinstance(result, Value) and is_static(result.shape) and int(result.spec.nbytes) > MAX_BYTES:
+            if isinstance(result, Value) and _least_bytes(result.spec) > MAX_BYTES:
                 raise UnsafeFileError(f"result {name!r} would be {result.spec}: more than {MAX_BYTES} bytes")
             environment[name] = result
 
@@ -290,6 +286,12 @@ class _Nesting:
 
     def __exit__(self, *_: Any) -> None:
         self.loader.depth -= 1
+
+
+def _least_bytes(spec: Spec) -> int:
+    """Bytes of a value when every symbolic size is 1."""
+    size = spec.nbytes
+    return size if isinstance(size, int) else int(substitute(size, dict.fromkeys(symbols_in(size), 1)))
 
 
 def _lookup(environment: Mapping[str, Any], name: str) -> Any:
@@ -331,16 +333,36 @@ def from_numpy(array: np.ndarray) -> DType:
     return as_dtype(array.dtype)
 
 
+def check_expansion(model: ModelProto) -> None:
+    """UnsafeFileError if expanding the file's functions would never end, or give an absurd number of nodes."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    known: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Iterable[NodeProto], depth: int) -> int:
+        if depth > MAX_NESTING:
+            raise UnsafeFileError(f"functions are nested more than {MAX_NESTING} deep")
+        total = 0
+        for node in nodes:
+            key = (node.domain, node.op_type)
+            if key in functions and key not in known:
+                known[key] = size(functions[key].node, depth + 1)
+            total += 1 + known.get(key, 0)
+            total += sum(size(a.g.node, depth + 1) for a in node.attribute if a.HasField("g"))
+        return total
+
+    if size(model.graph.node, 0) > MAX_NODES:
+        raise UnsafeFileError(f"more than {MAX_NODES} nodes once functions are expanded")
+
+
 def all_nodes(model: ModelProto) -> Iterable[tuple[NodeProto, int]]:
     """Every node of a model, sub-graphs and functions included, with its depth."""
-    stack_: list[tuple[NodeProto, int]] = [(n, 0) for n in model.graph.node]
-    stack_ += [(n, 0) for f in model.functions for n in f.node]
-    while stack_:
-        node, depth = stack_.pop()
+    queue = deque((n, 0) for nodes in (model.graph.node, *(f.node for f in model.functions)) for n in nodes)
+    while queue:
+        node, depth = queue.popleft()
         yield node, depth
         for attribute in node.attribute:
             graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-            stack_ += [(n, depth + 1) for g in graphs for n in g.node]
+            queue.extend((n, depth + 1) for g in graphs for n in g.node)
 
 
 def refuse_unsupported(model: ModelProto) -> None:
@@ -363,4 +385,4 @@ def refuse_unsupported(model: ModelProto) -> None:
         raise UnsupportedOpError(f"operators without a translation: {'; '.join(rows)}")
 
 
-__all__ = ["Call", "Loader", "all_nodes", "refuse_unsupported"]
+__all__ = ["Call", "Loader", "all_nodes", "check_expansion", "refuse_unsupported"]

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from twofold.base.errors import FormatError
 from twofold.io.onnx.common import DOMAIN, DOMAIN_VERSION, METADATA
 from twofold.io.onnx.load import control, elementwise, indexing, layers, movement, norms, optimisers, reduction, resize
-from twofold.io.onnx.load.engine import Loader, refuse_unsupported
+from twofold.io.onnx.load.engine import Loader, check_expansion, refuse_unsupported
 from twofold.io.onnx.load.known import Known
 from twofold.io.onnx.load.reader import TensorReader
 from twofold.ir import Graph, recording
@@ -37,6 +37,7 @@ def from_model(model: ModelProto, *, folder: Path | None = None, constants: Mapp
     fix at these arrays."""
     _check_versions(model)
     refuse_unsupported(model)
+    check_expansion(model)
     meta = _metadata(model)
     entries = meta.get("state", []) if meta else []
     loader = Loader(
