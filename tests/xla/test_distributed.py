@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -57,17 +58,19 @@ def test_first_host_of_slurms_lists() -> None:
     assert [first_host(n) for n in ("node1,node2", "n[3,5-7]", "a", "")] == ["node1", "n3", "a", ""]
 
 
-def start(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
+def free_port() -> str:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        return str(probe.getsockname()[1])
+
+
+def start(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
     base = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(FOLDER)}
-    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+    base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(processes)}
     command = [sys.executable, str(FOLDER / "distributed_worker.py"), *arguments]
-    return [
-        subprocess.Popen(command, env=base | {"RANK": str(r)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for r in range(processes)
-    ]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen(command, env=base | {"RANK": str(r)}, **pipes) for r in range(processes)]
 
 
 @pytest.mark.parametrize("layout", [pytest.param("replicated", marks=pytest.mark.slow), "sharded"])
@@ -89,3 +92,19 @@ def test_without_a_job_there_is_one_process() -> None:
     with pytest.raises(ArgumentError, match="expected a group of XLA devices"):
         tw.distributed.batch(np.ones(2), "reference")
     assert tw.distributed.batch(np.ones((4, 2), np.float32), "xla:cpu:all").shape == (4, 2)
+
+
+def test_the_pages_program_runs_in_two_processes(tmp_path: Path) -> None:
+    page = (FOLDER.parents[1] / "docs" / "distributed.md").read_text()
+    program = next(b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "initialize" in b)
+    (command,) = re.findall(r"```bash\n(.*?)```", page, re.S)
+    (tmp_path / "train.py").write_text(program)
+    assert "29511" in command and " python " in command
+    command = command.replace("29511", free_port()).replace(" python ", f" {sys.executable} ")
+    options: dict[str, Any] = {"env": os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}, "timeout": 120}
+    run = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True, **options)
+    assert run.returncode == 0, run.stderr
+    losses = [float(line.split()[1]) for line in run.stdout.splitlines() if line.startswith("loss ")]  # gloo talks too
+    alone = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, **options)
+    np.testing.assert_allclose(losses, [float(line.split()[1]) for line in alone.stdout.splitlines()], rtol=1e-5)
+    assert len(losses) == 3 and (tmp_path / "weights.safetensors").exists()

@@ -1,7 +1,7 @@
 """``tw.distributed``: several processes, on one machine or many, as one job (through XLA).
 
-Each process runs the same program. After ``initialize`` the device group ``gpu:all`` (``tpu:all``, ``xla:cpu:all``) holds
-the devices of all processes, and a compiled step on it computes what one process would on the whole batch:
+Each process runs the same program. After ``initialize`` the device group ``gpu:all`` (``tpu:all``, ``xla:cpu:all``)
+holds the devices of all processes, and a compiled step on it computes what one process would on the whole batch:
 
     tw.distributed.initialize()                                   # from flags, environment variables, or SLURM
     step = tw.compile(step, devices="gpu:all")
@@ -60,9 +60,9 @@ def processes() -> int:
 
 
 def batch(part: Any, device: str | Device) -> Tensor:
-    """The whole batch, of which every process gives its ``part`` (first dimension; equal sizes, in the order of ranks).
+    """The whole batch, of which every process gives its ``part``: equal sizes along the first dimension, by rank.
 
-    ``device`` is a group that holds devices of every process, such as ``"gpu:all"``. Only this process's part is copied.
+    ``device`` is a group that holds devices of every process, such as ``"gpu:all"``; only the own part is copied to it.
     """
     where = find_device(device)
     if where.kind not in ("gpu", "tpu", "xla"):

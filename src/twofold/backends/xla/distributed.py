@@ -57,7 +57,8 @@ def find_job(
     if ":" not in job.coordinator:
         raise ArgumentError(f"distributed: coordinator {job.coordinator!r} has no port; expected host:port")
     if not 0 <= job.rank < job.processes:
-        raise ArgumentError(f"distributed: rank {job.rank} of {job.processes} processes; expected 0 <= rank < processes")
+        came = f"rank {job.rank} of {job.processes} processes"
+        raise ArgumentError(f"distributed: {came}; expected 0 <= rank < processes")
     return job
 
 
@@ -103,8 +104,9 @@ def initialize(
     jax = runtime.load()
     try:
         jax.distributed.initialize(
-            job.coordinator, job.processes, job.rank, initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT
-        )
+            job.coordinator, job.processes, job.rank,
+            initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT,
+        )  # fmt: skip
     except RuntimeError as error:
         if "before" in str(error) or "once" in str(error):
             advice = "call it once, at the start of the program, before any tensor is put on an XLA device"
@@ -126,9 +128,10 @@ def global_batch(local: np.ndarray, device: Device) -> tuple[tuple[int, ...], ob
     where = placement.placement(device)
     shape = (local.shape[0] * jax.process_count(), *local.shape[1:])
     if shape[0] % len(where.devices):
+        parts = f"{local.shape[0]} from each of {jax.process_count()} processes"
         raise ArgumentError(
-            f"distributed: a batch of {shape[0]} ({local.shape[0]} from each of {jax.process_count()} processes) does not "
-            f"divide over {len(where.devices)} devices; drop or pad the last batch"
+            f"distributed: a batch of {shape[0]} ({parts}) does not divide over {len(where.devices)} devices; "
+            "drop or pad the last batch"
         )
     with runtime.x64():
         return shape, jax.make_array_from_process_local_data(where.batch, np.ascontiguousarray(local), shape)
