@@ -9,7 +9,7 @@ import pytest
 
 import twofold as tw
 from twofold import nn
-from twofold.base.errors import ArgumentError, ShapeError, WeightsError
+from twofold.base.errors import ArgumentError, DeviceError, ShapeError, WeightsError
 
 
 class Block(nn.Module):
@@ -173,6 +173,22 @@ def test_a_part_called_alone_is_its_own_root():
         net.features[2](tw.zeros((2, 3, 6, 6)))
     net(tw.tensor(X))
     assert net.features[2].conv.weight.name == "features.2.conv.weight"
+
+
+def test_parts_added_later_are_named_too(net):
+    net(tw.tensor(X))
+    net.features[2].extra = nn.Linear(2, 2)
+    net(tw.tensor(X))
+    assert net.features[2].extra.weight.name == "features.2.extra.weight"
+
+
+def test_moving_to_another_device(net):
+    expected = net.eval()(tw.tensor(X)).numpy()
+    net.to("reference")
+    assert {str(v.device) for v in net.state_dict().values()} == {"reference"} and net.scale.requires_grad
+    np.testing.assert_allclose(net(tw.tensor(X, device="reference")).numpy(), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(DeviceError, match=r"^features\.0: conv: operands live on cpu and reference"):
+        net(tw.tensor(X, device="cpu"))
 
 
 def test_a_compiled_module_is_traced_again_when_the_mode_changes(net):

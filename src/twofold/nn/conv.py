@@ -31,7 +31,7 @@ class _Conv(Module):
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = each(kernel_size, self.rank, "kernel_size")
         self.stride, self.dilation = each(stride, self.rank, "stride"), each(dilation, self.rank, "dilation")
-        self.padding = each(padding, self.rank, "padding") if isinstance(padding, int) else padding
+        self.padding = each(padding, self.rank, "padding") if hasattr(padding, "__index__") else padding
         first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
         shape = (first, second // groups, *self.kernel_size)
         self.weight = Parameter(np.zeros(shape, np.float32), dtype=dtype, device=device)

@@ -51,6 +51,12 @@ class Hook:
         self.remove()
 
 
+class _Structure:
+    """Counts the changes of any module's parts, so that names are told anew after one."""
+
+    changes = 1
+
+
 class _Running(threading.local):
     """The modules whose forward is running in this thread, outermost first."""
 
@@ -82,7 +88,7 @@ class Module:
     """
 
     _training: bool
-    _named: bool
+    _named: int
     _paths: dict[Module, str]
     _hooks: dict[int, Callable[..., Any]]
     _pre_hooks: dict[int, Callable[..., Any]]
@@ -90,7 +96,7 @@ class Module:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
-        vars(self).update(_training=True, _paths={}, _named=False, _hooks={}, _pre_hooks={}, _transient=set())
+        vars(self).update(_training=True, _paths={}, _named=0, _hooks={}, _pre_hooks={}, _transient=set())
         return self
 
     def __init__(self) -> None: ...
@@ -113,12 +119,12 @@ class Module:
             stack.pop()
 
     def _call(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        for hook in tuple(self._pre_hooks.values()):
+        for hook in tuple(self._pre_hooks.values()) if self._pre_hooks else ():
             changed = hook(self, args)
             if changed is not None:
                 args = changed if isinstance(changed, tuple) else (changed,)
         output = self.forward(*args, **kwargs)
-        for hook in tuple(self._hooks.values()):
+        for hook in tuple(self._hooks.values()) if self._hooks else ():
             changed = hook(self, args, output)
             output = output if changed is None else changed
         return output
@@ -132,18 +138,19 @@ class Module:
         return path
 
     def _name_variables(self) -> str:
-        """Tell each variable its path, once: graphs and files call it by that. The outermost path is empty."""
-        if not self._named:
+        """Tell each variable its path, by which graphs and files call it. The outermost module's own is empty."""
+        if self._named != _Structure.changes:
             for name, variable in self._walk_variables("", set()):
                 if not variable.name or name.endswith(f".{variable.name}"):
                     variable.name = name
-            self._named = True
+            self._named = _Structure.changes
         return ""
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
         if isinstance(value, (Module, Variable, list, tuple, dict)) and name not in _INTERNAL:
-            vars(self).update(_paths={}, _named=False)
+            vars(self)["_paths"] = {}
+            _Structure.changes += 1
 
     def register_forward_hook(self, hook: Callable[[Module, tuple, Any], Any]) -> Hook:
         """Call ``hook(module, args, output)`` after each forward; what it returns, if not None, is the output."""

@@ -24,7 +24,7 @@ from twofold.ops.windows import Ints, Pads, extent
 
 def each(argument: int | Sequence[int], rank: int, what: str) -> Ints:
     """One number per spatial dimension, from an int for all or a sequence of ``rank``."""
-    out = (argument,) * rank if isinstance(argument, int) else tuple(int(a) for a in argument)
+    out = (int(argument),) * rank if hasattr(argument, "__index__") else tuple(int(a) for a in argument)
     if len(out) != rank:
         raise ArgumentError(f"{what}={argument}; expected an int, or {rank} ints")
     return out
@@ -41,7 +41,7 @@ def pads(argument: Any, rank: int, window: Ints, strides: Ints, dilation: Ints) 
         return tuple((t // 2, t - t // 2) for t in totals)
     if isinstance(argument, str):
         raise ArgumentError(f"padding={argument!r}; expected an int, ints, (low, high) pairs, 'same' or 'valid'")
-    if not isinstance(argument, int) and any(isinstance(p, (tuple, list)) for p in argument):
+    if not hasattr(argument, "__index__") and any(isinstance(p, (tuple, list)) for p in argument):
         if len(argument) != rank or any(len(p) != 2 for p in argument):
             raise ArgumentError(f"padding={argument}; expected {rank} pairs (low, high)")
         return tuple((int(low), int(high)) for low, high in argument)
