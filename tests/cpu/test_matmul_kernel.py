@@ -26,6 +26,8 @@ CASES += [
     Matmul(9, 8, 7, 4, transpose_b=True, a_batch=False),
     Matmul(40, 8, 70, 4, transpose_b=True, b_batch=False),
     Matmul(5, 0, 7),
+    Matmul(16, 37, 20, 2, transpose_b=True),
+    Matmul(3, 21, 1031),
 ]
 
 

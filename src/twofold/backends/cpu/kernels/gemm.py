@@ -23,7 +23,9 @@ from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 UNROLL = 2
-DOT_ROWS = 6  # up to so many rows against a transposed b, dot products beat packing b
+DOT_ROWS = 16  # up to so many rows against a transposed b, dot products beat packing b
+DOT_TILE = (3, 4)  # rows x columns: 12 sums + 3 + 1 operands fit 16 registers
+STREAMS = 8  # rows of b read side by side when it is not packed: what the hardware's prefetchers follow
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class _Product:
         self.most = machine.accumulators(best.vectors) // best.vectors
         self.rows = min(shape.m, 8 * self.most)
         self.packs = shape.transpose_b or (shape.m > 32 and shape.n > 2 * self.width)
-        # a panel of k_block rows fills a quarter of L2
-        self.k_block = max(1, min(shape.k, max(64, machine.l2 // 4 // (4 * self.width))))
+        # A panel of k_block rows fills a quarter of L2. Unpacked rows longer than a page are walked a few at a time.
+        far = not self.packs and shape.n >= 1024
+        self.k_block = STREAMS if far else max(1, min(shape.k, max(64, machine.l2 // 4 // (4 * self.width))))
         self.panels = -(-shape.n // self.width)
         self.panel_batches = shape.batch if shape.b_batch else 1
 
@@ -217,43 +220,43 @@ def _dots(machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int) -> K
             column = f.add(f.mul(block, lanes), start)
             a = f.gep(f.arg("a"), f.mul(batch, shape.m * shape.k) if shape.a_batch else 0)
             b = f.add(f.mul(batch, shape.n * shape.k) if shape.b_batch else 0, f.mul(column, shape.k))
-            rows = _dot_block(f, shape, a, f.gep(f.arg("b"), b), columns)
-            first = f.mul(batch, shape.m)
-            sites = [ep.Site(f.add(first, i), column, columns) for i in range(shape.m)]
-            for value, site in zip(ep.finish_column(f, epilogue, rows, sites, 0), sites):
-                place = f.gep(f.arg("c"), f.dot([(site.pixel, ldc), (column, 1)]))
-                f.vstore(value, place, columns)
+            b_rows = f.gep(f.arg("b"), b)
+            row = 0
+            for size in split(shape.m, DOT_TILE[0]):
+                values = _dot_block(f, shape, f.gep(a, row * shape.k), size, b_rows, columns)
+                first = f.add(f.mul(batch, shape.m), row)
+                sites = [ep.Site(f.add(first, i), column, columns) for i in range(size)]
+                for value, site in zip(ep.finish_column(f, epilogue, values, sites, 0), sites):
+                    f.vstore(value, f.gep(f.arg("c"), f.dot([(site.pixel, ldc), (column, 1)])), columns)
+                row += size
     return k.finish(flops=shape.flops, note="dot products along k")
 
 
-def _dot_block(f: Function, shape: Matmul, a: Value, b: Value, columns: int) -> list[Value]:
-    """For each row, the vector of its dot products with ``columns`` rows of b."""
+def _dot_block(f: Function, shape: Matmul, a: Value, rows: int, b: Value, columns: int) -> list[Value]:
+    """For each of ``rows`` rows of a, the vector of its dot products with ``columns`` rows of b."""
     lanes = f.machine.lanes
-    results = [const(f.vec(), 0.0)] * shape.m
-    together = max(1, (f.machine.registers - 2) // (shape.m + 1))
-    done = 0
-    for size in split(columns, min(4, together)):
-        sums = [const(f.vec(), 0.0)] * (shape.m * size)
-        whole = shape.k - shape.k % lanes
+    results = [const(f.vec(), 0.0)] * rows
+    whole, done = shape.k - shape.k % lanes, 0
+    for size in split(columns, DOT_TILE[1]):
+        sums = [const(f.vec(), 0.0)] * (rows * size)
+        start = f.gep(b, done * shape.k)
         with f.loop(0, whole, lanes, carry=sums) as loop:
-            loop.carry(_dot_step(f, shape, a, b, done, size, loop.index, lanes, loop.carried))
+            loop.carry(_dot_step(f, shape, f.gep(a, loop.index), f.gep(start, loop.index), size, lanes, loop.carried))
         sums = loop.results if whole else sums
         if shape.k % lanes:
-            sums = _dot_step(f, shape, a, b, done, size, whole, shape.k % lanes, sums)
-        for i in range(shape.m):
+            sums = _dot_step(f, shape, f.gep(a, whole), f.gep(start, whole), size, shape.k % lanes, sums)
+        for i in range(rows):
             for j in range(size):
-                total = f.reduce(f.fadd, sums[i * size + j])
-                results[i] = f.insert(results[i], total, done + j)
+                results[i] = f.insert(results[i], f.reduce(f.fadd, sums[i * size + j]), done + j)
         done += size
     return results
 
 
-def _dot_step(
-    f: Function, shape: Matmul, a: Value, b: Value, first: int, size: int, at: Index, count: int, sums: list[Value]
-) -> list[Value]:
-    columns = [f.vload(f.gep(b, f.add(at, (first + j) * shape.k)), count) for j in range(size)]
+def _dot_step(f: Function, shape: Matmul, a: Value, b: Value, size: int, count: int, sums: list[Value]) -> list[Value]:
+    """Add ``count`` lanes of the products of all rows of a with ``size`` rows of b."""
+    columns = [f.vload(f.gep(b, j * shape.k), count) for j in range(size)]
     out = []
-    for i in range(shape.m):
-        row = f.vload(f.gep(a, f.add(at, i * shape.k)), count)
+    for i in range(len(sums) // size):
+        row = f.vload(f.gep(a, i * shape.k), count)
         out += [f.fma(row, column, sums[i * size + j]) for j, column in enumerate(columns)]
     return out
