@@ -69,7 +69,7 @@ def _split(step: Step) -> list[Step]:
 
 def _kernel(step: Step, machine: Machine) -> tuple[Kernel, list[tuple[Buffer, int]]] | None:
     if isinstance(step, NestStep):
-        name = "_".join(dict.fromkeys(n.op.name for n in step.nodes[:3])) or "copy"
+        name = "_".join(dict.fromkeys(n.op.name for n in step.nodes[:3])) or (step.nest.note.replace(" ", "_") or "copy")
         kernel, buffers = nest_kernel(machine, simplified(step.nest), name)
         return kernel, [(b, 0) for b in buffers]
     if isinstance(step, KernelStep):

@@ -202,10 +202,10 @@ class Lowering:
         stores = [Store(p.buffer, p.address(index), e) for p, e in results]
         self.nest(Nest(dims, stores, list(rdims), accumulators), nodes)
 
-    def nest(self, nest: Nest, nodes: list[Node]) -> None:
+    def nest(self, nest: Nest, nodes: list[Node], note: str = "") -> None:
         """Append a nest, unless it has no iterations."""
         if nest.size:
-            nest.note = ", ".join(n.op.name for n in nodes)
+            nest.note = note or ", ".join(n.op.name for n in nodes)
             self.append(NestStep(nest, nodes))
 
     def append(self, step: Step) -> None:

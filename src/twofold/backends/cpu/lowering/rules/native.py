@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twofold.backends.cpu.kernels import direct, gemm, pool, weights, wgrad, winograd, winograd_conv, winograd_wgrad
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.loops import Buffer
+from twofold.backends.cpu.lowering.packing import pack, unpack
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix
 from twofold.base import flags
@@ -57,7 +58,7 @@ def _packed(low: Lowering, w: Value, conv: Conv, packed: weights.Packed, flip: b
     if key not in low.packs:
         source = low.rows(w)
         out = Buffer(float32, packed.size, "packed")
-        low.kernel(_generated(weights.repack, low.machine, weights.plain(conv), packed), [(source.buffer, source.offset), (out, 0)], out)
+        pack(low, source.buffer, source.offset, packed, out)
         if flip is not None:
             u = Buffer(float32, winograd.weights_size(packed), "winograd weights")
             low.kernel(_generated(winograd.transform_weights, low.machine, packed, flip), [(out, 0), (u, 0)], u)
@@ -122,8 +123,7 @@ def weight_grad(low: Lowering, node: Node) -> bool:
     kernel = _generated(module.weight_gradient, low.machine, shape, packed, ldx, ldy)
     low.kernel(kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
     target = low.allocate(dw)
-    plain = _generated(weights.repack, low.machine, packed, weights.plain(shape))
-    low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
+    unpack(low, order, packed, target.buffer)
     low.result(dw, target)
     return True
 
