@@ -172,3 +172,10 @@ def test_metadata_is_checked(meta):
     helper.set_model_props(proto, {"twofold": meta})
     with pytest.raises(FormatError, match="metadata|initializer|output|next value"):
         from_model(proto)
+
+
+def test_operands_too_many_or_too_few_are_refused():
+    """Type rules of elementwise ops broadcast any number of operands; NumPy would take a third as its output."""
+    for op, inputs, domain in [("Sqrt", ["x", "x"], ""), ("Add", ["x", "x", "x"], ""), ("hypot", ["x"], "ai.twofold")]:
+        with pytest.raises(FormatError, match="operands, not"):
+            from_model(one(op, *inputs, domain=domain))

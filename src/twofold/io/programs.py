@@ -22,7 +22,7 @@ from twofold.ir import Graph, Spec, grad_mode
 from twofold.static.loaded import LoadedFunction
 from twofold.static.trace import is_array_like, spec_of, trace
 
-FORMATS: dict[str, str] = {".onnx": "twofold.io.onnx.files"}
+FORMATS: dict[str, str] = {".onnx": "twofold.io.onnx.files", ".stablehlo": "twofold.io.stablehlo"}
 
 
 @dataclass

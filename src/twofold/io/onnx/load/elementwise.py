@@ -10,7 +10,7 @@ import numpy as np
 from twofold.base.dtypes import DType, as_dtype, bool_, float32, float64
 from twofold.base.errors import DtypeError, FormatError
 from twofold.io.onnx.common import from_onnx
-from twofold.io.onnx.load.rows import ROWS, row
+from twofold.io.onnx.load.rows import ROWS, check_arity, row
 from twofold.ir import OPS, Value, bind
 from twofold.ops import activation, cast, clip, identity, where
 from twofold.ops import elementwise as el
@@ -22,7 +22,11 @@ ONE_TO_ONE = {
 
 
 def _one_to_one(name: str) -> Callable[[Any], Value]:
-    return lambda c: bind(OPS[name], *el.together(*c.values()))
+    def read(c: Any) -> Value:
+        check_arity(OPS[name], len(c))
+        return bind(OPS[name], *el.together(*c.values()))
+
+    return read
 
 
 for _onnx, _name in ONE_TO_ONE.items():

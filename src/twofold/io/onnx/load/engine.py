@@ -19,7 +19,7 @@ from twofold.base.errors import FormatError, ShapeError, TwofoldError, UnsafeFil
 from twofold.io.onnx.common import DOMAIN, MAX_NESTING, from_onnx, read_attribute
 from twofold.io.onnx.load.known import Known, fold
 from twofold.io.onnx.load.reader import TensorReader
-from twofold.io.onnx.load.rows import ROWS
+from twofold.io.onnx.load.rows import ROWS, check_arity
 from twofold.ir import OPS, Builder, Spec, State, Value, bind, recording
 from twofold.ir.builder import SymbolicValue, current_builder
 from twofold.ops import identity
@@ -30,7 +30,7 @@ MAX_NODES = 1_000_000  # after functions are expanded
 MAX_BYTES = 1 << 40  # of one value: a network that computes a terabyte at once is a mistake or an attack
 STANDARD = ("", "ai.onnx")
 _REQUIRED: Any = object()
-_FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError, AttributeError, RecursionError,
+FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError, AttributeError, RecursionError,
            MemoryError, AssertionError, NotImplementedError)  # fmt: skip
 
 
@@ -205,7 +205,7 @@ class Loader:
                 self._bind(node, results, environment)
             except TwofoldError as error:
                 raise self._located(error, node) from error
-            except _FAULTS as error:
+            except FAULTS as error:
                 raise FormatError(f"{_where(node)}: malformed: {type(error).__name__}: {error}") from error
 
     def _node(self, node: NodeProto, environment: dict[str, Any], opsets: Mapping[str, int]) -> Any:
@@ -324,6 +324,7 @@ def _with_attributes(node: NodeProto, given: Mapping[str, AttributeProto]) -> No
 def own_op(call: Call) -> Any:
     """A node of our own domain: the op of that name, its type inferred again."""
     op = OPS[call.op]
+    check_arity(op, len(call))
     attrs = {a.name: read_attribute(a) for a in call.node.attribute}
     return bind(op, *call.values(), **attrs)
 
@@ -385,4 +386,4 @@ def refuse_unsupported(model: ModelProto) -> None:
         raise UnsupportedOpError(f"operators without a translation: {'; '.join(rows)}")
 
 
-__all__ = ["Call", "Loader", "all_nodes", "check_expansion", "refuse_unsupported"]
+__all__ = ["FAULTS", "Call", "Loader", "all_nodes", "check_expansion", "refuse_unsupported"]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from twofold.base.errors import FormatError
+from twofold.base.errors import FormatError, TwofoldError, UnsupportedOpError
 from twofold.io.onnx.common import DOMAIN, DOMAIN_VERSION, METADATA
 from twofold.io.onnx.load import control, elementwise, indexing, layers, movement, norms, optimisers, reduction, resize
-from twofold.io.onnx.load.engine import Loader, check_expansion, refuse_unsupported
+from twofold.io.onnx.load.engine import FAULTS, Loader, check_expansion, refuse_unsupported
 from twofold.io.onnx.load.known import Known
 from twofold.io.onnx.load.reader import TensorReader
 from twofold.ir import Graph, recording
@@ -35,9 +35,20 @@ class Loaded:
 def from_model(model: ModelProto, *, folder: Path | None = None, constants: Mapping[str, Any] | None = None) -> Loaded:
     """The graph of a model. ``folder``: where external data may be read from (None: refused). ``constants``: inputs to
     fix at these arrays."""
-    _check_versions(model)
-    refuse_unsupported(model)
-    check_expansion(model)
+    try:
+        _check_versions(model)
+        refuse_unsupported(model)
+        check_expansion(model)
+        return _read(model, folder, dict(constants or {}))
+    except TwofoldError as error:
+        if isinstance(error, (FormatError, UnsupportedOpError)):
+            raise
+        raise FormatError(f"malformed: {error}") from error
+    except FAULTS as error:  # names that are no text, graphs that contradict themselves: nothing a sound file causes
+        raise FormatError(f"malformed: {type(error).__name__}: {error}") from error
+
+
+def _read(model: ModelProto, folder: Path | None, constants: dict[str, Any]) -> Loaded:
     meta = _metadata(model)
     entries = meta.get("state", []) if meta else []
     loader = Loader(
@@ -49,7 +60,7 @@ def from_model(model: ModelProto, *, folder: Path | None = None, constants: Mapp
         if entry["input"] not in environment:
             raise FormatError(f"state {entry['name']!r}: there is no initializer {entry['input']!r}")
         loader.add_state(environment[entry["input"]]).name = entry["name"]
-    _add_inputs(loader, environment, dict(constants or {}))
+    _add_inputs(loader, environment, constants)
     with recording(loader.builder):
         loader.run(model.graph.node, environment, loader.opsets)
         written = [entry["output"] for entry in entries]
