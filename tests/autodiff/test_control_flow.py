@@ -332,3 +332,28 @@ def test_a_condition_may_not_assign():
 
     with pytest.raises(GraphError, match="cond_fn assigns calls"):
         tw.compile(lambda x: tw.while_loop(condition, lambda c: c + 1, x))(tw.tensor(0.0))
+
+
+# ---- symbolic sizes and sessions -------------------------------------------------------------------------------------
+
+
+def test_a_scan_along_an_unknown_size_in_a_session():
+    """The recurrence runs along the placeholder's unknown batch dimension; gradients are built outside any recording."""
+    with tw.Graph() as g:
+        xs = tw.placeholder((None, 2), "float64", name="xs")
+        w = tw.placeholder((2,), "float64", name="w")
+        c, ys = tw.scan(lambda c, x: (c * w + x, c), tw.zeros(2, dtype=tw.float64), xs)
+        loss = (c * c).sum() + ys.sum()
+        grad_xs, grad_w = tw.gradients(loss, [xs, w])
+
+    def reference(xs, w):
+        c, ys = jax.lax.scan(lambda c, x: (c * w + x, c), jnp.zeros(2), xs)
+        return (c * c).sum() + ys.sum()
+
+    for n in (1, 4):
+        data, weights = XS[:n, :2], W[:2]
+        found = tw.Session(g).run([loss, grad_xs, grad_w], {xs: data, w: weights})
+        with jax.enable_x64(True):
+            expected = (reference(data, weights), *jax.grad(reference, (0, 1))(data, weights))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
