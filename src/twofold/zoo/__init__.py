@@ -34,7 +34,8 @@ from twofold.zoo.resnet_cifar import (
 )  # fmt: skip
 from twofold.zoo.squeezenet import squeezenet1_0, squeezenet1_1, squeezenet_bypass, squeezenet_complex_bypass
 from twofold.zoo.preact_resnet import (
-    preact_resnet18, preact_resnet20_cifar, preact_resnet32_cifar, preact_resnet34, preact_resnet44_cifar, preact_resnet50,
+    preact_resnet18, preact_resnet20_cifar, preact_resnet32_cifar, preact_resnet34, preact_resnet44_cifar,
+    preact_resnet50,
     preact_resnet56_cifar, preact_resnet101, preact_resnet110_cifar, preact_resnet152, preact_resnet164_cifar,
     preact_resnet200, preact_resnet1001_cifar,
 )  # fmt: skip
@@ -49,14 +50,19 @@ from twofold.zoo.resnext import resnext29_8x64d, resnext50_32x4d, resnext101_32x
 __all__ = [
     "Domain", "Ensemble", "Entry", "Error", "GoogLeNetOutputs", "Inception", "Paper", "Recipe", "Schedule",
     "alexnet", "alexnet_2012", "create", "densenet121", "densenet161", "densenet169", "densenet201", "densenet40_k12",
-    "densenet_bc_100_12", "ensemble", "fractalnet20_cifar", "fractalnet34_imagenet", "googlenet", "googlenet_2014", "info",
-    "initialise", "lenet5", "lenet5_1998", "names", "nin_cifar10", "nin_imagenet", "plain18", "plain20_cifar", "plain34",
+    "densenet_bc_100_12", "ensemble", "fractalnet20_cifar", "fractalnet34_imagenet", "googlenet", "googlenet_2014",
+    "info",
+    "initialise", "lenet5", "lenet5_1998", "names", "nin_cifar10", "nin_imagenet", "plain18", "plain20_cifar",
+    "plain34",
     "plain56_cifar", "preact_resnet1001_cifar", "preact_resnet101", "preact_resnet110_cifar", "preact_resnet152",
     "preact_resnet164_cifar", "preact_resnet18", "preact_resnet200", "preact_resnet20_cifar", "preact_resnet32_cifar",
-    "preact_resnet34", "preact_resnet44_cifar", "preact_resnet50", "preact_resnet56_cifar", "resnet101", "resnet110_cifar",
-    "resnet110_stochastic_depth", "resnet1202_cifar", "resnet152", "resnet18", "resnet20_cifar", "resnet32_cifar", "resnet34",
+    "preact_resnet34", "preact_resnet44_cifar", "preact_resnet50", "preact_resnet56_cifar", "resnet101",
+    "resnet110_cifar",
+    "resnet110_stochastic_depth", "resnet1202_cifar", "resnet152", "resnet18", "resnet20_cifar", "resnet32_cifar",
+    "resnet34",
     "resnet44_cifar", "resnet50", "resnet56_cifar", "resnext101_32x8d", "resnext29_8x64d", "resnext50_32x4d",
     "squeezenet1_0", "squeezenet1_1", "squeezenet_bypass", "squeezenet_complex_bypass", "vgg11", "vgg11_bn", "vgg13",
-    "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "wide_resnet101_2", "wide_resnet50_2", "wrn_16_8", "wrn_28_10",
+    "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "wide_resnet101_2", "wide_resnet50_2", "wrn_16_8",
+    "wrn_28_10",
     "wrn_40_4", "zfnet", "zfnet_cs231n",
 ]  # fmt: skip

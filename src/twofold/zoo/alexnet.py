@@ -18,7 +18,9 @@ from twofold.zoo.registry import Domain, Error, Family, Paper
 PAPER_2012 = Paper(
     "ImageNet classification with deep convolutional neural networks", "Krizhevsky, Sutskever, Hinton", 2012, "NIPS"
 )  # fmt: skip
-PAPER_2014 = Paper("One weird trick for parallelizing convolutional neural networks", "Krizhevsky", 2014, arxiv="1404.5997")
+PAPER_2014 = Paper(
+    "One weird trick for parallelizing convolutional neural networks", "Krizhevsky", 2014, arxiv="1404.5997"
+)
 
 
 def classifier(features: int, hidden: int, num_classes: int) -> dict[str, nn.Module]:
@@ -33,14 +35,21 @@ def classifier(features: int, hidden: int, num_classes: int) -> dict[str, nn.Mod
 class AlexNet(nn.Module):
     """torchvision's AlexNet. ``(N, 3, H, W)`` from 63x63 to ``(N, num_classes)``.
 
-    ``small_input``: the first convolution is 3x3 with stride 1, and the features are averaged to 2x2 instead of 6x6, for
-    images from 15x15. ``hidden``: the width of the two fully connected layers.
+    ``small_input``: the first convolution is 3x3 with stride 1, and the features are averaged to 2x2 instead of
+    6x6, for images from 15x15. ``hidden``: the width of the two fully connected layers.
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, small_input: bool = False, hidden: int = 4096, dropout: float = 0.5
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        small_input: bool = False,
+        hidden: int = 4096,
+        dropout: float = 0.5,
     ):
-        first = nn.Conv2d(in_channels, 64, 3, padding=1) if small_input else nn.Conv2d(in_channels, 64, 11, 4, padding=2)
+        first = (
+            nn.Conv2d(in_channels, 64, 3, padding=1) if small_input else nn.Conv2d(in_channels, 64, 11, 4, padding=2)
+        )
         side = 2 if small_input else 6
         self.features = nn.Sequential(
             first, nn.ReLU(), nn.MaxPool2d(3, 2),
@@ -75,7 +84,8 @@ class AlexNet2012(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, small_input: bool = False, hidden: int = 4096, groups: int = 2,
+        self, num_classes: int = 1000, in_channels: int = 3, small_input: bool = False, hidden: int = 4096,
+        groups: int = 2,
         pool_first: bool = False,
     ):  # fmt: skip
         conv1 = nn.Conv2d(in_channels, 96, 3, padding=1) if small_input else nn.Conv2d(in_channels, 96, 11, 4)
@@ -101,9 +111,11 @@ class AlexNet2012(nn.Module):
 
 
 PAPER_RECIPE = Recipe(
-    lr=0.01, epochs=90, batch_size=128, momentum=0.9, weight_decay=5e-4, schedule=Schedule("plateau", gamma=0.1, drops=3),
+    lr=0.01, epochs=90, batch_size=128, momentum=0.9, weight_decay=5e-4,
+    schedule=Schedule("plateau", gamma=0.1, drops=3),
     augmentation=CROP_256, evaluation=CENTRE, init="alexnet_2012",
-    notes="The rate was divided by hand, three times, when the validation error stopped improving; the training set's mean "
+    notes="The rate was divided by hand, three times, when the validation error stopped improving; the training set's "
+    "mean "
     "image was subtracted; ten crops at test time.",
 )  # fmt: skip
 DOMAIN = Domain((3, 227, 227), 1000, 67, 15)

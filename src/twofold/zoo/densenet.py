@@ -1,8 +1,8 @@
 """DenseNet: Huang, Liu, van der Maaten, Weinberger, "Densely connected convolutional networks", arXiv 1608.06993, 2016.
 
-Each layer reads all maps made before it in its block, and appends k more: ``x = [x, layer(x)]``. A layer is BN-ReLU-conv
-3x3, or (B) BN-ReLU-conv 1x1 to 4k, BN-ReLU-conv 3x3. Between blocks BN-ReLU-conv 1x1, keeping a part theta of the channels
-(0.5: "C"), and 2x2 mean pooling.
+Each layer reads all maps made before it in its block, and appends k more: ``x = [x, layer(x)]``. A layer is
+BN-ReLU-conv 3x3, or (B) BN-ReLU-conv 1x1 to 4k, BN-ReLU-conv 3x3. Between blocks BN-ReLU-conv 1x1, keeping a part
+theta of the channels (0.5: "C"), and 2x2 mean pooling.
 
 ImageNet: 121, 161, 169, 201 layers, BC, named as torchvision names them. CIFAR: ``densenet40_k12`` (basic, first
 convolution of 16 channels) and ``densenet_bc_100_12`` (BC, first convolution of 2k).
@@ -23,7 +23,8 @@ from twofold.zoo.registry import CIFAR10, IMAGENET, Error, Family, Paper
 from twofold.zoo.resnet import conv1x1, conv3x3
 
 PAPER = Paper(
-    "Densely connected convolutional networks", "Huang, Liu, van der Maaten, Weinberger", 2016, "CVPR 2017", "1608.06993"
+    "Densely connected convolutional networks", "Huang, Liu, van der Maaten, Weinberger", 2016, "CVPR 2017",
+    "1608.06993"
 )  # fmt: skip
 
 
@@ -45,7 +46,9 @@ class DenseLayer(nn.Module):
     def forward(self, *maps: Any) -> Any:
         again = self.memory_efficient and self.training
         x = self.dropout((tw.checkpoint(self.squeeze) if again else self.squeeze)(*maps))
-        return x if self.conv2 is None else self.dropout(self.conv2(F.relu(self.norm2(x))))
+        if self.norm2 is None or self.conv2 is None:
+            return x
+        return self.dropout(self.conv2(F.relu(self.norm2(x))))
 
 
 class DenseBlock(nn.Module):
@@ -73,13 +76,14 @@ def transition(in_channels: int, out_channels: int) -> nn.Sequential:
 class DenseNet(nn.Module):
     """``(N, 3, H, W)`` to ``(N, num_classes)``.
 
-    ``depths``: layers of each block; ``growth``: k; ``first``: channels of the stem; ``theta``: what a transition keeps.
-    ``stem``: "imagenet" (7x7 with stride 2, BN-ReLU, pooling) or "cifar" (3x3 alone). ``small_input``: the ImageNet
-    networks with a 3x3 stem of stride 1 and no pooling.
+    ``depths``: layers of each block; ``growth``: k; ``first``: channels of the stem; ``theta``: what a transition
+    keeps. ``stem``: "imagenet" (7x7 with stride 2, BN-ReLU, pooling) or "cifar" (3x3 alone). ``small_input``: the
+    ImageNet networks with a 3x3 stem of stride 1 and no pooling.
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, depths: tuple[int, ...] = (6, 12, 24, 16), growth: int = 32,
+        self, num_classes: int = 1000, in_channels: int = 3, depths: tuple[int, ...] = (6, 12, 24, 16),
+        growth: int = 32,
         first: int = 64, bottleneck: bool = True, theta: float = 0.5, dropout: float = 0.0, stem: str = "imagenet",
         small_input: bool = False, memory_efficient: bool = False,
     ):  # fmt: skip
@@ -109,7 +113,8 @@ RECIPE = Recipe(
 )  # fmt: skip
 CIFAR_RECIPE = Recipe(
     lr=0.1, epochs=300, batch_size=64, momentum=0.9, nesterov=True, weight_decay=1e-4,
-    schedule=Schedule("multistep", milestones=(150, 225)), augmentation=CIFAR_AUGMENTED, evaluation=CIFAR_PLAIN, init="he_fan_out",
+    schedule=Schedule("multistep", milestones=(150, 225)), augmentation=CIFAR_AUGMENTED, evaluation=CIFAR_PLAIN,
+    init="he_fan_out",
     notes="Without augmentation, dropout 0.2 after every convolution but the first: option dropout=0.2.",
 )  # fmt: skip
 imagenet = Family(DenseNet, PAPER, IMAGENET, {"paper": RECIPE, "quick": QUICK}, init="he_fan_in")
@@ -119,7 +124,8 @@ densenet121 = imagenet(
     "densenet121", params=7_978_856, macs=2_834_161_664, error=Error(25.02, 7.71), depths=(6, 12, 24, 16)
 )
 densenet161 = imagenet(
-    "densenet161", params=28_681_000, macs=7_727_907_072, error=Error(22.33, 6.15), about="k=48", depths=(6, 12, 36, 24),
+    "densenet161", params=28_681_000, macs=7_727_907_072, error=Error(22.33, 6.15), about="k=48",
+    depths=(6, 12, 36, 24),
     growth=48, first=96,
 )  # fmt: skip
 densenet169 = imagenet(
@@ -129,10 +135,12 @@ densenet201 = imagenet(
     "densenet201", params=20_013_928, macs=4_291_365_888, error=Error(22.58, 6.34), depths=(6, 12, 48, 32)
 )
 densenet40_k12 = cifar(
-    "densenet40_k12", params=1_019_722, macs=264_812_928, error=Error(5.24, None, "CIFAR-10+ test"), depths=(12, 12, 12),
+    "densenet40_k12", params=1_019_722, macs=264_812_928, error=Error(5.24, None, "CIFAR-10+ test"),
+    depths=(12, 12, 12),
     growth=12, first=16, bottleneck=False, theta=1.0, stem="cifar",
 )  # fmt: skip
 densenet_bc_100_12 = cifar(
-    "densenet_bc_100_12", params=769_162, macs=287_929_692, error=Error(4.51, None, "CIFAR-10+ test"), depths=(16, 16, 16),
+    "densenet_bc_100_12", params=769_162, macs=287_929_692, error=Error(4.51, None, "CIFAR-10+ test"),
+    depths=(16, 16, 16),
     growth=12, first=24, stem="cifar",
 )  # fmt: skip

@@ -30,7 +30,10 @@ class Ensemble(nn.Module):
             if isinstance(s, tuple):
                 s = scores[i] = s[0]  # the main scores of a network with auxiliary heads
             if s.shape != scores[0].shape:
-                raise ShapeError(f"ensemble: member {i} gives {show(s.shape)}, member 0 {show(scores[0].shape)}; expected equal")
+                raise ShapeError(
+                    f"ensemble: member {i} gives {show(s.shape)}, member 0 {show(scores[0].shape)}; expected equal "
+                    "shapes"
+                )
         probabilities = [F.softmax(s, axis=-1) for s in scores]
         return sum(probabilities[1:], probabilities[0]) * (1 / len(probabilities))
 

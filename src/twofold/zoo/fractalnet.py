@@ -1,16 +1,18 @@
-"""FractalNet: Larsson, Maire, Shakhnarovich, "FractalNet: ultra-deep neural networks without residuals", arXiv 1605.07648, 2016.
+"""FractalNet: Larsson, Maire, Shakhnarovich, "FractalNet: ultra-deep neural networks without residuals", 2016.
 
-A block repeats one rule: ``f_1 = conv``, ``f_{C+1}(z) = join(f_C(f_C(z)), conv(z))``. Unrolled it has C columns; column c has
-2**(c-1) convolutions one after another, and columns meet in joins, which take the mean. Drop-path, once for each batch:
+arXiv 1605.07648. A block repeats one rule: ``f_1 = conv``, ``f_{C+1}(z) = join(f_C(f_C(z)), conv(z))``. Unrolled it
+has C columns; column c has 2**(c-1) convolutions one after another, and columns meet in joins, which take the mean.
+Drop-path, once for each batch:
 
 * local (half of the time): each join drops each input with probability 0.15, but never all;
 * global: one column is picked for the whole network, and only its convolutions run.
 
 A convolution whose output nobody takes is really skipped: by ``tw.cond``, which eagerly is a Python ``if``.
 
-``fractalnet20_cifar``: 5 blocks of 3 columns, 5 * 2**2 = 20 layers deep. ``fractalnet34_imagenet``: the first and last
-layers of ResNet-34 around 4 blocks of 4 columns. The paper prints 38.6M parameters for the former; its channels (from the
-authors' generator) give 33.7M. The channels of the latter are not printed either; 128 to 1024 is what is believed.
+``fractalnet20_cifar``: 5 blocks of 3 columns, 5 * 2**2 = 20 layers deep. ``fractalnet34_imagenet``: the first and
+last layers of ResNet-34 around 4 blocks of 4 columns. The paper prints 38.6M parameters for the former; its
+channels (from the authors' generator) give 33.7M. The channels of the latter are not printed either; 128 to 1024 is
+what is believed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from twofold.zoo.recipes import CENTRE, CIFAR_AUGMENTED, CIFAR_PLAIN, INCEPTION,
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
 PAPER = Paper(
-    "FractalNet: ultra-deep neural networks without residuals", "Larsson, Maire, Shakhnarovich", 2016, "ICLR 2017", "1605.07648"
+    "FractalNet: ultra-deep neural networks without residuals", "Larsson, Maire, Shakhnarovich", 2016, "ICLR 2017",
+    "1605.07648"
 )  # fmt: skip
 DROP = 0.15  # local drop-path
 
@@ -49,7 +52,9 @@ class FractalBlock(nn.Module):
     join, as in the authors' generator, instead of after it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, columns: int, dropout: float, pool: nn.Module, pool_first: bool):
+    def __init__(
+        self, in_channels: int, out_channels: int, columns: int, dropout: float, pool: nn.Module, pool_first: bool
+    ):
         self.columns, self.rows, self.pool, self.pool_first = columns, 2 ** (columns - 1), pool, pool_first
         for row in range(1, self.rows + 1):
             for column in self.ending(row):
@@ -137,7 +142,7 @@ class DropPath:
         return found
 
     def _local(self, count: int) -> Any:
-        """Bools ``(count,)``: each true with probability 1 - ``local``; if none is, one at random. A lone input stays."""
+        """Bools ``(count,)``, each true with probability 1 - ``local``; if none is, one at random. A lone one is."""
         if count == 1:
             return tw.ones((1,), dtype=tw.bool)
         kept = tw.random.bernoulli(1 - self.local, (count,))
@@ -148,24 +153,32 @@ class DropPath:
 class FractalNet(nn.Module):
     """``(N, 3, H, W)`` to ``(N, num_classes)``.
 
-    ``channels``: of each block; ``columns``: C; ``dropouts``: of each block. ``stem``: "none", or "resnet" (7x7 with stride 2,
-    pooling; 3x3 with ``small_input``). ``drop_path``: whether training drops paths. ``pool_first``: see ``FractalBlock``.
+    ``channels``: of each block; ``columns``: C; ``dropouts``: of each block. ``stem``: "none", or "resnet" (7x7
+    with stride 2, pooling; 3x3 with ``small_input``). ``drop_path``: whether training drops paths. ``pool_first``:
+    see ``FractalBlock``.
     """
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, channels: tuple[int, ...] = (64, 128, 256, 512, 512), columns: int = 3,
+        self, num_classes: int = 10, in_channels: int = 3, channels: tuple[int, ...] = (64, 128, 256, 512, 512),
+        columns: int = 3,
         dropouts: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4), stem: str = "none", drop_path: bool = True,
         pool_first: bool = True, small_input: bool = False,
     ):  # fmt: skip
         self.columns, self.drop_path = columns, drop_path
         self.stem, width = None, in_channels
         if stem == "resnet":
-            conv = nn.Conv2d(width, 64, 3, padding=1, bias=False) if small_input else nn.Conv2d(width, 64, 7, 2, 3, bias=False)
+            conv = (
+                nn.Conv2d(width, 64, 3, padding=1, bias=False)
+                if small_input
+                else nn.Conv2d(width, 64, 7, 2, 3, bias=False)
+            )
             pool = nn.Identity() if small_input else nn.MaxPool2d(3, 2, padding=1)
             self.stem, width = nn.Sequential(conv, nn.BatchNorm2d(64), nn.ReLU(), pool), 64
         self.blocks = nn.ModuleList()
         for out, dropout in zip(channels, dropouts):
-            self.blocks.append(FractalBlock(width, out, columns, dropout, nn.MaxPool2d(2, 2, ceil_mode=True), pool_first))
+            self.blocks.append(
+                FractalBlock(width, out, columns, dropout, nn.MaxPool2d(2, 2, ceil_mode=True), pool_first)
+            )
             width = out
         self.fc = nn.Linear(width, num_classes)
 
@@ -198,8 +211,11 @@ fractalnet20_cifar = Family(
     channels=(64, 128, 256, 512, 512), dropouts=(0.0, 0.1, 0.2, 0.3, 0.4), about="5 blocks of 3 columns",
 )  # fmt: skip
 fractalnet34_imagenet = Family(
-    FractalNet, PAPER, Domain((3, 224, 224), 1000, 32, 8), {"paper": IMAGENET_RECIPE, "quick": QUICK.but(lr=0.02)}, init="xavier"
+    FractalNet, PAPER, Domain((3, 224, 224), 1000, 32, 8), {"paper": IMAGENET_RECIPE, "quick": QUICK.but(lr=0.02)},
+    init="xavier"
 )(
-    "fractalnet34_imagenet", params=164_031_016, macs=24_164_982_784, error=Error(24.12, 7.39, "ImageNet val, 10 crops"), columns=4,
-    channels=(128, 256, 512, 1024), dropouts=(0.0, 0.0, 0.0, 0.0), stem="resnet", about="4 blocks of 4 columns in ResNet-34's frame",
+    "fractalnet34_imagenet", params=164_031_016, macs=24_164_982_784,
+    error=Error(24.12, 7.39, "ImageNet val, 10 crops"), columns=4,
+    channels=(128, 256, 512, 1024), dropouts=(0.0, 0.0, 0.0, 0.0), stem="resnet",
+    about="4 blocks of 4 columns in ResNet-34's frame",
 )  # fmt: skip

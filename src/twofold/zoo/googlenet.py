@@ -4,14 +4,15 @@ An inception module has four branches on one input, concatenated: 1x1; 1x1 then 
 1x1. The 1x1 convolutions before the large ones are the point: on 28x28x256 they take 271 million multiply-adds instead
 of 854 (``Inception(..., bottlenecks=False)`` is the naive module).
 
-``googlenet_2014`` is the paper's: biases, local response normalisation, auxiliary classifiers after 4a and 4d whose losses
-count 0.3 each. ``googlenet`` is torchvision's: batch normalisation, and 3x3 where the paper has 5x5 (a slip that its
-published weights have fixed forever); ``aux_logits=True`` adds the heads.
+``googlenet_2014`` is the paper's: biases, local response normalisation, auxiliary classifiers after 4a and 4d whose
+losses count 0.3 each. ``googlenet`` is torchvision's: batch normalisation, and 3x3 where the paper has 5x5 (a slip
+that its published weights have fixed forever); ``aux_logits=True`` adds the heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import twofold as tw
@@ -52,17 +53,21 @@ class Inception(nn.Module):
 
     >>> import twofold as tw
     >>> from twofold.zoo import Inception
-    >>> Inception(256, 128, 64, 192, 64, 96, 64).out_channels, Inception(256, 128, 64, 192, 64, 96, 64, bottlenecks=False).out_channels
-    (480, 672)
+    >>> Inception(256, 128, 64, 192, 64, 96, 64).out_channels, Inception(256, 128, 64, 192, 64, 96, 64,
+    bottlenecks=False).out_channels (480, 672)
     """
 
     def __init__(
-        self, in_channels: int, n1: int, r3: int, n3: int, r5: int, n5: int, p: int, unit: Callable[..., nn.Module] = Conv,
+        self, in_channels: int, n1: int, r3: int, n3: int, r5: int, n5: int, p: int,
+        unit: Callable[..., nn.Module] = Conv,
         five: int = 5, bottlenecks: bool = True,
     ):  # fmt: skip
         pool = nn.MaxPool2d(3, 1, padding=1, ceil_mode=True)
         self.out_channels = n1 + n3 + n5 + (p if bottlenecks else in_channels)
         self.branch1 = unit(in_channels, n1, 1)
+        self.branch2: nn.Module
+        self.branch3: nn.Module
+        self.branch4: nn.Module
         if bottlenecks:
             self.branch2 = nn.Sequential(unit(in_channels, r3, 1), unit(r3, n3, 3, padding=1))
             self.branch3 = nn.Sequential(unit(in_channels, r5, 1), unit(r5, n5, five, padding=five // 2))
@@ -77,7 +82,7 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """Pooling to 4x4, 1x1 convolution to 128, two linear layers with dropout 0.7. ``pool``: 5x5 with stride 3 in the paper."""
+    """``pool`` (to 4x4; the paper's is 5x5 with stride 3), 1x1 convolution to 128, two linear layers, dropout 0.7."""
 
     def __init__(self, in_channels: int, num_classes: int, unit: Callable[..., nn.Module], pool: nn.Module):
         self.pool = pool
@@ -100,6 +105,13 @@ MODULES = {
 }  # fmt: skip
 
 
+class PaperPool(nn.Sequential):
+    """5x5 with stride 3, which makes 4x4 of 14x14 maps (224x224 images); of other sizes, then averaged to 4x4."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AvgPool2d(5, 3), nn.AdaptiveAvgPool2d(4))
+
+
 class Style(NamedTuple):
     """What the two forms do differently: the unit, normalisation of the stem, the third branch's kernel, the last max
     pooling's, dropout before the last layer, the auxiliary heads' pooling."""
@@ -114,11 +126,11 @@ class Style(NamedTuple):
 
 TORCHVISION = Style(ConvNorm, nn.Identity, 3, 2, 0.2, lambda: nn.AdaptiveAvgPool2d(4))
 # Caffe's constants for local response normalisation
-PAPER_2014 = Style(Conv, lambda: nn.LocalResponseNorm(5), 5, 3, 0.4, lambda: nn.AvgPool2d(5, 3))
+PAPER_2014 = Style(Conv, lambda: nn.LocalResponseNorm(5), 5, 3, 0.4, PaperPool)
 
 
 class GoogLeNetOutputs(NamedTuple):
-    """Scores in training with auxiliary heads, in torchvision's order: head 2 reads 4d (528 channels), head 1 4a (512)."""
+    """Scores in training with auxiliary heads, in torchvision's order: head 2 reads 4d (528 channels), head 1 4a."""
 
     logits: Any
     aux_logits2: Any
@@ -129,8 +141,8 @@ class GoogLeNet(nn.Module):
     """``(N, 3, H, W)`` to ``(N, num_classes)``; with ``aux_logits``, in training, to ``GoogLeNetOutputs``.
 
     ``transform_input``: the input is normalised as torchvision does for its other networks, and is brought to the
-    (x - 0.5) / 0.5 that GoogLeNet's published weights expect. ``small_input``: a first convolution of 3x3 with stride 1,
-    without pooling, for images of about 32x32. ``bottlenecks=False``: naive inception modules.
+    (x - 0.5) / 0.5 that GoogLeNet's published weights expect. ``small_input``: a first convolution of 3x3 with
+    stride 1, without pooling, for images of about 32x32. ``bottlenecks=False``: naive inception modules.
     """
 
     def __init__(
@@ -159,15 +171,20 @@ class GoogLeNet(nn.Module):
         self.dropout = nn.Dropout(style.dropout)
         self.fc = nn.Linear(channels, num_classes)
 
+    def _modules(self, x: Any, *names: str) -> Any:
+        for name in names:
+            x = getattr(self, f"inception{name}")(x)
+        return x
+
     def forward(self, x: Any) -> Any:
         x = renormalised(x) if self.transform_input else x
         x = self.norm1(self.maxpool1(self.conv1(x)))  # 1/4
         x = self.maxpool2(self.norm2(self.conv3(self.conv2(x))))  # 1/8
-        x = self.maxpool3(self.inception3b(self.inception3a(x)))  # 1/16
-        a = self.inception4a(x)
-        d = self.inception4d(self.inception4c(self.inception4b(a)))
-        x = self.maxpool4(self.inception4e(d))  # 1/32
-        x = self.inception5b(self.inception5a(x))
+        x = self.maxpool3(self._modules(x, "3a", "3b"))  # 1/16
+        a = self._modules(x, "4a")
+        d = self._modules(a, "4b", "4c", "4d")
+        x = self.maxpool4(self._modules(d, "4e"))  # 1/32
+        x = self._modules(x, "5a", "5b")
         scores = self.fc(self.dropout(F.flatten(self.avgpool(x), 1)))
         return GoogLeNetOutputs(scores, self.aux2(d), self.aux1(a)) if self.aux_logits and self.training else scores
 
@@ -186,7 +203,8 @@ def renormalised(x: Any) -> Any:
 
 
 RECIPE = Recipe(
-    lr=0.01, epochs=60, batch_size=32, momentum=0.9, weight_decay=2e-4, schedule=Schedule("poly", power=0.5), loss="model",
+    lr=0.01, epochs=60, batch_size=32, momentum=0.9, weight_decay=2e-4, schedule=Schedule("poly", power=0.5),
+    loss="model",
     augmentation=INCEPTION, evaluation=CENTRE, init="googlenet_2014",
     notes="Rate, schedule, batch and decay are those of Caffe's replica (2.4 million iterations); the paper trains "
     "asynchronously, times 0.96 every 8 epochs, and averages the parameters.",
@@ -197,8 +215,9 @@ torchvision = Family(
     init="truncated_normal", optional=("aux1.*", "aux2.*"), with_weights={"transform_input": True},
 )  # fmt: skip
 paper = Family(
-    GoogLeNet, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK_UNNORMALISED.but(loss="model")}, init="googlenet_2014"
-)
+    GoogLeNet, PAPER, replace(DOMAIN, smallest=80), {"paper": RECIPE, "quick": QUICK_UNNORMALISED.but(loss="model")},
+    init="googlenet_2014",
+)  # fmt: skip
 
 googlenet_2014 = paper(
     "googlenet_2014", params=13_378_280, macs=1_582_671_872, error=Error(None, 10.07), style=PAPER_2014,

@@ -17,7 +17,7 @@ from twofold.nn import init
 
 
 class Row(NamedTuple):
-    """For layers of a type whose path matches ``where``: a function that fills the weight, and the bias (None: default)."""
+    """For layers of a type, where ``where`` matches the path: what fills the weight, and the bias (None: default)."""
 
     layer: Any
     weight: Callable[[Any], Any]
@@ -75,6 +75,7 @@ def initialise(model: nn.Module, scheme: str) -> nn.Module:
     """
     if scheme not in SCHEMES:
         raise ArgumentError(f"initial values {scheme!r} are unknown; expected one of {', '.join(map(repr, SCHEMES))}")
+    layer: Any
     for path, layer in model.named_modules():
         row = next((r for r in SCHEMES[scheme] if isinstance(layer, r.layer) and re.search(r.where, path)), None)
         if row is None:

@@ -66,21 +66,29 @@ def nin_224(num_classes: int = 1000, in_channels: int = 3, small_input: bool = F
 
 
 CIFAR_RECIPE = Recipe(
-    lr=0.1, epochs=200, batch_size=128, momentum=0.9, weight_decay=1e-4, schedule=Schedule("plateau", gamma=0.1, drops=2),
+    lr=0.1, epochs=200, batch_size=128, momentum=0.9, weight_decay=1e-4,
+    schedule=Schedule("plateau", gamma=0.1, drops=2),
     augmentation=CIFAR_AUGMENTED, evaluation=CIFAR_PLAIN, init="nin_cifar10",
-    notes="The paper normalises contrast and whitens (ZCA) the images as in maxout networks, and sets rates by hand until "
+    notes="The paper normalises contrast and whitens (ZCA) the images as in maxout networks, and sets rates by hand "
+    "until "
     "they are 1/100 of the first; rate, decay and epochs are not printed there.",
 )  # fmt: skip
 IMAGENET_RECIPE = Recipe(
     lr=0.01, epochs=90, batch_size=64, momentum=0.9, weight_decay=5e-4, schedule=Schedule("step", every=30),
     augmentation=CROP_256, evaluation=CENTRE, init="nin_imagenet",
-    notes="Batch size, crops, and initial values are those of the published Caffe model; rate and epochs are AlexNet's.",
+    notes="Batch size, crops, and initial values are those of the published Caffe model; rate and epochs are "
+    "AlexNet's.",
 )  # fmt: skip
 
 nin_cifar10 = Family(
-    nin_cifar, PAPER, Domain((3, 32, 32), 10, 4), {"paper": CIFAR_RECIPE, "quick": QUICK_UNNORMALISED}, init="nin_cifar10"
+    nin_cifar,
+    PAPER,
+    Domain((3, 32, 32), 10, 4),
+    {"paper": CIFAR_RECIPE, "quick": QUICK_UNNORMALISED},
+    init="nin_cifar10",
 )("nin_cifar10", params=966_986, macs=222_486_528, error=Error(8.81, None, "CIFAR-10+ test"), about="for 32x32 images")
 nin_imagenet = Family(
-    nin_224, PAPER, Domain((3, 224, 224), 1000, 51, 8), {"paper": IMAGENET_RECIPE, "quick": QUICK_UNNORMALISED},
+    nin_224, PAPER, Domain((3, 224, 224), 1000, 39, 8), {"paper": IMAGENET_RECIPE, "quick": QUICK_UNNORMALISED},
     init="nin_imagenet",
-)("nin_imagenet", params=7_595_176, macs=1_100_188_800, error=Error(40.6, None), about="for 224x224 images")  # fmt: skip
+)("nin_imagenet", params=7_595_176, macs=1_100_188_800, error=Error(40.6, None),
+about="for 224x224 images")  # fmt: skip

@@ -4,8 +4,8 @@ Batch norm and ReLU come before each convolution, and nothing after the addition
 first block to the last, and networks of 1001 layers train. Where a block changes the shape, branch and shortcut share
 one BN-ReLU, and the shortcut's 1x1 convolution has no batch norm. The first block of all is activated before it splits.
 
-CIFAR: 6n+2 layers of basic blocks with option A shortcuts (20 to 110), 9n+2 of bottlenecks (164, 1001). ImageNet: ResNet's
-stages, with the stem's BN-ReLU in place of the first block's.
+CIFAR: 6n+2 layers of basic blocks with option A shortcuts (20 to 110), 9n+2 of bottlenecks (164, 1001). ImageNet:
+ResNet's stages, with the stem's BN-ReLU in place of the first block's.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ PAPER = Paper("Identity mappings in deep residual networks", "He, Zhang, Ren, Su
 
 
 class PreActivation(nn.Module):
-    """``skip + branch(a)`` with ``a = relu(bn1(x))``; the skip takes ``a`` where the shape changes (or ``first``), else ``x``.
+    """``skip + branch(a)`` with ``a = relu(bn1(x))``.
 
-    ``projection``: "conv", a 1x1 convolution, or "pad", option A.
+    The skip takes ``a`` where the shape changes (or in the ``first`` block), else ``x``. ``projection``: "conv", a 1x1
+    convolution, or "pad", option A. ``active``: x has been through BN-ReLU already.
     """
 
     expansion: int
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, first: bool, projection: str, active: bool = False):
-        self.bn1 = None if active else nn.BatchNorm2d(in_channels)  # active: x comes through a BN-ReLU already
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, first: bool, projection: str, active: bool = False
+    ):
+        self.bn1 = None if active else nn.BatchNorm2d(in_channels)
         changes = in_channels != out_channels or stride != 1
         self.shares = first or changes
         shortcut = PaddedShortcut if projection == "pad" else conv1x1
@@ -55,7 +58,8 @@ class PreActBasic(PreActivation):
     expansion = 1
 
     def __init__(
-        self, in_channels: int, width: int, stride: int = 1, first: bool = False, projection: str = "conv", active: bool = False,
+        self, in_channels: int, width: int, stride: int = 1, first: bool = False, projection: str = "conv",
+        active: bool = False,
         dropout: float = 0.0, **_: Any,
     ):  # fmt: skip
         super().__init__(in_channels, width, stride, first, projection, active)
@@ -69,12 +73,13 @@ class PreActBasic(PreActivation):
 
 
 class PreActBottleneck(PreActivation):
-    """1x1, BN-ReLU, 3x3, BN-ReLU, 1x1 to four times the width. The stride is in the first 1x1 (``stride_first``) or the 3x3."""
+    """1x1, BN-ReLU, 3x3, BN-ReLU, 1x1 to four times the width; stride in the 1x1 (``stride_first``) or the 3x3."""
 
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int = 1, first: bool = False, projection: str = "conv", active: bool = False,
+        self, in_channels: int, width: int, stride: int = 1, first: bool = False, projection: str = "conv",
+        active: bool = False,
         stride_first: bool = True, **_: Any,
     ):  # fmt: skip
         super().__init__(in_channels, 4 * width, stride, first, projection, active)
@@ -90,7 +95,8 @@ class PreActBottleneck(PreActivation):
 
 
 def stages(
-    block: type, channels: int, widths: tuple[int, ...], depths: tuple[int, ...], active: bool = False, **options: Any
+    block: type[Any], channels: int, widths: tuple[int, ...], depths: tuple[int, ...], active: bool = False,
+    **options: Any
 ) -> list[nn.Module]:
     """Stages of blocks, the first with stride 1, the others 2; ``active``: the first block gets activated input."""
     out: list[nn.Module] = []
@@ -105,16 +111,21 @@ def stages(
 
 
 class CifarPreActResNet(nn.Module):
-    """For 32x32 images: conv 3x3 16, three stages of 16, 32, 64 (times the expansion) channels, BN-ReLU, mean, linear."""
+    """For 32x32 images: conv 3x3 16, stages of 16, 32, 64 (times the expansion) channels, BN-ReLU, mean, linear."""
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, depth: int = 110, block: type = PreActBasic, projection: str = "pad"
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        depth: int = 110,
+        block: type[PreActivation] = PreActBasic,
+        projection: str = "pad",
     ):
         n = (depth - 2) // (9 if block is PreActBottleneck else 6)
         self.conv1 = conv3x3(in_channels, 16)
         self.layer1, self.layer2, self.layer3 = stages(block, 16, (16, 32, 64), (n, n, n), projection=projection)
-        self.bn = nn.BatchNorm2d(64 * block.expansion)  # type: ignore[attr-defined]
-        self.fc = nn.Linear(64 * block.expansion, num_classes)  # type: ignore[attr-defined]
+        self.bn = nn.BatchNorm2d(64 * block.expansion)
+        self.fc = nn.Linear(64 * block.expansion, num_classes)
 
     def forward(self, x: Any) -> Any:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
@@ -125,16 +136,19 @@ class PreActResNet(nn.Module):
     """For ImageNet: ResNet's stem and stages, BN-ReLU at the end. ``small_input``: a 3x3 stem without pooling."""
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, block: type = PreActBasic, depths: tuple[int, ...] = (2, 2, 2, 2),
+        self, num_classes: int = 1000, in_channels: int = 3, block: type[PreActivation] = PreActBasic,
+        depths: tuple[int, ...] = (2, 2, 2, 2),
         small_input: bool = False,
     ):  # fmt: skip
-        self.conv1 = conv3x3(in_channels, 64) if small_input else nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
+        self.conv1 = (
+            conv3x3(in_channels, 64) if small_input else nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
+        )
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.Identity() if small_input else nn.MaxPool2d(3, 2, padding=1)
         made = stages(block, 64, (64, 128, 256, 512), depths, active=True, stride_first=False)
         self.layer1, self.layer2, self.layer3, self.layer4 = made
-        self.bn = nn.BatchNorm2d(512 * block.expansion)  # type: ignore[attr-defined]
-        self.fc = nn.Linear(512 * block.expansion, num_classes)  # type: ignore[attr-defined]
+        self.bn = nn.BatchNorm2d(512 * block.expansion)
+        self.fc = nn.Linear(512 * block.expansion, num_classes)
 
     def forward(self, x: Any) -> Any:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
@@ -162,12 +176,23 @@ preact_resnet164_cifar = cifar(
 preact_resnet1001_cifar = cifar(
     "preact_resnet1001_cifar", params=10_327_706, macs=1_487_849_984, error=on(4.92), depth=1001, **DEEP
 )
-preact_resnet18 = imagenet("preact_resnet18", params=11_687_720, macs=1_814_073_344, block=PreActBasic, depths=(2, 2, 2, 2))
-preact_resnet34 = imagenet("preact_resnet34", params=21_795_880, macs=3_663_761_408, block=PreActBasic, depths=(3, 4, 6, 3))
-preact_resnet50 = imagenet("preact_resnet50", params=25_549_352, macs=4_089_184_256, block=PreActBottleneck, depths=(3, 4, 6, 3))
-preact_resnet101 = imagenet("preact_resnet101", params=44_541_480, macs=7_801_405_440, block=PreActBottleneck, depths=(3, 4, 23, 3))
-preact_resnet152 = imagenet("preact_resnet152", params=60_185_128, macs=11_513_626_624, block=PreActBottleneck, depths=(3, 8, 36, 3))
+preact_resnet18 = imagenet(
+    "preact_resnet18", params=11_687_720, macs=1_814_073_344, block=PreActBasic, depths=(2, 2, 2, 2)
+)
+preact_resnet34 = imagenet(
+    "preact_resnet34", params=21_795_880, macs=3_663_761_408, block=PreActBasic, depths=(3, 4, 6, 3)
+)
+preact_resnet50 = imagenet(
+    "preact_resnet50", params=25_549_352, macs=4_089_184_256, block=PreActBottleneck, depths=(3, 4, 6, 3)
+)
+preact_resnet101 = imagenet(
+    "preact_resnet101", params=44_541_480, macs=7_801_405_440, block=PreActBottleneck, depths=(3, 4, 23, 3)
+)
+preact_resnet152 = imagenet(
+    "preact_resnet152", params=60_185_128, macs=11_513_626_624, block=PreActBottleneck, depths=(3, 8, 36, 3)
+)
 preact_resnet200 = imagenet(
-    "preact_resnet200", params=64_666_152, macs=15_007_481_856, error=Error(21.66, 5.79, "ImageNet val"), block=PreActBottleneck,
+    "preact_resnet200", params=64_666_152, macs=15_007_481_856, error=Error(21.66, 5.79, "ImageNet val"),
+    block=PreActBottleneck,
     depths=(3, 24, 36, 3),
 )  # fmt: skip

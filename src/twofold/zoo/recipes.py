@@ -88,7 +88,8 @@ CENTRE = (step("Resize", size=256), step("CenterCrop", size="input"), NORMALIZE)
 CROP_256 = (step("Resize", size=256), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1), NORMALIZE)
 # GoogLeNet's and everybody's since: a random 8 to 100 % of the area, a random aspect, colour jitter
 INCEPTION = (
-    step("RandomResizedCrop", size="input"), FLIP, step("ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4), NORMALIZE
+    step("RandomResizedCrop", size="input"), FLIP, step("ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4),
+    NORMALIZE
 )  # fmt: skip
 
 # ---- recipes shared by several networks ------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ class Error:
 class Domain:
     """What a network was made for: the input ``(C, H, W)``, the classes, and the smallest images it takes.
 
-    ``smallest`` is the least height and width as published, ``smallest_adapted`` that with ``small_input=True`` (None:
-    the network has no such option).
+    ``smallest`` is the least height and width for the network as published, ``smallest_adapted`` that for
+    ``small_input=True`` (None: the network has no such option).
     """
 
     input_shape: tuple[int, int, int]
@@ -67,6 +67,7 @@ class Domain:
 
 
 IMAGENET = Domain((3, 224, 224), 1000, 32, 8)
+SMALL = 64  # below this side, networks made for 224 lose all resolution before their last stage
 CIFAR10 = Domain((3, 32, 32), 10, 4)
 MNIST = Domain((1, 28, 28), 10, 1)
 
@@ -75,11 +76,12 @@ MNIST = Domain((1, 28, 28), 10, 1)
 class Entry:
     """One network: a record of what was published, and, called, the network itself.
 
-    ``params`` counts trainable numbers at the published number of classes, ``macs`` the multiply-adds of convolutions
-    and matrix products for one image of ``domain.input_shape``, in evaluation mode. ``about`` says what the variant
-    changes. ``recipes`` has "paper" and "quick". ``optional`` are patterns of entries that a published file may have or
-    lack (auxiliary heads), ``with_weights`` the options that published weights need. ``init`` is a scheme of ``zoo.inits``.
-    ``fixed`` are the arguments that make the variant, ``defaults`` options that users may still set otherwise.
+    ``params`` counts trainable numbers at the published number of classes, ``macs`` the multiply-adds of
+    convolutions and matrix products for one image of ``domain.input_shape``, in evaluation mode. ``about`` says
+    what the variant changes. ``recipes`` has "paper" and "quick". ``optional`` are patterns of entries that a
+    published file may have or lack (auxiliary heads), ``with_weights`` the options that published weights need.
+    ``init`` is a scheme of ``zoo.inits``. ``fixed`` are the arguments that make the variant, ``defaults`` options
+    that users may still set otherwise.
 
     >>> from twofold import zoo
     >>> zoo.info("resnet18").params
@@ -121,27 +123,32 @@ class Entry:
     def options(self) -> dict[str, Any]:
         """The keyword options of the network, with their defaults; ``num_classes`` aside."""
         parameters = inspect.signature(self.build).parameters.values()
-        return {p.name: p.default for p in parameters if p.name not in {"num_classes", *self.fixed}} | dict(self.defaults)
+        return {p.name: p.default for p in parameters if p.name not in {"num_classes", *self.fixed}} | dict(
+            self.defaults
+        )
 
     def options_for(self, input_shape: tuple[int, int, int]) -> dict[str, Any]:
-        """The options with which this network takes images ``(C, H, W)``. ArgumentError where nothing makes them fit."""
+        """The options with which this network takes images ``(C, H, W)``; ArgumentError where none do."""
         channels, height, width = input_shape
         options: dict[str, Any] = {} if channels == self.input_shape[0] else {"in_channels": channels}
         side, adapted = min(height, width), self.domain.smallest_adapted
-        if side < self.domain.smallest:
-            if adapted is None or side < adapted:
-                least = self.domain.smallest if adapted is None else adapted
-                raise ArgumentError(f"{self.name}: images are {height}x{width}; expected at least {least}x{least}; enlarge them")
+        if adapted is not None and adapted <= side < max(SMALL, self.domain.smallest):
             options["small_input"] = True
+        elif side < self.domain.smallest:
+            least = self.domain.smallest if adapted is None else adapted
+            raise ArgumentError(
+                f"{self.name}: images are {height}x{width}; expected at least {least}x{least}; enlarge them"
+            )
         return options
 
-    def __call__(self, num_classes: int | None = None, *, weights: str | Path | None = None, **options: Any) -> nn.Module:
+    def __call__(
+        self, num_classes: int | None = None, *, weights: str | Path | None = None, **options: Any
+    ) -> nn.Module:
         """The network with fresh parameters, or with those of a file; see ``create``."""
         unknown = sorted(set(options) - set(self.options))
         if unknown:
-            raise ArgumentError(
-                f"{self.name}: unknown option {', '.join(map(repr, unknown))}; expected one of {', '.join(self.options)}"
-            )
+            given, known = ", ".join(map(repr, unknown)), ", ".join(self.options)
+            raise ArgumentError(f"{self.name}: unknown option {given}; expected one of {known}")
         if num_classes is not None and num_classes < 1:
             raise ArgumentError(f"{self.name}: num_classes={num_classes}; expected at least 1")
         if weights is not None:
@@ -164,7 +171,8 @@ class Entry:
         if foreign:
             model.load_state_dict(before)
             raise WeightsError(
-                f"{path} does not fit {self.name}: {', '.join(foreign[:5])} and perhaps others have another shape than the "
+                f"{path} does not fit {self.name}: {', '.join(foreign[:5])} and perhaps others have another shape "
+                "than the "
                 f"file's, which num_classes={num_classes} does not explain: this is another network's file\n{report}"
             )
         return report

@@ -4,9 +4,10 @@ A block computes ``relu(x + f(x))``: where a deeper network has nothing to add, 
 convolutions (18, 34 layers) or 1x1, 3x3, 1x1 (50, 101, 152). ``plain18`` and ``plain34`` are the paper's twins without
 shortcuts, which train worse the deeper they are.
 
-The stride of a bottleneck is in its 3x3 convolution, as in torchvision (called v1.5); the paper has it in the first 1x1:
-option ``stride_first=True``. The parameters are the same, the function is not, and ResNet-50 then takes 3,857,973,248
-multiply-adds. Names of parameters are torchvision's. Wide ResNet and ResNeXt are made of the same class.
+The stride of a bottleneck is in its 3x3 convolution, as in torchvision (called v1.5); the paper has it in the first
+1x1: option ``stride_first=True``. The parameters are the same, the function is not, and ResNet-50 then takes
+3,857,973,248 multiply-adds. Names of parameters are torchvision's. Wide ResNet and ResNeXt are made of the same
+class.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ class Residual(nn.Module):
         """f(x), before the addition."""
         raise NotImplementedError
 
+    def last_norm(self) -> Any:
+        """The batch norm at the end of the branch."""
+        raise NotImplementedError
+
     def skip(self, x: Any) -> Any:
         """What f(x) is added to."""
         return x if self.downsample is None else self.downsample(x)
@@ -66,6 +71,9 @@ class BasicBlock(Residual):
         x = F.relu(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(x))
 
+    def last_norm(self) -> Any:
+        return self.bn2
+
 
 class Bottleneck(Residual):
     """1x1 to ``inner`` channels, 3x3 (in ``groups``), 1x1 to four times ``width``."""
@@ -73,7 +81,8 @@ class Bottleneck(Residual):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int = 1, shortcut: str | None = "B", groups: int = 1, base_width: int = 64,
+        self, in_channels: int, width: int, stride: int = 1, shortcut: str | None = "B", groups: int = 1,
+        base_width: int = 64,
         stride_first: bool = False,
     ):  # fmt: skip
         inner, out = width * base_width // 64 * groups, width * self.expansion
@@ -88,12 +97,17 @@ class Bottleneck(Residual):
         x = F.relu(self.bn2(self.conv2(x)))
         return self.bn3(self.conv3(x))
 
+    def last_norm(self) -> Any:
+        return self.bn3
 
-def stage(block: type[Residual], in_channels: int, width: int, depth: int, stride: int, **options: Any) -> nn.Sequential:
+
+def stage(
+    block: type[Residual], in_channels: int, width: int, depth: int, stride: int, **options: Any
+) -> nn.Sequential:
     """``depth`` blocks, of which the first has the stride."""
     out = width * block.expansion
     return nn.Sequential(
-        *(block(out if i else in_channels, width, 1 if i else stride, **options) for i in range(depth))  # type: ignore[arg-type]
+        *(block(out if i else in_channels, width, 1 if i else stride, **options) for i in range(depth))
     )
 
 
@@ -107,13 +121,20 @@ class ResNet(nn.Module):
     convolution of stride 1, without pooling, for images of about 32x32.
     """
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(
         self, num_classes: int = 1000, in_channels: int = 3, block: type[Residual] = BasicBlock,
         depths: tuple[int, ...] = (2, 2, 2, 2), groups: int = 1, base_width: int = 64, shortcut: str | None = "B",
         stride_first: bool = False, zero_init_residual: bool = False, small_input: bool = False,
     ):  # fmt: skip
         inner = {"groups": groups, "base_width": base_width, "stride_first": stride_first}
-        self.conv1 = conv3x3(in_channels, 64) if small_input else nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
+        self.conv1 = (
+            conv3x3(in_channels, 64) if small_input else nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
+        )
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.Identity() if small_input else nn.MaxPool2d(3, 2, padding=1)
         channels = 64
@@ -126,7 +147,7 @@ class ResNet(nn.Module):
         if zero_init_residual:
             for part in self.modules():
                 if isinstance(part, Residual):
-                    nn.init.zeros_((part.bn3 if isinstance(part, Bottleneck) else part.bn2).weight)
+                    nn.init.zeros_(part.last_norm().weight)
 
     def forward(self, x: Any) -> Any:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
@@ -137,36 +158,65 @@ class ResNet(nn.Module):
 RECIPE = Recipe(
     lr=0.1, epochs=120, batch_size=256, momentum=0.9, weight_decay=1e-4, decay="weights",
     schedule=Schedule("plateau", gamma=0.1), init="he_fan_in",
-    augmentation=(step("Resize", size=384), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1), NORMALIZE),
+    augmentation=(step("Resize", size=384), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1),
+        NORMALIZE),
     evaluation=CENTRE,
-    notes="The shorter side is random in 256..480; the mean of each pixel is subtracted; up to 600,000 iterations. CS231n's "
+    notes="The shorter side is random in 256..480; the mean of each pixel is subtracted; up to 600,000 iterations. "
+    "CS231n's "
     "slide prints a decay of 1e-5; the paper says 1e-4.",
 )  # fmt: skip
 DOMAIN = Domain((3, 224, 224), 1000, 32, 8)
 resnet = Family(ResNet, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK}, init="he_torchvision")
 CROPS = "ImageNet val, 10 crops"
-PLAIN = {"about": "the same layers without shortcuts", "shortcut": None}
+PLAIN: dict[str, Any] = {"about": "the same layers without shortcuts", "shortcut": None}
 
 resnet18 = resnet(
-    "resnet18", params=11_689_512, macs=1_814_073_344, error=Error(27.88, None, CROPS), block=BasicBlock, depths=(2, 2, 2, 2)
+    "resnet18",
+    params=11_689_512,
+    macs=1_814_073_344,
+    error=Error(27.88, None, CROPS),
+    block=BasicBlock,
+    depths=(2, 2, 2, 2),
 )
 resnet34 = resnet(
-    "resnet34", params=21_797_672, macs=3_663_761_408, error=Error(24.52, 7.46, CROPS), block=BasicBlock, depths=(3, 4, 6, 3)
+    "resnet34",
+    params=21_797_672,
+    macs=3_663_761_408,
+    error=Error(24.52, 7.46, CROPS),
+    block=BasicBlock,
+    depths=(3, 4, 6, 3),
 )
 resnet50 = resnet(
-    "resnet50", params=25_557_032, macs=4_089_184_256, error=Error(22.85, 6.71, CROPS), block=Bottleneck, depths=(3, 4, 6, 3)
+    "resnet50",
+    params=25_557_032,
+    macs=4_089_184_256,
+    error=Error(22.85, 6.71, CROPS),
+    block=Bottleneck,
+    depths=(3, 4, 6, 3),
 )
 resnet101 = resnet(
-    "resnet101", params=44_549_160, macs=7_801_405_440, error=Error(21.75, 6.05, CROPS), block=Bottleneck, depths=(3, 4, 23, 3)
+    "resnet101",
+    params=44_549_160,
+    macs=7_801_405_440,
+    error=Error(21.75, 6.05, CROPS),
+    block=Bottleneck,
+    depths=(3, 4, 23, 3),
 )
 resnet152 = resnet(
-    "resnet152", params=60_192_808, macs=11_513_626_624, error=Error(21.43, 5.71, CROPS), block=Bottleneck, depths=(3, 8, 36, 3)
+    "resnet152",
+    params=60_192_808,
+    macs=11_513_626_624,
+    error=Error(21.43, 5.71, CROPS),
+    block=Bottleneck,
+    depths=(3, 8, 36, 3),
 )
 plain18 = resnet(
-    "plain18", params=11_515_688, macs=1_794_805_760, error=Error(27.94, None, CROPS), block=BasicBlock, depths=(2, 2, 2, 2),
+    "plain18", params=11_515_688, macs=1_794_805_760, error=Error(27.94, None, CROPS), block=BasicBlock,
+    depths=(2, 2, 2, 2),
     **PLAIN,
 )  # fmt: skip
 plain34 = resnet(
-    "plain34", params=21_623_848, macs=3_644_493_824, error=Error(28.54, 10.02, CROPS), block=BasicBlock, depths=(3, 4, 6, 3),
+    "plain34", params=21_623_848, macs=3_644_493_824, error=Error(28.54, 10.02, CROPS), block=BasicBlock,
+    depths=(3, 4, 6, 3),
     **PLAIN,
 )  # fmt: skip

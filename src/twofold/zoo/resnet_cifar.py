@@ -17,7 +17,7 @@ from twofold.zoo.resnet import PAPER, BasicBlock, Residual, conv3x3, stage
 
 
 class CifarResNet(nn.Module):
-    """``(N, 3, H, W)`` to ``(N, num_classes)``. ``depth`` is 6n+2; ``shortcut``: "A", "A-average", "B", or None (plain)."""
+    """``(N, 3, H, W)`` to ``(N, num_classes)``. ``depth``: 6n+2; ``shortcut``: "A", "A-average", "B", None (plain)."""
 
     def __init__(
         self, num_classes: int = 10, in_channels: int = 3, depth: int = 20, shortcut: str | None = "A",

@@ -1,7 +1,8 @@
-"""ResNeXt: Xie, Girshick, Dollar, Tu, He, "Aggregated residual transformations for deep neural networks", arXiv 1611.05431, 2016.
+"""ResNeXt: Xie, Girshick, Dollar, Tu, He, "Aggregated residual transformations for deep neural networks", 2016.
 
-A bottleneck whose 3x3 convolution has groups: many narrow paths in parallel instead of one wide. "32x4d" is 32 groups of
-4 channels in the first stage. The ImageNet networks are ResNet's with other bottlenecks; 101 32x8d is torchvision's.
+arXiv 1611.05431. A bottleneck whose 3x3 convolution has groups: many narrow paths in parallel instead of one wide.
+"32x4d" is 32 groups of 4 channels in the first stage. The ImageNet networks are ResNet's with other bottlenecks;
+101 32x8d is torchvision's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from twofold.zoo.registry import CIFAR10, Error, Family, Paper
 from twofold.zoo.resnet import DOMAIN, Bottleneck, ResNet, conv3x3, stage
 
 PAPER = Paper(
-    "Aggregated residual transformations for deep neural networks", "Xie, Girshick, Dollar, Tu, He", 2016, "CVPR 2017", "1611.05431"
+    "Aggregated residual transformations for deep neural networks", "Xie, Girshick, Dollar, Tu, He", 2016, "CVPR 2017",
+    "1611.05431"
 )  # fmt: skip
 
 
@@ -39,23 +41,32 @@ class CifarResNeXt(nn.Module):
 
 
 RECIPE = Recipe(
-    lr=0.1, epochs=90, batch_size=256, momentum=0.9, nesterov=True, weight_decay=1e-4, schedule=Schedule("step", every=30),
+    lr=0.1, epochs=90, batch_size=256, momentum=0.9, nesterov=True, weight_decay=1e-4,
+    schedule=Schedule("step", every=30),
     augmentation=INCEPTION, evaluation=CENTRE, init="he_fan_out",
 )  # fmt: skip
 CIFAR_RECIPE = Recipe(
     lr=0.1, epochs=300, batch_size=128, momentum=0.9, nesterov=True, weight_decay=5e-4,
-    schedule=Schedule("multistep", milestones=(150, 225)), augmentation=CIFAR_AUGMENTED, evaluation=CIFAR_PLAIN, init="he_fan_out",
+    schedule=Schedule("multistep", milestones=(150, 225)), augmentation=CIFAR_AUGMENTED, evaluation=CIFAR_PLAIN,
+    init="he_fan_out",
 )  # fmt: skip
 resnext = Family(ResNet, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK}, init="he_torchvision")
 
 resnext29_8x64d = Family(CifarResNeXt, PAPER, CIFAR10, {"paper": CIFAR_RECIPE, "quick": QUICK}, init="he_fan_out")(
-    "resnext29_8x64d", params=34_426_698, macs=5_387_266_048, error=Error(3.65, None, "CIFAR-10+ test"), groups=8, base_width=64
+    "resnext29_8x64d",
+    params=34_426_698,
+    macs=5_387_266_048,
+    error=Error(3.65, None, "CIFAR-10+ test"),
+    groups=8,
+    base_width=64,
 )
 resnext50_32x4d = resnext(
-    "resnext50_32x4d", params=25_028_904, macs=4_230_479_872, error=Error(22.2, None), block=Bottleneck, depths=(3, 4, 6, 3),
+    "resnext50_32x4d", params=25_028_904, macs=4_230_479_872, error=Error(22.2, None), block=Bottleneck,
+    depths=(3, 4, 6, 3),
     groups=32, base_width=4,
 )  # fmt: skip
 resnext101_32x8d = resnext(
     "resnext101_32x8d", params=88_791_336, macs=16_414_015_488, error=Error(20.688, 5.474, "ImageNet val, torchvision"),
-    about="torchvision's; the paper has 32x4d and 64x4d", block=Bottleneck, depths=(3, 4, 23, 3), groups=32, base_width=8,
+    about="torchvision's; the paper has 32x4d and 64x4d", block=Bottleneck, depths=(3, 4, 23, 3), groups=32,
+    base_width=8,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from twofold.nn import functional as F
 
 
 class PaddedShortcut(nn.Module):
-    """Option A: every second pixel (or the mean of each 2x2, ``average``), and zeros for the new channels. No parameters."""
+    """Option A: every second pixel (or, ``average``, the mean of each 2x2), and zeros for the new channels."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, average: bool = False):
         self.more, self.stride, self.average = out_channels - in_channels, stride, average
@@ -25,8 +25,8 @@ class PaddedShortcut(nn.Module):
 def shortcut(option: str, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
     """The shortcut of a block; None is the identity.
 
-    "A": zeros for new channels; "A-average": the same after averaging 2x2; "B": a 1x1 convolution where the shape changes;
-    "C": a 1x1 convolution everywhere.
+    "A": zeros for new channels; "A-average": the same after averaging 2x2; "B": a 1x1 convolution where the shape
+    changes; "C": a 1x1 convolution everywhere.
     """
     same = in_channels == out_channels and stride == 1
     if option not in ("A", "A-average", "B", "C"):

@@ -55,11 +55,16 @@ class SqueezeNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, first: tuple[int, int] = (96, 7), pools: tuple[int, ...] = (4, 8),
+        self, num_classes: int = 1000, in_channels: int = 3, first: tuple[int, int] = (96, 7),
+        pools: tuple[int, ...] = (4, 8),
         bypass: str = "", small_input: bool = False, dropout: float = 0.5,
     ):  # fmt: skip
         channels, kernel = first
-        conv1 = nn.Conv2d(in_channels, channels, 3, padding=1) if small_input else nn.Conv2d(in_channels, channels, kernel, 2)
+        conv1 = (
+            nn.Conv2d(in_channels, channels, 3, padding=1)
+            if small_input
+            else nn.Conv2d(in_channels, channels, kernel, 2)
+        )
         layers: list[nn.Module] = [conv1, nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)]
         for number, squeeze in enumerate(SQUEEZES, 2):
             layers.append(Fire(channels, squeeze, bypass))
@@ -77,20 +82,28 @@ class SqueezeNet(nn.Module):
 
 RECIPE = Recipe(
     lr=0.04, epochs=68, batch_size=512, momentum=0.9, weight_decay=2e-4, schedule=Schedule("poly", power=1.0),
-    augmentation=(step("Resize", size=256), step("RandomCrop", size="input"), NORMALIZE), evaluation=CENTRE, init="squeezenet",
+    augmentation=(step("Resize", size=256), step("RandomCrop", size="input"), NORMALIZE), evaluation=CENTRE,
+    init="squeezenet",
     notes="170,000 iterations; 227x227 crops; the published solver lists no mirroring.",
 )  # fmt: skip
 squeezenet = Family(
-    SqueezeNet, PAPER, Domain((3, 224, 224), 1000, 21, 8), {"paper": RECIPE, "quick": QUICK_UNNORMALISED}, init="squeezenet"
+    SqueezeNet,
+    PAPER,
+    Domain((3, 224, 224), 1000, 21, 8),
+    {"paper": RECIPE, "quick": QUICK_UNNORMALISED},
+    init="squeezenet",
 )
 
-squeezenet1_0 = squeezenet("squeezenet1_0", params=1_248_424, macs=818_924_576, error=Error(42.5, 19.7), about="the paper's")
+squeezenet1_0 = squeezenet(
+    "squeezenet1_0", params=1_248_424, macs=818_924_576, error=Error(42.5, 19.7), about="the paper's"
+)
 squeezenet1_1 = squeezenet(
     "squeezenet1_1", params=1_235_496, macs=349_151_936, error=Error(41.822, 19.376, "ImageNet val, torchvision"),
     about="a smaller first layer, earlier pooling", first=(64, 3), pools=(3, 5),
 )  # fmt: skip
 squeezenet_bypass = squeezenet(
-    "squeezenet_bypass", params=1_248_424, macs=818_924_576, error=Error(39.6, 17.5), about="identities around fire3, 5, 7, 9",
+    "squeezenet_bypass", params=1_248_424, macs=818_924_576, error=Error(39.6, 17.5),
+    about="identities around fire3, 5, 7, 9",
     bypass="simple",
 )  # fmt: skip
 squeezenet_complex_bypass = squeezenet(

@@ -1,9 +1,9 @@
 """Stochastic depth: Huang, Sun, Liu, Sedra, Weinberger, "Deep networks with stochastic depth", arXiv 1603.09382, 2016.
 
-CIFAR's ResNet-110, in which each training step leaves out blocks at random: block l of L = 54 survives with probability
-p_l = 1 - l/L * (1 - p_L), p_L = 0.5 (from 0.990741 to 0.5; 40.25 blocks on average). A dropped block is not computed, gets
-no gradient, and its batch statistics do not move; one draw serves the whole batch. At test time every block is there, its
-branch times p_l. (Later libraries divide by p_l in training instead: another rule.)
+CIFAR's ResNet-110, in which each training step leaves out blocks at random: block l of L = 54 survives with
+probability p_l = 1 - l/L * (1 - p_L), p_L = 0.5 (from 0.990741 to 0.5; 40.25 blocks on average). A dropped block is
+not computed, gets no gradient, and its batch statistics do not move; one draw serves the whole batch. At test time
+every block is there, its branch times p_l. (Later libraries divide by p_l in training instead: another rule.)
 
 Shortcuts are option A after averaging 2x2, as in the authors' code; two blocks have them, and they count among the 54.
 """
@@ -13,18 +13,19 @@ from __future__ import annotations
 from typing import Any
 
 import twofold as tw
-from twofold import nn
 from twofold.nn import functional as F
 from twofold.zoo.recipes import CIFAR_AUGMENTED, CIFAR_PLAIN, QUICK, Recipe, Schedule
 from twofold.zoo.registry import CIFAR10, Error, Family, Paper
 from twofold.zoo.resnet import BasicBlock
 from twofold.zoo.resnet_cifar import CifarResNet
 
-PAPER = Paper("Deep networks with stochastic depth", "Huang, Sun, Liu, Sedra, Weinberger", 2016, "ECCV 2016", "1603.09382")
+PAPER = Paper(
+    "Deep networks with stochastic depth", "Huang, Sun, Liu, Sedra, Weinberger", 2016, "ECCV 2016", "1603.09382"
+)
 
 
 class StochasticBlock(BasicBlock):
-    """``relu(gate * branch(x) + skip(x))``: gate is 1 with probability ``survival`` in training, ``survival`` otherwise."""
+    """``relu(gate * branch(x) + skip(x))``: the gate is ``survival``, or in training 1 with that probability."""
 
     survival = 1.0
 
@@ -40,7 +41,12 @@ class StochasticDepthResNet(CifarResNet):
     """``last_survival`` is p_L; ``decay``: "linear", or "uniform" (every p_l = p_L). ``depth`` is 6n+2."""
 
     def __init__(
-        self, num_classes: int = 10, in_channels: int = 3, depth: int = 110, last_survival: float = 0.5, decay: str = "linear"
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        depth: int = 110,
+        last_survival: float = 0.5,
+        decay: str = "linear",
     ):
         super().__init__(num_classes, in_channels, depth, "A-average", StochasticBlock)
         if decay not in ("linear", "uniform"):

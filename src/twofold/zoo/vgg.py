@@ -1,8 +1,8 @@
-"""VGG: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition", arXiv 1409.1556, 2014.
+"""VGG: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image recognition", 2014.
 
-Only 3x3 convolutions: two see 5x5, three see 7x7 with fewer weights and more nonlinearities. Table 1's columns A, B, D, E
-are VGG-11, 13, 16, 19. The ``_bn`` forms (torchvision) have batch normalisation after each convolution, which keeps its
-bias.
+arXiv 1409.1556. Only 3x3 convolutions: two see 5x5, three see 7x7 with fewer weights and more nonlinearities. Table
+1's columns A, B, D, E are VGG-11, 13, 16, 19. The ``_bn`` forms (torchvision) have batch normalisation after each
+convolution, which keeps its bias.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from twofold.zoo.recipes import CENTRE, FLIP, NORMALIZE, QUICK, QUICK_UNNORMALIS
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
 PAPER = Paper(
-    "Very deep convolutional networks for large-scale image recognition", "Simonyan, Zisserman", 2014, "ICLR 2015", "1409.1556"
+    "Very deep convolutional networks for large-scale image recognition", "Simonyan, Zisserman", 2014, "ICLR 2015",
+    "1409.1556"
 )  # fmt: skip
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -28,7 +29,8 @@ class VGG(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int = 1000, in_channels: int = 3, depths: tuple[int, ...] = (2, 2, 3, 3, 3), batch_norm: bool = False,
+        self, num_classes: int = 1000, in_channels: int = 3, depths: tuple[int, ...] = (2, 2, 3, 3, 3),
+        batch_norm: bool = False,
         small_input: bool = False, hidden: int = 4096, dropout: float = 0.5,
     ):  # fmt: skip
         layers: list[nn.Module] = []
@@ -54,11 +56,14 @@ class VGG(nn.Module):
 
 
 RECIPE = Recipe(
-    lr=0.01, epochs=74, batch_size=256, momentum=0.9, weight_decay=5e-4, schedule=Schedule("plateau", gamma=0.1, drops=3),
-    augmentation=(step("Resize", size=384), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1), NORMALIZE),
+    lr=0.01, epochs=74, batch_size=256, momentum=0.9, weight_decay=5e-4,
+    schedule=Schedule("plateau", gamma=0.1, drops=3),
+    augmentation=(step("Resize", size=384), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1),
+        NORMALIZE),
     evaluation=CENTRE, init="vgg",
     notes="The paper trains VGG-11 first, from N(0, variance 0.01), and starts the deeper nets from its first four "
-    "convolutions and its fully connected layers; 'vgg' is torchvision's way to train them directly. The shorter side is "
+    "convolutions and its fully connected layers; 'vgg' is torchvision's way to train them directly. The shorter side "
+    "is "
     "256, 384, or random in 256..512.",
 )  # fmt: skip
 DOMAIN = Domain((3, 224, 224), 1000, 32, 16)
@@ -76,7 +81,7 @@ vgg13 = plain("vgg13", params=133_047_848, macs=MACS[B], error=Error(28.7, 9.9),
 vgg16 = plain("vgg16", params=138_357_544, macs=MACS[D], error=Error(25.6, 8.1), about="configuration D", depths=D)
 vgg19 = plain("vgg19", params=143_667_240, macs=MACS[E], error=Error(25.5, 8.0), about="configuration E", depths=E)
 TORCH = "ImageNet val, torchvision"
-BN = {"about": "with batch normalisation", "batch_norm": True}
+BN: dict[str, Any] = {"about": "with batch normalisation", "batch_norm": True}
 vgg11_bn = normalised("vgg11_bn", params=132_868_840, macs=MACS[A], error=Error(29.63, 10.19, TORCH), depths=A, **BN)
 vgg13_bn = normalised("vgg13_bn", params=133_053_736, macs=MACS[B], error=Error(28.414, 9.626, TORCH), depths=B, **BN)
 vgg16_bn = normalised("vgg16_bn", params=138_365_992, macs=MACS[D], error=Error(26.64, 8.484, TORCH), depths=D, **BN)

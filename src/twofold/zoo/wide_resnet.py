@@ -1,8 +1,8 @@
 """Wide ResNets: Zagoruyko and Komodakis, "Wide residual networks", arXiv 1605.07146, 2016.
 
 Fewer layers, more channels. ``wrn_d_k``: d = 6n+4 layers for CIFAR, pre-activation basic blocks of 16k, 32k, 64k
-channels. ``wide_resnet50_2``, ``wide_resnet101_2`` (the latter torchvision's): ResNet's bottlenecks with twice the inner
-channels and the same outputs.
+channels. ``wide_resnet50_2``, ``wide_resnet101_2`` (the latter torchvision's): ResNet's bottlenecks with twice the
+inner channels and the same outputs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ PAPER = Paper("Wide residual networks", "Zagoruyko, Komodakis", 2016, "BMVC 2016
 
 
 class WideResNet(nn.Module):
-    """``(N, 3, H, W)`` to ``(N, num_classes)``. ``dropout`` is between the two convolutions of a block (0.3 on CIFAR)."""
+    """``(N, 3, H, W)`` to ``(N, num_classes)``. ``dropout``: between a block's two convolutions (0.3 on CIFAR)."""
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, depth: int = 28, width: int = 10, dropout: float = 0.0):
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, depth: int = 28, width: int = 10, dropout: float = 0.0
+    ):
         n, channels = (depth - 4) // 6, 64 * width
         self.conv1 = conv3x3(in_channels, 16)
         made = stages(PreActBasic, 16, (16 * width, 32 * width, 64 * width), (n, n, n), dropout=dropout)
@@ -37,12 +39,13 @@ class WideResNet(nn.Module):
 
 RECIPE = Recipe(
     lr=0.1, epochs=200, batch_size=128, momentum=0.9, nesterov=True, weight_decay=5e-4,
-    schedule=Schedule("multistep", milestones=(60, 120, 160), gamma=0.2), augmentation=CIFAR_REFLECTED, evaluation=CIFAR_PLAIN,
+    schedule=Schedule("multistep", milestones=(60, 120, 160), gamma=0.2), augmentation=CIFAR_REFLECTED,
+    evaluation=CIFAR_PLAIN,
     init="he_fan_out",
 )  # fmt: skip
 wrn = Family(WideResNet, PAPER, CIFAR10, {"paper": RECIPE, "quick": QUICK}, init="he_fan_out")
 wide = Family(ResNet, PAPER, DOMAIN, {"paper": TORCHVISION, "quick": QUICK}, init="he_torchvision")
-TWICE = {"block": Bottleneck, "base_width": 128}
+TWICE: dict[str, Any] = {"block": Bottleneck, "base_width": 128}
 
 
 def on(top1: float) -> Error:
@@ -56,6 +59,7 @@ wide_resnet50_2 = wide(
     "wide_resnet50_2", params=68_883_240, macs=11_398_021_120, error=Error(21.9, 6.03), depths=(3, 4, 6, 3), **TWICE
 )
 wide_resnet101_2 = wide(
-    "wide_resnet101_2", params=126_886_696, macs=22_753_050_624, error=Error(21.152, 5.716, "ImageNet val, torchvision"),
+    "wide_resnet101_2", params=126_886_696, macs=22_753_050_624,
+    error=Error(21.152, 5.716, "ImageNet val, torchvision"),
     about="torchvision's; not in the paper", depths=(3, 4, 23, 3), **TWICE,
 )  # fmt: skip

@@ -1,10 +1,11 @@
 """ZFNet: Zeiler and Fergus, "Visualizing and understanding convolutional networks", arXiv 1311.2901, 2013.
 
-AlexNet after looking at its filters: the first layer is 7x7 with stride 2 instead of 11x11 with stride 4, and the second
-5x5 with stride 2; no groups. ``zfnet`` is the paper's figure 3. ``zfnet_cs231n`` has 512, 1024 and 512 filters in
-conv3-5, as CS231n's slide and the paper's table 2 (b).
+AlexNet after looking at its filters: the first layer is 7x7 with stride 2 instead of 11x11 with stride 4, and the
+second 5x5 with stride 2; no groups. ``zfnet`` is the paper's figure 3. ``zfnet_cs231n`` has 512, 1024 and 512
+filters in conv3-5, as CS231n's slide and the paper's table 2 (b).
 
-The paper's map sizes (110, 55, 26, 13, 13, 13, 6) come out with a padding of 1 before conv1 and poolings 1 and 2 rounded up.
+The paper's map sizes (110, 55, 26, 13, 13, 13, 6) come out with a padding of 1 before conv1 and poolings 1 and 2
+rounded up.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class ZFNet(nn.Module):
     """``(N, 3, 224, 224)`` to ``(N, num_classes)``; other sizes are averaged to 6x6 before fc6.
 
     ``widths``: the filters of conv3, conv4, conv5. ``small_input``: 3x3 and 5x5 first convolutions with stride 1, and
-    2x2 features, for images from 14x14. ``hidden``: the width of fc6 and fc7.
+    2x2 features, for images from 12x12. ``hidden``: the width of fc6 and fc7.
     """
 
     def __init__(
@@ -53,11 +54,16 @@ class ZFNet(nn.Module):
 RECIPE = Recipe(
     lr=0.01, epochs=70, batch_size=128, momentum=0.9, schedule=Schedule("plateau", gamma=0.1), augmentation=CROP_256,
     evaluation=CENTRE, init="gaussian_0.01",
-    notes="The rate was annealed by hand; first-layer filters whose root mean square passed 0.1 were scaled back to it; the "
+    notes="The rate was annealed by hand; first-layer filters whose root mean square passed 0.1 were scaled back to "
+    "it; the "
     "mean image was subtracted; ten fixed crops (corners, centre, mirrors) without colour noise.",
 )  # fmt: skip
 variant = Family(
-    ZFNet, PAPER, Domain((3, 224, 224), 1000, 57, 10), {"paper": RECIPE, "quick": QUICK_UNNORMALISED}, init="gaussian_0.01"
+    ZFNet,
+    PAPER,
+    Domain((3, 224, 224), 1000, 63, 12),
+    {"paper": RECIPE, "quick": QUICK_UNNORMALISED},
+    init="gaussian_0.01",
 )
 
 zfnet = variant(
