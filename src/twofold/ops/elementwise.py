@@ -122,31 +122,30 @@ def _floor_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # ---- unary, differentiable -------------------------------------------------------------------------------------------
 negative   = unary("negative", np.negative, lambda g, _y, _x: (-g,), NUMERIC, onnx="Neg")
 abs_       = unary("abs", np.abs, lambda g, _y, x: (g * sign(x),), NUMERIC, low=0.3, onnx="Abs")
-exp        = unary("exp", np.exp, lambda g, y, _x: (g * y,), onnx="Exp")
-expm1      = unary("expm1", np.expm1, lambda g, y, _x: (g * (y + 1),))
-log        = unary("log", np.log, lambda g, _y, x: (g / x,), low=0.5, onnx="Log")
-log1p      = unary("log1p", np.log1p, lambda g, _y, x: (g / (x + 1),), low=-0.5)
-log2       = unary("log2", np.log2, lambda g, _y, x: (g / (x * math.log(2)),), low=0.5)
-log10      = unary("log10", np.log10, lambda g, _y, x: (g / (x * math.log(10)),), low=0.5)
-# sqrt at 0: the true slope is infinite; inf * 0 would poison a whole gradient, so a zero cotangent stays zero
+exp        = unary("exp", np.exp, lambda g, y, _x: (safe_multiply(g, y),), onnx="Exp")
+expm1      = unary("expm1", np.expm1, lambda g, y, _x: (safe_multiply(g, y + 1),))
+log        = unary("log", np.log, lambda g, _y, x: (safe_divide(g, x),), low=0.5, onnx="Log")
+log1p      = unary("log1p", np.log1p, lambda g, _y, x: (safe_divide(g, x + 1),), low=-0.5)
+log2       = unary("log2", np.log2, lambda g, _y, x: (safe_divide(g, x * math.log(2)),), low=0.5)
+log10      = unary("log10", np.log10, lambda g, _y, x: (safe_divide(g, x * math.log(10)),), low=0.5)
 sqrt       = unary("sqrt", np.sqrt, lambda g, y, _x: (safe_divide(g, y * 2),), low=0.5, onnx="Sqrt")
 sin        = unary("sin", np.sin, lambda g, _y, x: (g * cos(x),), onnx="Sin")
 cos        = unary("cos", np.cos, lambda g, _y, x: (g * -sin(x),), onnx="Cos")
 tan        = unary("tan", np.tan, lambda g, y, _x: (g * (y * y + 1),), low=-1, high=1, onnx="Tan")
-asin       = unary("asin", np.arcsin, lambda g, _y, x: (g / sqrt(1 - x * x),), low=-.8, high=.8, onnx="Asin")
-acos       = unary("acos", np.arccos, lambda g, _y, x: (-g / sqrt(1 - x * x),), low=-.8, high=.8, onnx="Acos")
+asin       = unary("asin", np.arcsin, lambda g, _y, x: (safe_divide(g, sqrt(1 - x * x)),), low=-.8, high=.8, onnx="Asin")
+acos       = unary("acos", np.arccos, lambda g, _y, x: (-safe_divide(g, sqrt(1 - x * x)),), low=-.8, high=.8, onnx="Acos")
 atan       = unary("atan", np.arctan, lambda g, _y, x: (g / (x * x + 1),), onnx="Atan")
 sinh       = unary("sinh", np.sinh, lambda g, _y, x: (g * cosh(x),), onnx="Sinh")
 cosh       = unary("cosh", np.cosh, lambda g, _y, x: (g * sinh(x),), onnx="Cosh")
 tanh       = unary("tanh", np.tanh, lambda g, y, _x: (g * (1 - y * y),), onnx="Tanh")
 asinh      = unary("asinh", np.arcsinh, lambda g, _y, x: (g / sqrt(x * x + 1),), onnx="Asinh")
-acosh      = unary("acosh", np.arccosh, lambda g, _y, x: (g / sqrt(x * x - 1),), low=1.5, onnx="Acosh")
-atanh      = unary("atanh", np.arctanh, lambda g, _y, x: (g / (1 - x * x),), low=-.8, high=.8, onnx="Atanh")
+acosh      = unary("acosh", np.arccosh, lambda g, _y, x: (safe_divide(g, sqrt(x * x - 1)),), low=1.5, onnx="Acosh")
+atanh      = unary("atanh", np.arctanh, lambda g, _y, x: (safe_divide(g, 1 - x * x),), low=-.8, high=.8, onnx="Atanh")
 sigmoid    = unary("sigmoid", _sigmoid, lambda g, y, _x: (g * y * (1 - y),), onnx="Sigmoid")
 erf        = unary("erf", _erf, lambda g, _y, x: (g * exp(-x * x) * (2 / math.sqrt(math.pi)),), onnx="Erf")
 relu       = unary("relu", lambda x: np.maximum(x, 0), lambda g, y, _x: (where(y > 0, g, 0),), NUMERIC, low=.3, onnx="Relu")
 square     = unary("square", np.square, lambda g, _y, x: (g * x * 2,), NUMERIC)
-reciprocal = unary("reciprocal", lambda x: (1 / x).astype(x.dtype), lambda g, y, _x: (-g * y * y,), low=0.5, onnx="Reciprocal")
+reciprocal = unary("reciprocal", lambda x: (1 / x).astype(x.dtype), lambda g, _y, x: (-safe_divide(safe_divide(g, x), x),), low=0.5, onnx="Reciprocal")
 # ---- unary, flat or not differentiable -------------------------------------------------------------------------------
 sign       = unary("sign", np.sign, None, NUMERIC, onnx="Sign")
 floor      = unary("floor", np.floor, None, NUMERIC, onnx="Floor")
@@ -163,7 +162,7 @@ bitwise_invert = unary("bitwise_invert", np.invert, None, BITS)
 add        = binary("add", np.add, lambda g, _y, _a, _b: (g, g), onnx="Add")
 subtract   = binary("subtract", np.subtract, lambda g, _y, _a, _b: (g, -g), onnx="Sub")
 multiply   = binary("multiply", np.multiply, lambda g, _y, a, b: (g * b, g * a), onnx="Mul")
-divide     = binary("divide", np.divide, lambda g, y, _a, b: (g / b, -g * y / b), FLOAT, low=0.5, onnx="Div")
+divide     = binary("divide", np.divide, lambda g, _y, a, b: _divide_vjp(g, a, b), FLOAT, low=0.5, onnx="Div")
 pow_       = binary("pow", np.power, lambda g, _y, a, b: _pow_vjp(g, a, b), low=0.5)
 maximum    = binary("maximum", np.maximum, lambda g, _y, a, b: _share(g, a > b, a < b), onnx=None)
 minimum    = binary("minimum", np.minimum, lambda g, _y, a, b: _share(g, a < b, a > b), onnx=None)
@@ -222,18 +221,44 @@ def _share(g: Value, first: Value, second: Value) -> tuple[Value, Value]:
     return where(first, g, where(second, 0, half)), where(second, g, where(first, 0, half))
 
 
+# Where a slope is infinite (sqrt at 0, log at 0, 1/x at 0, exp beyond its range), a zero cotangent stays zero. Otherwise
+# the branch of a ``where`` that was not taken would give 0 * inf = NaN and poison the whole gradient.
+
+
 def _pow_vjp(g: Value, a: Value, b: Value) -> tuple[Any, Any]:
     """To the base: b a^(b-1), 0 where b is 0. To the exponent: a^b log a, 0 where a is not positive."""
-    flat = lambda: equal(b, 0)
-    base = lambda: where(flat(), 0, g * b * pow_(a, where(flat(), 1, b - 1)))
+
+    def base() -> Value:
+        flat = equal(b, 0)
+        return safe_multiply(g, where(flat, 0, b * pow_(a, where(flat, 1, b - 1))))
+
     exponent = lambda: where(a > 0, g * pow_(a, b) * log(where(a > 0, a, 1)), 0)
     return base, exponent
 
 
+def _divide_vjp(g: Value, a: Value, b: Value) -> tuple[Any, Any]:
+    return lambda: safe_divide(g, b), lambda: -safe_divide(safe_divide(g, b) * a, b)
+
+
+def _known_nonzero(b: Value) -> bool:
+    """Whether ``b`` is a number that is known and is not 0 (a count, a scale): then division needs no care."""
+    node = b.producer
+    if node is not None:
+        return node.op.name in ("constant", "full") and bool(np.all(node.attrs.get("value", node.attrs.get("fill"))))
+    buffer = getattr(b, "buffer", None)
+    return isinstance(buffer, np.ndarray) and buffer.size == 1 and bool(buffer.reshape(()))
+
+
 def safe_divide(a: Value, b: Value) -> Value:
-    """``a / b``, and 0 where ``a`` is 0 (also 0/0): for slopes that are infinite at one point."""
-    zero = equal(a, 0)
-    return where(zero, 0, a / where(zero, 1, b))
+    """``a / b``, with 0 / 0 = 0."""
+    if _known_nonzero(b):
+        return a / b
+    return a / where(logical_and(equal(a, 0), equal(b, 0)), 1, b)
+
+
+def safe_multiply(a: Value, b: Value) -> Value:
+    """``a * b``, with 0 * inf = 0."""
+    return a * where(logical_and(equal(a, 0), isinf(b)), 0, b)
 
 
 # ---- where, cast, detach, dim_size, barrier --------------------------------------------------------------------------

@@ -16,12 +16,13 @@ from twofold.base.shapes import axis_index, axis_tuple, broadcast, show, without
 from twofold.ir import Op, Sample, Spec, Value, bind, context, register
 from twofold.ops.arrange import eye
 from twofold.ops.convert import cast, together, value
-from twofold.ops.elementwise import abs_, not_equal, sqrt
+from twofold.ops.elementwise import abs_, not_equal
 from twofold.ops.indexing import concrete_array
 from twofold.ops.matmul import matmul, outer, tensordot, vecdot
 from twofold.ops.movement import broadcast_to, concat, matrix_transpose, reshape, slice_along
 from twofold.ops.reduction import max as max_
 from twofold.ops.reduction import min as min_
+from twofold.ops.reduction import norm
 from twofold.ops.reduction import sum as sum_
 
 
@@ -196,13 +197,8 @@ def vector_norm(x: Any, /, *, axis: Any = None, keepdims: bool = False, ord: flo
     if ord == 1:
         return sum_(size, axis=axes, keepdims=keepdims)
     if ord == 2:
-        return _scaled_root(x, axes, keepdims)
+        return norm(x, axis=axes, keepdims=keepdims)
     return sum_(size**ord, axis=axes, keepdims=keepdims) ** (1 / ord)
-
-
-def _scaled_root(x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
-    """Root of the sum of squares."""
-    return sqrt(sum_(x * x, axis=axes, keepdims=keepdims))
 
 
 def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: Any = "fro") -> Value:

@@ -149,13 +149,19 @@ def var(x: Any, *, axis: Any = None, correction: float = 0.0, keepdims: bool = F
 
 def std(x: Any, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Value:
     """Standard deviation over ``axis``; its gradient at a constant array is 0, not NaN."""
-    return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
+    return root(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
 
 def norm(x: Any, *, axis: Any = None, keepdims: bool = False) -> Value:
     """Euclidean norm over ``axis``; gradient 0 at 0."""
     x = value(x)
-    return sqrt(sum(x * x, axis=axis, keepdims=keepdims))
+    return root(sum(x * x, axis=axis, keepdims=keepdims))
+
+
+def root(total: Value) -> Value:
+    """The square root of a sum of squares, with gradient 0 where it is 0: there every square's slope is 0 too."""
+    zero = equal(total, 0)
+    return where(zero, 0, sqrt(where(zero, 1, total)))
 
 
 # ---- argmax, argmin --------------------------------------------------------------------------------------------------
