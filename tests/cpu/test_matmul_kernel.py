@@ -28,6 +28,8 @@ CASES += [
     Matmul(5, 0, 7),
     Matmul(16, 37, 20, 2, transpose_b=True),
     Matmul(3, 21, 1031),
+    Matmul(53, 70, 75, 3, transpose_a=True, a_batch=False),
+    Matmul(50, 300, 41, 2, transpose_a=True),
 ]
 
 

@@ -7,6 +7,7 @@ SCHEDULE
     panels of NV vectors (one barrier), unless it is already so contiguous, or is used too little to repay it. Units
     (batch, 8*MR rows, panel) are shared among the threads; the rows stay in L2 while panels go by. Long sums are cut
     in blocks of K so that a panel stays in L2 as well; between blocks the sums rest in c.
+    A transposed a, whose columns lie far apart, is copied into strips of MR rows in the same way.
     With few rows and b transposed, each result is a dot product along contiguous memory: vectors run along k.
 """
 
@@ -64,6 +65,8 @@ class _Product:
         self.most = machine.accumulators(best.vectors) // best.vectors
         self.rows = min(shape.m, 8 * self.most)
         self.packs = shape.transpose_b or (shape.m > 32 and shape.n > 2 * self.width)
+        self.packs_a = shape.transpose_a and shape.k >= 64 and shape.n >= 2 * self.width
+        self.a_batches = shape.batch if shape.a_batch else 1
         # A panel of k_block rows fills a quarter of L2. Unpacked rows longer than a page are walked a few at a time.
         far = not self.packs and shape.n >= 1024
         self.k_block = STREAMS if far else max(1, min(shape.k, max(64, machine.l2 // 4 // (4 * self.width))))
@@ -76,11 +79,15 @@ class _Product:
 
     def kernel(self) -> Kernel:
         names = ["a", "b", "c", *ep.params_of(self.epilogue)]
-        workspace = 4 * self.panel_batches * self.panels * self.panel_size if self.packs else 0
+        self.strips_at = self.panel_batches * self.panels * self.panel_size if self.packs else 0
+        workspace = 4 * (self.strips_at + (self.a_batches * self.shape.m * self.shape.k if self.packs_a else 0))
         self.k = KernelBuilder(self.machine, "matmul", names + (["workspace"] if workspace else []))
         self.f = self.k.f
         if self.packs:
             self._pack()
+        if self.packs_a:
+            self._pack_a()
+        if workspace:
             self.k.barrier()
         whole = self.shape.k // self.k_block
         rest = self.shape.k % self.k_block
@@ -96,7 +103,8 @@ class _Product:
                 with self.f.loop(1, middle) as block:
                     self._sweep(self.f.mul(block.index, self.k_block), self.k_block, False, False)
             self._sweep(self.shape.k - last, last, False, True)
-        note = f"{self.most}x{self.width} tiles, {'packed' if self.packs else 'in place'}, k in {self.k_block}"
+        packed = " and ".join(name for name, flag in (("a", self.packs_a), ("b", self.packs)) if flag) or "nothing"
+        note = f"{self.most}x{self.width} tiles, {packed} packed, k in {self.k_block}"
         return self.k.finish(flops=self.shape.flops, workspace=workspace, note=note)
 
     def _kinds(self) -> list[tuple[int, int, int]]:
@@ -119,6 +127,34 @@ class _Product:
                     value = self._columns(start, at, max(0, min(lanes, columns - at)))
                     f.vstore(value, f.gep(f.arg("workspace"), f.add(place, at)))
 
+    def _bands(self) -> list[tuple[int, int, int]]:
+        """Rows of a as (first, bands, rows of each)."""
+        m, rows = self.shape.m, self.rows
+        return [(0, m // rows, rows)] + ([(m - m % rows, 1, m % rows)] if m % rows else [])
+
+    def _tiles(self, rows: int, vectors: int) -> list[int]:
+        """The tiles of a band of rows over a panel of so many vectors; over strips, the strips."""
+        return split(rows, self.most if self.packs_a else self.machine.accumulators(vectors) // vectors)
+
+    def _pack_a(self) -> None:
+        """a, stored (k, m), -> [batch][strip of a tile's rows][k][row]: dense, where its columns lie far apart."""
+        f, shape, lanes = self.f, self.shape, self.machine.lanes
+        for row, count, rows in self._bands():
+            with f.loop(*f.share(self.a_batches * count * shape.k, f.arg("tid"), f.arg("n"))) as loop:
+                batch, band, k = f.divmod_chain(loop.index, [self.a_batches, count, shape.k])
+                first = f.add(f.mul(band, rows), row)
+                base = f.mul(batch, shape.m * shape.k)
+                source = f.gep(f.arg("a"), f.add(base, f.add(f.mul(k, shape.m), first)))
+                target = f.gep(f.arg("workspace"), f.add(self.strips_at, f.add(base, f.mul(first, shape.k))))
+
+                def strip(at: Index, size: int) -> None:
+                    place = f.gep(target, f.add(f.mul(at, shape.k), f.mul(k, size)))  # noqa: B023
+                    for i in range(0, size, lanes):
+                        value = f.vload(f.gep(source, f.add(at, i)), min(lanes, size - i))  # noqa: B023
+                        f.vstore(value, f.gep(place, i), min(lanes, size - i))
+
+                _walk(f, self._tiles(rows, 0), strip)
+
     def _columns(self, start: Index, at: int, count: int) -> Value:
         """A vector of b's columns from ``at`` on, in one row."""
         f = self.f
@@ -139,10 +175,7 @@ class _Product:
     def _sweep(self, start: Index, steps: int, first: bool, last: bool) -> None:
         """All units over ``steps`` of k from ``start``: begin at zero if ``first``, finish the results if ``last``."""
         f, shape = self.f, self.shape
-        bands = [(0, shape.m // self.rows, self.rows)]
-        if shape.m % self.rows:
-            bands.append((shape.m - shape.m % self.rows, 1, shape.m % self.rows))
-        for row, count, rows in bands:
+        for row, count, rows in self._bands():
             for first_panel, panels, columns in self._kinds():
                 low, high = f.share(shape.batch * count * panels, f.arg("tid"), f.arg("n"))
                 with f.loop(low, high) as loop:
@@ -154,10 +187,7 @@ class _Product:
         f, shape, lanes = self.f, self.shape, self.machine.lanes
         start = part[0]
         counts = tuple(min(lanes, columns - at) for at in range(0, columns, lanes))
-        most = self.machine.accumulators(len(counts)) // len(counts)
-        a = f.gep(f.arg("a"), f.mul(batch, shape.m * shape.k) if shape.a_batch else 0)
-        x_step, row_step = (shape.m, 1) if shape.transpose_a else (1, shape.k)
-        a = f.gep(a, f.dot([(row, row_step), (start, x_step)]))
+        base = f.mul(batch, shape.m * shape.k) if shape.a_batch else 0
         own = batch if shape.b_batch else 0
         if self.packs:
             place = f.add(f.mul(f.add(f.mul(own, self.panels), panel), self.panel_size), f.mul(start, self.width))
@@ -165,13 +195,20 @@ class _Product:
         else:
             place = f.add(f.mul(own, shape.k * shape.n), self._b(start, f.mul(panel, self.width)))
             w, w_step, read = f.gep(f.arg("b"), place), shape.n, counts
-        column, row = f.mul(panel, self.width), f.add(f.mul(batch, shape.m), row)
+        column, out_row = f.mul(panel, self.width), f.add(f.mul(batch, shape.m), row)
 
         def tile(at: Index, size: int) -> None:
-            ops = Operands(f.gep(a, f.mul(at, row_step)), w, x_step, row_step, w_step, read)
-            self._tile(ops, f.add(row, at), column, size, counts, part)
+            first = f.add(row, at)
+            if self.packs_a:
+                place = f.add(self.strips_at, f.add(base, f.dot([(first, shape.k), (start, size)])))
+                x, x_step, row_step = f.gep(f.arg("workspace"), place), size, 1
+            else:
+                x_step, row_step = (shape.m, 1) if shape.transpose_a else (1, shape.k)
+                x = f.gep(f.arg("a"), f.add(base, f.dot([(first, row_step), (start, x_step)])))
+            ops = Operands(x, w, x_step, row_step, w_step, read)
+            self._tile(ops, f.add(out_row, at), column, size, counts, part)
 
-        _walk(f, split(rows, most), tile)
+        _walk(f, self._tiles(rows, len(counts)), tile)
 
     def _tile(self, ops: Operands, row: Index, column: Index, size: int, counts: tuple[int, ...], part: tuple) -> None:
         f, lanes = self.f, self.machine.lanes
