@@ -4,7 +4,7 @@ from twofold.nn import functional, init, utils
 from twofold.nn.containers import ModuleDict, ModuleList, Sequential
 from twofold.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d
 from twofold.nn.linear import Flatten, Identity, Linear, Unflatten
-from twofold.nn.module import Hook, LoadReport, Module, Parameter
+from twofold.nn.module import Hook, Module, Parameter
 from twofold.nn.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, LocalResponseNorm
 from twofold.nn.prelu import PReLU
 from twofold.nn.simple import (
@@ -44,6 +44,7 @@ from twofold.nn.simple import (
     Softsign,
     Tanh,
 )  # fmt: skip
+from twofold.nn.state import LoadReport
 from twofold.nn.summary import Summary, summary
 
 __all__ = [

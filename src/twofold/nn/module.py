@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from twofold.base.errors import ArgumentError, WeightsError
-from twofold.base.shapes import product, show
+from twofold.base.dtypes import BY_NAME, DType
+from twofold.base.errors import ArgumentError
+from twofold.base.shapes import product
 from twofold.ir import context, scope
+from twofold.nn.state import LoadReport, load
 from twofold.tensor.tensor import Tensor, Variable, concrete
 
 Self = TypeVar("Self", bound="Module")
@@ -24,13 +26,6 @@ class Parameter(Variable):
 
     def __init__(self, data: Any, requires_grad: bool = True, *, name: str = "", dtype: Any = None, device: Any = None):
         super().__init__(data, dtype, requires_grad=requires_grad, name=name, device=device)
-
-
-class LoadReport(NamedTuple):
-    """What ``load_state_dict`` could not match."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
 
 
 class Hook:
@@ -326,20 +321,7 @@ class Module:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Set every variable from arrays or tensors by path. WeightsError reports all that does not fit, then nothing
         was changed; without ``strict`` names may be missing or unexpected, but shapes must fit."""
-        own = self.state_dict(keep_vars=True)
-        missing = [name for name in own if name not in state]
-        unexpected = [name for name in state if name not in own]
-        arrays = {name: _as_array(state[name]) for name in own if name in state}
-        wrong = [
-            f"{name}: shape {show(tuple(a.shape))}, expected {show(own[name].shape)}"
-            for name, a in arrays.items()
-            if tuple(a.shape) != own[name].shape
-        ]
-        if wrong or (strict and (missing or unexpected)):
-            raise WeightsError(_misfit(type(self).__name__, missing, unexpected, wrong))
-        for name, array in arrays.items():
-            own[name].set_array(concrete(array, own[name].dtype, own[name].device))
-        return LoadReport(missing, unexpected)
+        return load(type(self).__name__, self.state_dict(keep_vars=True), state, strict)
 
     # -- text ----------------------------------------------------------------------------------------------------------
     def extra_repr(self) -> str:
@@ -370,24 +352,4 @@ def _join(prefix: str, name: str) -> str:
 
 
 def _is_dtype(argument: Any) -> bool:
-    from twofold.base.dtypes import BY_NAME, DType
-
     return isinstance(argument, (DType, type)) or argument in BY_NAME
-
-
-def _as_array(data: Any) -> Any:
-    """An array from a tensor of any kind, or from anything NumPy understands."""
-    import numpy as np
-
-    return data.numpy() if hasattr(data, "numpy") else np.asarray(data)
-
-
-def _misfit(name: str, missing: list[str], unexpected: list[str], wrong: list[str]) -> str:
-    groups = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-    parts = [
-        f"{len(rows)} {what}: " + "; ".join(rows[:10]) + ("; ..." if len(rows) > 10 else "")
-        for what, rows in groups
-        if rows
-    ]
-    hint = "; strict=False loads what fits" if not wrong else ""
-    return f"state dict does not fit {name}: " + " | ".join(parts) + hint
