@@ -139,6 +139,14 @@ class XlaBackend(Backend):
                 checks.report(np.asarray(flag.addressable_data(0)), messages)
             return results if buffers else [put(r, placement(device).whole) for r in results]
 
+    def call(self, function: Any, buffers: Sequence[Any], what: str) -> Sequence[Any]:
+        """A jitted function of ours (from a file) on buffers, with our settings and errors."""
+        with runtime.x64():
+            try:
+                return function(*buffers)
+            except runtime.load().errors.JaxRuntimeError as error:
+                raise runtime.translated(error, what) from error
+
     def _function(self, op: Op, attrs: dict[str, Any], buffers: Sequence[Any]) -> tuple[Any, list[str]]:
         key = (op, tuple(attrs.items()), tuple((b.shape, b.dtype) for b in buffers))
         known = self._ops.get(key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,11 @@ from twofold.base.errors import IndexRangeError
 
 @dataclass
 class Frame:
-    """The checks of one graph being lowered. ``messages`` are shared with the graphs inside it."""
+    """What goes along while one graph is lowered. ``messages`` and ``sizes`` (of symbols, where a program is exported
+    for every batch size) are shared with the graphs inside it."""
 
     messages: list[str] = field(default_factory=list)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
     flag: Any = None
     scope: str = ""
 
@@ -49,9 +51,9 @@ def current() -> Frame:
 
 
 @contextlib.contextmanager
-def collecting(messages: list[str] | None = None) -> Iterator[Frame]:
-    """Checks noted in the block go to the frame given; ``messages`` None starts a new list."""
-    frame = Frame([] if messages is None else messages)
+def collecting(messages: list[str], sizes: Mapping[str, Any] | None = None) -> Iterator[Frame]:
+    """Checks noted in the block go to the frame given, their texts to ``messages``."""
+    frame = Frame(messages, sizes or {})
     _stack.frames.append(frame)
     try:
         yield frame

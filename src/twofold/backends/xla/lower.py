@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from twofold.backends.xla import checks
 from twofold.backends.xla.table import TABLE
+from twofold.base.dims import Sym, substitute
 from twofold.base.errors import UnsupportedOpError
 from twofold.ir import Graph, Node, Op, interpret
 
@@ -22,10 +23,19 @@ def row(op: Op) -> Callable[..., Any]:
 
 
 def _lower(node: Node, inputs: list[Any]) -> Sequence[Any]:
-    checks.current().scope = node.scope
+    frame = checks.current()
+    frame.scope = node.scope
+    attrs = {k: _sized(v, frame.sizes) for k, v in node.attrs.items()} if frame.sizes else node.attrs
     with jax.named_scope(node.scope.replace(".", "/") or node.op.name):
-        out = row(node.op)(*inputs, **node.attrs)
+        out = row(node.op)(*inputs, **attrs)
     return out if node.op.multi else (out,)
+
+
+def _sized(attribute: Any, sizes: Mapping[str, Any]) -> Any:
+    """An attribute with jax's symbolic sizes in place of ours."""
+    if isinstance(attribute, Sym):
+        return substitute(attribute, sizes)
+    return tuple(_sized(a, sizes) for a in attribute) if isinstance(attribute, tuple) else attribute
 
 
 def evaluate(graph: Graph, arguments: Sequence[Any]) -> list[Any]:

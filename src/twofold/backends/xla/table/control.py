@@ -16,7 +16,8 @@ def _inner(graph: Graph, arguments: Sequence[Any]) -> tuple[list[Any], Any]:
     """Results of a sub-graph, and its check flag."""
     from twofold.backends.xla.lower import evaluate
 
-    with checks.collecting(checks.current().messages) as frame:
+    outer = checks.current()
+    with checks.collecting(outer.messages, outer.sizes) as frame:
         return evaluate(graph, arguments), frame.result()
 
 
