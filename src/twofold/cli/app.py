@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer
 
 from twofold.base import flags
@@ -25,6 +25,8 @@ app = typer.Typer(
 )  # fmt: skip
 for module in (train, evaluate, predict, summary, export, run_file, zoo, data, doctor):
     app.command(getattr(module, "NAME", module.__name__.rsplit(".", 1)[-1]))(module.command)
+
+UsageError: Any = typer.BadParameter.__base__  # typer brings a click of its own in newer releases
 
 # what a kind of error means to the shell; the first row that fits
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
@@ -46,9 +48,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (click.exceptions.Abort, click.exceptions.Exit) as stop:
-        return 130 if isinstance(stop, click.exceptions.Abort) else stop.exit_code
-    except click.UsageError as error:
+    except (typer.Abort, typer.Exit) as stop:
+        return 130 if isinstance(stop, typer.Abort) else stop.exit_code
+    except UsageError as error:
         error.show(sys.stderr)
         return 2
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,4 +85,4 @@ def table(rows: list[list[str]], header: list[str]) -> str:
 
 
 def _numeric(text: str) -> bool:
-    return not text or text[0].isdigit() or text == "-"
+    return re.fullmatch(r"-|[\d,.]*( [kMG])?", text) is not None

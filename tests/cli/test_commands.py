@@ -1,0 +1,189 @@
+"""The command line, from end to end: train, resume, interrupt, evaluate, predict, export, run, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import twofold as tw
+from twofold.cli.app import run
+from twofold.cli.common import table
+from twofold.train import read_checkpoint
+
+pytest.importorskip("PIL")
+from PIL import Image  # noqa: E402
+
+
+def call(capsys, *arguments):
+    code = run([str(a) for a in arguments])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """LeNet-5 after two epochs on the digits."""
+    folder = tmp_path_factory.mktemp("trained") / "lenet5-digits"
+    assert run(["train", "--epochs", "2", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_training_leaves_checkpoints_curves_and_a_checked_onnx_file(trained):
+    assert {p.name for p in trained.iterdir()} >= {"last.safetensors", "best.safetensors", "lenet5.onnx", "curves.png"}
+    with Image.open(trained / "curves.png") as picture:
+        assert picture.size[0] > 400
+    progress = read_checkpoint(trained / "last.safetensors")[1]
+    assert progress.epoch == 2 and progress.settings["network"] == "lenet5"
+
+
+def test_resuming_goes_on_to_more_epochs_with_the_bits_of_one_run(trained, tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert call(capsys, "train", "--epochs", 3, "--output", whole)[0] == 0
+    assert call(capsys, "train", "--epochs", 3, "--output", parts, "--eager")[0] == 0
+    code, out, err = call(capsys, "train", "--epochs", 3, "--output", whole, "--resume", "--json")
+    assert code == 0 and json.loads(out)["epochs"] == 3 and "epoch   3/3" not in err  # nothing was left to do
+    a, b = (read_checkpoint(p / "last.safetensors") for p in (whole, parts))
+    for name in a[0]:
+        np.testing.assert_allclose(a[0][name], b[0][name], rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_evaluate_gives_the_accuracy_that_training_reported(trained, capsys):
+    code, out, _ = call(capsys, "evaluate", "-c", trained, "--json")
+    best = max(row["val_accuracy"] for row in read_checkpoint(trained / "best.safetensors")[1].history)
+    assert code == 0 and json.loads(out)["accuracy"] == best
+
+
+def test_predict_says_what_the_model_says(trained, tmp_path, capsys):
+    digits = tw.data.digits("test")
+    paths = []
+    for i in range(3):
+        pixels = np.rint(np.asarray(digits[i][0])[0] * 255).astype(np.uint8)
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    code, out, _ = call(capsys, "predict", *paths, "-c", trained, "--json", "--top", 2)
+    records = json.loads(out)
+    assert code == 0 and [len(r["classes"]) for r in records] == [2, 2, 2]
+    assert all(0 <= c["probability"] <= 1 for r in records for c in r["classes"])
+    inverted = Image.fromarray(255 - np.asarray(Image.open(paths[0])))
+    inverted.save(tmp_path / "dark.png")
+    _, again, _ = call(capsys, "predict", tmp_path / "dark.png", "-c", trained, "--json", "--invert")
+    assert json.loads(again)[0]["classes"][0]["name"] == records[0]["classes"][0]["name"]
+
+
+def test_export_and_run(trained, tmp_path, capsys):
+    file = tmp_path / "net.onnx"
+    assert call(capsys, "export", file, "-c", trained)[0] == 0
+    images = np.random.default_rng(0).standard_normal((5, 1, 28, 28)).astype(np.float32)
+    np.save(tmp_path / "x.npy", images)
+    code, out, _ = call(capsys, "run", file, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npz", "--json")
+    assert code == 0 and json.loads(out)[0]["shape"] == [5, 10]
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {session.get_inputs()[0].name: images})
+    np.testing.assert_allclose(np.load(tmp_path / "y.npz")["output0"], expected, rtol=1e-4, atol=1e-5)
+    assert call(capsys, "run", file, "--batch", 3)[0] == 0
+
+
+def test_summary_counts_what_the_paper_counts(capsys):
+    code, out, _ = call(capsys, "summary", "lenet5")
+    assert code == 0 and "61,706" in out and "416,520" in out
+
+
+def test_lists_and_the_doctor(capsys):
+    assert "61,706" in call(capsys, "zoo")[1]
+    code, out, _ = call(capsys, "data", "digits", "--json")
+    assert code == 0 and json.loads(out)[0]["train"] == 1438
+    code, out, _ = call(capsys, "doctor", "--json")
+    assert code == 0 and json.loads(out)["devices"]["cpu"] == "computes correctly"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "resnet5"], 1, "the zoo has no network 'resnet5'; did you mean"),
+        (["train", "--data", "imagenet"], 1, "data set 'imagenet' is unknown; expected one of"),
+        (["train", "--recipe", "best"], 1, "lenet5 has no recipe 'best'; expected one of"),
+        (["train", "--epochs", "0"], 2, "--epochs"),
+        (["train", "--nonsense"], 2, "No such option"),
+        (["evaluate", "-c", "nowhere"], 1, "no checkpoint at nowhere"),
+        (["predict", "x.png", "-c", "nowhere"], 1, "no checkpoint at nowhere"),
+        (["summary", "lenet5", "--input", "1x28"], 1, "expected channels x height x width"),
+        (["run", "nothing.onnx"], 1, "nothing.onnx"),
+        (["train", "--device", "gpu"], 1, "device 'gpu' is not here"),
+        (["train", "--resume", "--output", "nowhere"], 1, "there is no checkpoint; train without --resume first"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(arguments, code, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, out, err = call(capsys, *arguments)
+    assert (found, out) == (code, "") and message in err
+    assert "Traceback" not in err
+
+
+def test_resuming_with_other_settings_is_refused(trained, capsys):
+    code, _, err = call(capsys, "train", "--output", trained, "--resume", "--batch-size", 7)
+    assert code == 1 and "was trained with batch_size 32, this asks for 7" in err
+
+
+def test_files_that_are_not_what_they_say(tmp_path, capsys):
+    (tmp_path / "x.onnx").write_bytes(b"\x00\x01garbage" * 50)
+    assert call(capsys, "run", tmp_path / "x.onnx")[0] == 1
+    (tmp_path / "c.safetensors").write_bytes(b"\xff" * 64)
+    assert call(capsys, "evaluate", "-c", tmp_path / "c.safetensors")[0] == 1
+
+
+def test_an_operator_without_translation_is_exit_code_4(tmp_path, capsys):
+    import onnx
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Frobnicate", ["x"], ["y"], domain="nowhere")], "g", [x], [y])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("nowhere", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "x.onnx")
+    code, _, err = call(capsys, "run", tmp_path / "x.onnx")
+    assert code == 4 and "Frobnicate" in err
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_exit_code_130_and_keeps_a_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "twofold", "train", "--epochs", "200", "--output", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "epoch   1/" in line:
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130 and "--resume goes on" in rest
+    assert read_checkpoint(tmp_path / "last.safetensors")[1].step >= 45
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_error_and_keeps_the_old_checkpoint(trained, tmp_path):
+    import resource
+
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+        f"from twofold.cli import main; main(['train', '--epochs', '1', '--output', {str(tmp_path)!r}])"
+    )
+    assert resource.RLIMIT_FSIZE is not None
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "File too large" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*.part"))
+
+
+def test_columns_line_up():
+    assert table([["a", "1,000"], ["long", "2"]], ["name", "n"]).splitlines() == [
+        "name      n",
+        "----  -----",
+        "a     1,000",
+        "long      2",
+    ]
