@@ -17,7 +17,7 @@ from twofold.cli.common import table
 from twofold.train import read_checkpoint
 
 pytest.importorskip("PIL")
-from PIL import Image  # noqa: E402
+from PIL import Image
 
 
 def call(capsys, *arguments):
