@@ -85,3 +85,39 @@ def test_winograd_is_chosen_where_it_pays_and_can_be_refused(monkeypatch):
     monkeypatch.setenv("TWOFOLD_CONV", "fft")
     with pytest.raises(ArgumentError, match="'fft'; expected 'auto' or 'direct'"):
         choose.forward(HOST, body)
+
+
+def in_slice(array, before: int = 3, after: int = 2):
+    """The array as a slice of channels of a wider buffer, the distance of its pixels, and a check of what surrounds it."""
+    wide = np.full((*array.shape[:-1], before + array.shape[-1] + after), 7, np.float32)
+    view = wide[..., before : before + array.shape[-1]]
+    view[...] = array
+
+    def untouched() -> bool:
+        return bool((wide[..., :before] == 7).all() and (wide[..., before + array.shape[-1] :] == 7).all())
+
+    return view, wide.shape[-1], untouched
+
+
+SLICED = [CASES[2], CASES[5], CASES[6], CASES[7], Conv(1, 6, 9, 20, 18, 1, 1), Conv(1, 7, 7, 9, 8, 3, 3, (2, 2), ONE)]
+
+
+@pytest.mark.parametrize("conv", SLICED, ids=str)
+def test_slices_of_wider_buffers(conv):
+    """Concatenation without copies: every kernel reads and writes channels of a wider activation."""
+    w = normal((conv.o, conv.cg, conv.kh, conv.kw), 1)
+    x, ldx, x_kept = in_slice(normal((conv.n, conv.h, conv.w, conv.c)))
+    dy, ldg, _ = in_slice(normal((conv.n, conv.oh, conv.ow, conv.o), 2))
+    y, ldy, y_kept = in_slice(unset(dy.shape))
+    ahead = choose.forward(HOST, conv, ldx=ldx, ldy=ldy)
+    run(ahead.kernel, [x, prepared(ahead, w), y])
+    bound = 2e-5 if ahead.algorithm == "winograd" else 2e-6
+    assert error(y, forward(conv, x, w)) < bound and y_kept()
+    across = choose.weight_gradient(HOST, conv, ldx=ldx, ldy=ldg)
+    dw = unset(across.weights.size)
+    run(across.kernel, [x, dy, dw])
+    assert error(in_users_order(conv, dw, across.weights), weight_gradient(conv, x, dy)) < bound
+    back = choose.data_gradient(HOST, conv, ldx=ldg, ldy=ldx)
+    x[...] = np.nan
+    run(back.kernel, [dy, prepared(back, w), x])
+    assert error(x, data_gradient(conv, dy, w)) < bound and x_kept()

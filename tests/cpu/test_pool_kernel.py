@@ -82,3 +82,18 @@ def test_max_pool_keeps_nan_and_sends_its_gradient_there():
     run(kernels.gradient(HOST, pool, "max"), [x, g, dx])
     assert np.isnan(y[0, 0, 0, 3]) and np.isnan(y).sum() == 1
     assert dx[0, 1, 0, 3] == 1 and dx[0, 0, 0, 3] == 0 and dx[0, 0, 0, 2] == 1 and dx.sum() == 32
+
+
+@pytest.mark.parametrize("kind", ["max", "mean"])
+def test_slices_of_wider_buffers(kind):
+    pool = CASES[2]
+    x, g = normal((pool.n, pool.h, pool.w, pool.c)), normal((pool.n, pool.oh, pool.ow, pool.c), 1)
+    wide = [np.full((*a.shape[:-1], pool.c + 5), 7, np.float32) for a in (x, g, g, x)]
+    into, given, y, dx = (a[..., 2 : 2 + pool.c] for a in wide)
+    into[...], given[...] = x, g
+    ld = pool.c + 5
+    run(kernels.forward(HOST, pool, kind, ldx=ld, ldy=ld), [into, y])
+    arrays = [into, given, dx] if kind == "max" else [given, dx]
+    run(kernels.gradient(HOST, pool, kind, ld, ld, ld), arrays)
+    assert error(y, _forward(pool, x, kind)) < 1e-6 and error(dx, _gradient(pool, x, g, kind)) < 1e-6
+    assert all((a[..., :2] == 7).all() and (a[..., 2 + pool.c :] == 7).all() for a in wide)
