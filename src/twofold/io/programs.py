@@ -44,7 +44,8 @@ def export(
     that the file takes any batch size. A function that assigns variables (a training step) is saved with its state.
     What ``load`` returned can be written again, with its present state; ``example_inputs`` is then not needed.
 
-    >>> tw.export(model, tw.zeros((1, 1, 28, 28)), "lenet5.onnx")
+    >>> import twofold as tw
+    >>> tw.export(lambda x: tw.tanh(x), tw.zeros((1, 3)), "tanh.onnx")
 
     Raises FormatError for an unknown suffix, TraceError if the program cannot be traced with a symbolic batch size.
     """
@@ -60,8 +61,10 @@ def load(path: str | os.PathLike, **options: Any) -> LoadedFunction:
     ONNX: ``external_data=True`` to read arrays that lie in other files of the model's folder; ``constants=`` (name:
     array) to fix inputs that decide shapes; ``devices=`` for where it runs.
 
-    >>> f = tw.load("lenet5.onnx")
-    >>> logits = f(images)
+    >>> import twofold as tw
+    >>> tw.export(lambda x: x * 2, tw.zeros((1, 3)), "twice.onnx")
+    >>> tw.load("twice.onnx")(tw.ones((2, 3))).shape
+    (2, 3)
 
     Raises FormatError for a broken file, UnsafeFileError for one that asks for what is refused, UnsupportedOpError
     listing every operator without a translation.

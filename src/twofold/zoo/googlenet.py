@@ -53,8 +53,10 @@ class Inception(nn.Module):
 
     >>> import twofold as tw
     >>> from twofold.zoo import Inception
-    >>> Inception(256, 128, 64, 192, 64, 96, 64).out_channels, Inception(256, 128, 64, 192, 64, 96, 64,
-    bottlenecks=False).out_channels (480, 672)
+    >>> Inception(256, 128, 64, 192, 64, 96, 64).out_channels
+    480
+    >>> Inception(256, 128, 64, 192, 64, 96, 64, bottlenecks=False).out_channels
+    672
     """
 
     def __init__(
