@@ -69,7 +69,7 @@ def _differentiable():
         yield pytest.param(op, sample, id=pair.id, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("op, sample", _differentiable())
+@pytest.mark.parametrize("op, sample", list(_differentiable()))
 def test_the_gradient_agrees_with_central_differences_to_second_order(op, sample):
     arrays = fill(sample, float64)
     if not any(a.dtype == np.float64 for a in arrays):
