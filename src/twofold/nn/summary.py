@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from twofold.base.dtypes import as_dtype
+from twofold.base.errors import ArgumentError
 from twofold.base.shapes import product, show
 from twofold.ir import Graph, Node, Spec, Value, grad_mode
 from twofold.nn.module import Module, Parameter
@@ -45,6 +46,14 @@ class Summary:
     trainable: int
     multiply_adds: int
     activation_bytes: int
+    shapes: dict[str, tuple[int, ...]]  # what every module gives, containers included, by path
+
+    def output_shape(self, path: str) -> tuple[int, ...]:
+        """The shape that the layer, or the stage, at a path gives. ArgumentError names the paths there are."""
+        if path not in self.shapes:
+            known = ", ".join(map(repr, list(self.shapes)[:20]))
+            raise ArgumentError(f"summary: no layer {path!r} was called; there are {known}, ...")
+        return self.shapes[path]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers."""
@@ -89,6 +98,7 @@ def summary(model: Module, input_shape: Sequence[int], dtype: Any = "float32") -
     return Summary(
         type(model).__name__, shape, rows, model.num_parameters(), model.num_parameters(trainable=True),
         sum(r.multiply_adds for r in rows), int(spec.nbytes) + sum(r.activation_bytes for r in rows),
+        {name: output for name, _, output in calls},
     )  # fmt: skip
 
 
