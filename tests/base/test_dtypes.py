@@ -43,7 +43,9 @@ def standard_allows(a: dtypes.DType, b: dtypes.DType) -> bool:
     return len(kinds) == 1 or (kinds == {"i", "u"} and "uint64" not in (a.name, b.name))
 
 
-@pytest.mark.parametrize("other", [None, 3, {"a": 1}, [], (), "nonsense", "complex64", object()], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "other", [None, 3, {"a": 1}, [], (), "nonsense", "complex64", object()], ids=lambda x: type(x).__name__
+)
 def test_a_dtype_equals_nothing_but_its_spellings(other):
     assert dtypes.float64 != other
     with pytest.raises(DtypeError):

@@ -27,7 +27,9 @@ def model(nodes, inputs=None, outputs=None, initializers=(), functions=(), opset
 
 
 def one(op, *inputs, initializers=(), domain="", **attrs):
-    return model([helper.make_node(op, list(inputs), ["y"], name="n", domain=domain, **attrs)], initializers=initializers)
+    return model(
+        [helper.make_node(op, list(inputs), ["y"], name="n", domain=domain, **attrs)], initializers=initializers
+    )
 
 
 def raw(shape, data=b"", kind=FLOAT, name="w"):

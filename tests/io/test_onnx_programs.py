@@ -167,7 +167,9 @@ def test_control_flow_in_a_file(tmp_path):
 
     def function(x):
         big = tw.cond(x.sum() > 0.0, lambda: x * 2.0, lambda: x - 1.0)
-        count, halved = tw.while_loop(lambda c: (c[1] * c[1]).sum() > 1.0, lambda c: (c[0] + 1, c[1] * 0.5), (tw.asarray(0), big))
+        count, halved = tw.while_loop(
+            lambda c: (c[1] * c[1]).sum() > 1.0, lambda c: (c[0] + 1, c[1] * 0.5), (tw.asarray(0), big)
+        )
         total, sums = tw.scan(lambda c, row: (c + row, c * row), tw.zeros((3,)), x)
         return halved, count, total, sums
 

@@ -25,9 +25,17 @@ def fill(sample: Sample, dtype, seed: int = 0) -> list[np.ndarray]:
     for x in sample.inputs:
         if isinstance(x, tuple):
             numbers = rng.uniform(sample.low, sample.high, x)
-            x = numbers > 0 if dtype.kind == "b" else np.abs(numbers * 3) if dtype.kind == "u" else numbers * (3 if dtype.kind == "i" else 1)
+            x = (
+                numbers > 0
+                if dtype.kind == "b"
+                else np.abs(numbers * 3)
+                if dtype.kind == "u"
+                else numbers * (3 if dtype.kind == "i" else 1)
+            )
         x = np.asarray(x)
-        arrays.append(x if x.dtype.kind in "biu" and not isinstance(sample.inputs[len(arrays)], tuple) else x.astype(dtype.numpy))
+        arrays.append(
+            x if x.dtype.kind in "biu" and not isinstance(sample.inputs[len(arrays)], tuple) else x.astype(dtype.numpy)
+        )
     return arrays
 
 
@@ -78,7 +86,9 @@ def test_the_gradient_agrees_with_central_differences_to_second_order(op, sample
 
 
 def _as_list(result):
-    return tuple(tw.Tensor(r) for r in result if r.dtype.is_floating) if isinstance(result, tuple) else tw.Tensor(result)
+    return (
+        tuple(tw.Tensor(r) for r in result if r.dtype.is_floating) if isinstance(result, tuple) else tw.Tensor(result)
+    )
 
 
 NARROW = [p for p in PAIRS if p.values[0].kind in ("elementwise", "reduction", "matmul", "conv", "pool", "indexing")]

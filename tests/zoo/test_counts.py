@@ -88,7 +88,11 @@ STAGES = {
     "resnet50": {"layer1": 215_808, "layer2": 1_219_584, "layer3": 7_098_368, "layer4": 14_964_736, "layer1.0": 75_008},
     "wide_resnet50_2": {"layer1": 634_368, "layer4": 41_971_712, "layer2.1": 854_016},
     "resnext50_32x4d": {"layer1": 205_824, "layer3": 7_022_592, "layer3.0": 1_390_592},
-    "densenet121": {"features.denseblock1": 335_040, "features.transition2": 132_096, "features.denseblock4": 2_158_080},
+    "densenet121": {
+        "features.denseblock1": 335_040,
+        "features.transition2": 132_096,
+        "features.denseblock4": 2_158_080,
+    },
     "googlenet_2014": {"inception3a": 163_696, "inception5b": 1_444_080, "aux1": 3_188_840, "aux2": 3_190_888},
     "googlenet": {"inception3a": 155_872, "inception4e": 803_840, "conv1": 9_536},
     "squeezenet1_0": {"features.3": 11_920, "features.12": 197_184, "classifier": 513_000},

@@ -38,7 +38,9 @@ IMPLEMENTATIONS.update(
 )  # fmt: skip
 
 __all__ = [
-    "ELEMENTWISE", "arange", "arrange", "as_numpy", "barrier", "cast", "clip", "constant", "control", "conv", "creation", "detach",
-    "dim_value", "elementwise", "full", "gather", "identity", "indexing", "iota", "is_scalar", "linalg", "matmul", "movement", "pool",
+    "ELEMENTWISE", "arange", "arrange", "as_numpy", "barrier", "cast", "clip", "constant", "control", "conv", "creation",
+    "detach",
+    "dim_value", "elementwise", "full", "gather", "identity", "indexing", "iota", "is_scalar", "linalg", "matmul", "movement",
+    "pool",
     "random", "reduction", "safe_divide", "sets", "sorting", "sum_to", "together", "value", "where",
 ]  # fmt: skip

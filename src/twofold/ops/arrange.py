@@ -67,7 +67,9 @@ def repeat(x: Any, repeats: Any, /, *, axis: int | None = None) -> Value:
         wide = broadcast_to(expand_dims(x, axis + 1), (*x.shape[: axis + 1], times, *x.shape[axis + 1 :]))
         return reshape(wide, (*x.shape[:axis], size * times, *x.shape[axis + 1 :]))
     if counts.shape != (size,):
-        raise ShapeError(f"repeat: repeats of shape {show(counts.shape)} for axis {axis} of {show(x.shape)}; expected ({size},)")
+        raise ShapeError(
+            f"repeat: repeats of shape {show(counts.shape)} for axis {axis} of {show(x.shape)}; expected ({size},)"
+        )
     return take(x, np.repeat(np.arange(size), counts), axis=axis)
 
 
@@ -85,9 +87,13 @@ def tile(x: Any, repetitions: Sequence[int], /) -> Value:
 def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[int], /) -> Value:
     """Axes ``source`` moved to ``destination``; the others keep their order."""
     x = value(x)
-    come, go = ([axis_index(a, x.ndim) for a in (s if isinstance(s, (tuple, list)) else (s,))] for s in (source, destination))
+    come, go = (
+        [axis_index(a, x.ndim) for a in (s if isinstance(s, (tuple, list)) else (s,))] for s in (source, destination)
+    )
     if len(come) != len(go) or len(set(come)) != len(come) or len(set(go)) != len(go):
-        raise ShapeError(f"moveaxis: source {source} and destination {destination}; expected as many distinct axes in both")
+        raise ShapeError(
+            f"moveaxis: source {source} and destination {destination}; expected as many distinct axes in both"
+        )
     order = [i for i in range(x.ndim) if i not in come]
     for to, origin in sorted(zip(go, come)):
         order.insert(to, origin)

@@ -36,13 +36,17 @@ def as_numpy(data: Any, dtype: DType | None = None) -> np.ndarray:
     """``data`` as a NumPy array of a supported dtype, by the default rules (Python floats: float32)."""
     array = np.asarray(data)
     if array.dtype.kind == "c":
-        raise DtypeError(f"cannot make an array of {array.dtype} numbers: complex dtypes are not supported; take .real or .imag first")
+        raise DtypeError(
+            f"cannot make an array of {array.dtype} numbers: complex dtypes are not supported; take .real or .imag first"
+        )
     if dtype is None:
         given = hasattr(data, "dtype")
         if (array.size == 0 and not given) or (not given and array.dtype == np.float64):
             dtype = as_dtype(np.float32)
         elif array.dtype.kind in "OUSMmV" and array.dtype.name not in ("bfloat16",):
-            raise DtypeError(f"cannot make an array of {type(data).__name__} with elements of kind {array.dtype}; expected numbers")
+            raise DtypeError(
+                f"cannot make an array of {type(data).__name__} with elements of kind {array.dtype}; expected numbers"
+            )
         else:
             dtype = as_dtype(array.dtype)
     return np.ascontiguousarray(array.astype(dtype.numpy, copy=False)) if array.ndim else array.astype(dtype.numpy)

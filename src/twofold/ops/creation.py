@@ -51,16 +51,20 @@ DIM_SIZE = register(
 )  # fmt: skip
 
 
-def full(
-    shape: Any, fill_value: Any, dtype: Any = None, *, device: Any = None, like: Value | None = None
-) -> Value:
+def full(shape: Any, fill_value: Any, dtype: Any = None, *, device: Any = None, like: Value | None = None) -> Value:
     """An array of one value. ``like`` puts it beside another value (its graph, its device)."""
     shape, fill = as_shape(shape), fill_value
     if not is_scalar(fill):
         fill = value(fill)
         return broadcast_to(fill if dtype is None else cast(fill, dtype), shape)
     if dtype is None:
-        dtype = as_dtype(bool) if isinstance(fill, (bool, np.bool_)) else int64 if isinstance(fill, (int, np.integer)) else float32
+        dtype = (
+            as_dtype(bool)
+            if isinstance(fill, (bool, np.bool_))
+            else int64
+            if isinstance(fill, (int, np.integer))
+            else float32
+        )
     attrs = {"shape": shape, "fill": _plain(fill, as_dtype(dtype)), "dtype": as_dtype(dtype)}
     if like is not None:
         builder = current_builder((like,))

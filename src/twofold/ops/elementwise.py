@@ -33,7 +33,9 @@ def _infer(name: str, kind: Any, out: DType | None) -> Callable[..., Spec]:
         _check(name, kind, first.dtype)
         for spec in specs[1:]:
             if spec.dtype is not first.dtype:
-                raise DtypeError(f"{name}: operands have dtypes {first.dtype.name} and {spec.dtype.name}; expected one dtype")
+                raise DtypeError(
+                    f"{name}: operands have dtypes {first.dtype.name} and {spec.dtype.name}; expected one dtype"
+                )
         return Spec(broadcast(*(s.shape for s in specs)), out or first.dtype)
 
     return infer
@@ -54,7 +56,9 @@ def _computed_wide(ref: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return wide
 
 
-def _define(name: str, ref: Any, vjp: Any, kind: Any, out: DType | None, samples: Any, onnx: str | None) -> Callable[..., Any]:
+def _define(
+    name: str, ref: Any, vjp: Any, kind: Any, out: DType | None, samples: Any, onnx: str | None
+) -> Callable[..., Any]:
     op = Op(name, _infer(name, kind, out), _computed_wide(ref), vjp, samples, onnx, "elementwise")
     ELEMENTWISE[name] = register(op)
 
@@ -145,7 +149,8 @@ sigmoid    = unary("sigmoid", _sigmoid, lambda g, y, _x: (g * y * (1 - y),), onn
 erf        = unary("erf", _erf, lambda g, _y, x: (g * exp(-x * x) * (2 / math.sqrt(math.pi)),), onnx="Erf")
 relu       = unary("relu", lambda x: np.maximum(x, 0), lambda g, y, _x: (where(y > 0, g, 0),), NUMERIC, low=.3, onnx="Relu")
 square     = unary("square", np.square, lambda g, _y, x: (g * x * 2,), NUMERIC)
-reciprocal = unary("reciprocal", lambda x: (1 / x).astype(x.dtype), lambda g, _y, x: (-safe_divide(safe_divide(g, x), x),), low=0.5, onnx="Reciprocal")
+reciprocal = unary("reciprocal", lambda x: (1 / x).astype(x.dtype), lambda g, _y, x: (-safe_divide(safe_divide(g, x), x),),
+                   low=0.5, onnx="Reciprocal")
 # ---- unary, flat or not differentiable -------------------------------------------------------------------------------
 sign       = unary("sign", np.sign, None, NUMERIC, onnx="Sign")
 floor      = unary("floor", np.floor, None, NUMERIC, onnx="Floor")
@@ -170,7 +175,8 @@ atan2      = binary("atan2", np.arctan2, lambda g, _y, a, b: (g * b / (a*a + b*b
 hypot      = binary("hypot", np.hypot, lambda g, y, a, b: (safe_divide(g * a, y), safe_divide(g * b, y)), FLOAT, low=.5)
 logaddexp  = binary("logaddexp", np.logaddexp, lambda g, _y, a, b: (g * sigmoid(a - b), g * sigmoid(b - a)), FLOAT)
 remainder  = binary("remainder", np.remainder, lambda g, _y, a, b: (g, -g * floor(a / b)), low=.5, grad=False)
-copysign   = binary("copysign", np.copysign, lambda g, _y, a, b: (g * sign(a) * copysign(1 + b * 0, b), None), FLOAT, grad=False)
+copysign   = binary("copysign", np.copysign, lambda g, _y, a, b: (g * sign(a) * copysign(1 + b * 0, b), None), FLOAT,
+                    grad=False)
 # ---- binary, not differentiable --------------------------------------------------------------------------------------
 floor_divide  = binary("floor_divide", _floor_divide, None, low=0.5)
 nextafter     = binary("nextafter", np.nextafter, None, FLOAT)

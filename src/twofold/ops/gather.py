@@ -39,7 +39,9 @@ def in_range(name: str, indices: np.ndarray, size: int, axis: int, negative: boo
 
 def _check_indices(name: str, indices: Spec) -> None:
     if not indices.dtype.is_integer:
-        raise DtypeError(f"{name}: indices have dtype {indices.dtype.name}; expected integers; cast with .astype(tw.int64)")
+        raise DtypeError(
+            f"{name}: indices have dtype {indices.dtype.name}; expected integers; cast with .astype(tw.int64)"
+        )
 
 
 def _places(indices: np.ndarray, axis: int) -> tuple[np.ndarray, ...]:
@@ -100,7 +102,8 @@ SCATTER_ADD = register(
     Op(
         "scatter_add", _scatter_add_infer, _scatter_add_ref,
         lambda g, _y, _u, indices, *, axis, size: (bind(GATHER, g, indices, axis=axis), None),
-        lambda: (Sample(((2, 2, 4), _ROWS), {"axis": 0, "size": 3}), Sample(((2, 3), np.array([1, 1, 0])), {"axis": 1, "size": 2})),
+        lambda: (Sample(((2, 2, 4), _ROWS), {"axis": 0, "size": 3}),
+                 Sample(((2, 3), np.array([1, 1, 0])), {"axis": 1, "size": 2})),
         kind="indexing", doc="The transpose of gather: zeros, with each slice added at its index.",
     )
 )  # fmt: skip
@@ -129,7 +132,9 @@ def _along_infer(x: Spec, indices: Spec, *, axis: int) -> Spec:
     _check_indices("take_along_axis", indices)
     same = x.ndim == indices.ndim and all(a == b for i, (a, b) in enumerate(zip(x.shape, indices.shape)) if i != axis)
     if not same:
-        raise ShapeError(f"take_along_axis: x {show(x.shape)} and indices {show(indices.shape)} differ outside axis {axis}")
+        raise ShapeError(
+            f"take_along_axis: x {show(x.shape)} and indices {show(indices.shape)} differ outside axis {axis}"
+        )
     return Spec(indices.shape, x.dtype)
 
 
@@ -140,7 +145,9 @@ def _along_ref(x: np.ndarray, indices: np.ndarray, *, axis: int) -> np.ndarray:
 def _add_along_infer(updates: Spec, indices: Spec, *, axis: int, size: Dim) -> Spec:
     _check_indices("add_along_axis", indices)
     if updates.shape != indices.shape:
-        raise ShapeError(f"add_along_axis: updates {show(updates.shape)} and indices {show(indices.shape)} differ in shape")
+        raise ShapeError(
+            f"add_along_axis: updates {show(updates.shape)} and indices {show(indices.shape)} differ in shape"
+        )
     return Spec(tuple(size if i == axis else d for i, d in enumerate(updates.shape)), updates.dtype)
 
 
@@ -192,7 +199,9 @@ def _points(name: str, indices: np.ndarray, shape: tuple[int, ...]) -> tuple[np.
 def _nd_shape(name: str, x: Shape, indices: Spec) -> Shape:
     _check_indices(name, indices)
     if indices.ndim == 0 or not isinstance(indices.shape[-1], int) or indices.shape[-1] > len(x):
-        raise ShapeError(f"{name}: indices {show(indices.shape)} for {show(x)}; expected (..., k) with k at most {len(x)}")
+        raise ShapeError(
+            f"{name}: indices {show(indices.shape)} for {show(x)}; expected (..., k) with k at most {len(x)}"
+        )
     return (*indices.shape[:-1], *x[indices.shape[-1] :])
 
 

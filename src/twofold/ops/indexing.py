@@ -151,7 +151,9 @@ def _mask_places(x: Value, mask: Value, axis: int) -> list[Any]:
         return [_OnNewAxis(value(np.zeros(int(numbers), np.int64), (x,)))]
     covered = x.shape[axis : axis + mask.ndim]
     if covered != mask.shape:
-        raise IndexRangeError(f"a boolean mask of shape {show(mask.shape)} does not match {show(covered)} of {show(x.shape)}")
+        raise IndexRangeError(
+            f"a boolean mask of shape {show(mask.shape)} does not match {show(covered)} of {show(x.shape)}"
+        )
     return [value(p, (x,)) for p in np.nonzero(numbers)]
 
 
@@ -169,7 +171,9 @@ def _integer(item: Any, size: Dim, axis: int) -> int:
             "an integer array or a boolean mask"
         ) from None
     if isinstance(size, int) and not -size <= number < size:
-        raise IndexRangeError(f"index {number} is out of range for axis {axis} of size {size}; expected {-size} <= index < {size}")
+        raise IndexRangeError(
+            f"index {number} is out of range for axis {axis} of size {size}; expected {-size} <= index < {size}"
+        )
     return number
 
 
@@ -185,7 +189,9 @@ def _range(item: Any, size: Dim, axis: int) -> _Range:
         raise IndexRangeError(f"slice for axis {axis} has step 0")
     if isinstance(size, Sym) or isinstance(item.start, Sym) or isinstance(item.stop, Sym):
         return _symbolic_range(item, size, step, axis)
-    start, stop, step = slice(*(None if b is None else operator.index(b) for b in (item.start, item.stop, item.step))).indices(size)
+    start, stop, step = slice(
+        *(None if b is None else operator.index(b) for b in (item.start, item.stop, item.step))
+    ).indices(size)
     count = len(range(start, stop, step))
     if step > 0:
         return _Range(start if count else 0, max(start, stop) if count else 0, step, False, False)
@@ -243,7 +249,9 @@ def _fitted(new: Value, shape: tuple[Dim, ...]) -> Value:
     try:
         return broadcast_to(new, shape)
     except ShapeError:
-        raise ShapeError(f"assignment to part of an array: got shape {show(new.shape)}, expected {show(shape)}") from None
+        raise ShapeError(
+            f"assignment to part of an array: got shape {show(new.shape)}, expected {show(shape)}"
+        ) from None
 
 
 def _widths(x: Value, ranges: Sequence[_Range]) -> tuple[list[tuple[Dim, Dim]], list[int]]:

@@ -18,7 +18,7 @@ from twofold.ops.arrange import eye
 from twofold.ops.convert import cast, together, value
 from twofold.ops.elementwise import abs_, not_equal
 from twofold.ops.indexing import concrete_array
-from twofold.ops.matmul import matmul, outer, tensordot, vecdot
+from twofold.ops.matmul import matmul
 from twofold.ops.movement import broadcast_to, concat, matrix_transpose, reshape, slice_along
 from twofold.ops.reduction import max as max_
 from twofold.ops.reduction import min as min_
@@ -86,7 +86,9 @@ def _factorise(name: str, x: Value, function: Any) -> tuple[Value, ...]:
 
 def _solve_infer(a: Spec, b: Spec) -> Spec:
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] != b.shape[-2]:
-        raise ShapeError(f"solve: matrices {show(a.shape)} and right sides {show(b.shape)}; expected (..., n, n) and (..., n, k)")
+        raise ShapeError(
+            f"solve: matrices {show(a.shape)} and right sides {show(b.shape)}; expected (..., n, n) and (..., n, k)"
+        )
     if a.dtype is not b.dtype or not a.dtype.is_floating:
         raise DtypeError(f"solve: dtypes {a.dtype.name} and {b.dtype.name}; expected one floating dtype")
     return Spec((*broadcast(a.shape[:-2], b.shape[:-2]), *b.shape[-2:]), a.dtype)
@@ -95,7 +97,9 @@ def _solve_infer(a: Spec, b: Spec) -> Spec:
 def _solve_ref(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     try:
-        out = np.linalg.solve(np.broadcast_to(_wide(a), lead + a.shape[-2:]), np.broadcast_to(_wide(b), lead + b.shape[-2:]))
+        out = np.linalg.solve(
+            np.broadcast_to(_wide(a), lead + a.shape[-2:]), np.broadcast_to(_wide(b), lead + b.shape[-2:])
+        )
     except np.linalg.LinAlgError:
         raise ArgumentError("solve: a matrix is singular; it has no inverse") from None
     return out.astype(a.dtype)
@@ -128,7 +132,7 @@ def solve(x1: Any, x2: Any, /) -> Value:
 def inv(x: Any, /) -> Value:
     """Inverses of square matrices ``(..., n, n)``."""
     x = _matrices("inv", x, square=True)
-    return bind(SOLVE, x, eye(x.shape[-1], dtype=x.dtype))  # type: ignore[arg-type]
+    return bind(SOLVE, x, eye(x.shape[-1], dtype=x.dtype))
 
 
 def matrix_power(x: Any, n: int, /) -> Value:
@@ -142,7 +146,7 @@ def matrix_power(x: Any, n: int, /) -> Value:
             out = x if out is None else matmul(out, x)
         n >>= 1
         x = matmul(x, x) if n else x
-    return broadcast_to(eye(x.shape[-1], dtype=x.dtype), x.shape) if out is None else out  # type: ignore[arg-type]
+    return broadcast_to(eye(x.shape[-1], dtype=x.dtype), x.shape) if out is None else out
 
 
 # ---- written with other ops ------------------------------------------------------------------------------------------
@@ -170,8 +174,12 @@ def diagonal(x: Any, /, *, offset: int = 0) -> Value:
     length = max(0, min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns))
     start = offset if offset >= 0 else -offset * columns
     flat = reshape(x, (*x.shape[:-2], rows * columns))
-    return slice_along(flat, flat.ndim - 1, min(start, rows * columns), start + (length - 1) * (columns + 1) + 1, columns + 1) if length else (
-        slice_along(flat, flat.ndim - 1, 0, 0)
+    return (
+        slice_along(
+            flat, flat.ndim - 1, min(start, rows * columns), start + (length - 1) * (columns + 1) + 1, columns + 1
+        )
+        if length
+        else (slice_along(flat, flat.ndim - 1, 0, 0))
     )
 
 
@@ -213,7 +221,9 @@ def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: Any = "fro") -> Value
         out = (max_ if ord > 0 else min_)(sums, axis=kept, keepdims=True)
     elif ord in (2, -2, "nuc"):
         s = svdvals(x)
-        out = sum_(s, axis=-1, keepdims=True) if ord == "nuc" else (max_ if ord > 0 else min_)(s, axis=-1, keepdims=True)
+        out = (
+            sum_(s, axis=-1, keepdims=True) if ord == "nuc" else (max_ if ord > 0 else min_)(s, axis=-1, keepdims=True)
+        )
         out = reshape(out, (*out.shape, 1))
     else:
         raise ArgumentError(f"matrix_norm: ord {ord!r}; expected 'fro', 'nuc', 1, -1, 2, -2, inf or -inf")
@@ -269,7 +279,9 @@ def svdvals(x: Any, /) -> Value:
 def pinv(x: Any, /, *, rtol: Any = None) -> Value:
     """Moore-Penrose inverses; singular values below ``rtol`` times the largest count as zero."""
     limit = None if rtol is None else _limit(rtol)
-    return _factorise("pinv", _matrices("pinv", x), lambda a: np.linalg.pinv(a, rtol=_default_rtol(a) if limit is None else limit))[0]
+    return _factorise(
+        "pinv", _matrices("pinv", x), lambda a: np.linalg.pinv(a, rtol=_default_rtol(a) if limit is None else limit)
+    )[0]
 
 
 def matrix_rank(x: Any, /, *, rtol: Any = None) -> Value:

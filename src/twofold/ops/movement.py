@@ -19,7 +19,9 @@ from twofold.ops.convert import together, value
 
 def _reshape_infer(x: Spec, *, shape: Shape) -> Spec:
     if product(x.shape) != product(shape):
-        raise ShapeError(f"reshape: {show(x.shape)} has {product(x.shape)} elements, {show(shape)} has {product(shape)}")
+        raise ShapeError(
+            f"reshape: {show(x.shape)} has {product(x.shape)} elements, {show(shape)} has {product(shape)}"
+        )
     return Spec(shape, x.dtype)
 
 
@@ -58,7 +60,9 @@ def reshape(x: Any, /, shape: Dim | Sequence[Dim], *, copy: bool | None = None) 
 
 def _permute_infer(x: Spec, *, axes: tuple[int, ...]) -> Spec:
     if sorted(axes) != list(range(x.ndim)):
-        raise ShapeError(f"permute_dims: axes {axes} are not a permutation of the {x.ndim} dimensions of {show(x.shape)}")
+        raise ShapeError(
+            f"permute_dims: axes {axes} are not a permutation of the {x.ndim} dimensions of {show(x.shape)}"
+        )
     return Spec(tuple(x.shape[a] for a in axes), x.dtype)
 
 
@@ -121,7 +125,8 @@ def _concat_infer(*xs: Spec, axis: int) -> Spec:
 
 
 def _concat_vjp(g: Value, _y: Value, *xs: Value, axis: int) -> tuple[Value, ...]:
-    out, start = [], 0
+    out: list[Value] = []
+    start: Dim = 0
     for x in xs:
         stop = start + x.shape[axis]
         out.append(slice_(g, _along(g, axis, start, stop)))
@@ -156,7 +161,12 @@ def concat(arrays: Sequence[Any], axis: int | None = 0) -> Value:
 def _slice_infer(x: Spec, *, starts: Shape, stops: Shape, steps: tuple[int, ...]) -> Spec:
     out: list[Dim] = []
     for size, start, stop, step in zip(x.shape, starts, stops, steps):
-        if isinstance(start, int) and isinstance(stop, int) and isinstance(size, int) and not 0 <= start <= max(stop, start) <= size:
+        if (
+            isinstance(start, int)
+            and isinstance(stop, int)
+            and isinstance(size, int)
+            and not 0 <= start <= max(stop, start) <= size
+        ):
             raise ShapeError(f"slice: {start}:{stop} lies outside a dimension of size {size} of {show(x.shape)}")
         length = stop - start
         out.append(length if step == 1 else (length + (step - 1)) // step)
@@ -228,7 +238,11 @@ def _pad_ref(x: np.ndarray, *, widths: Any, interior: Any, fill: float) -> np.nd
         last = min(n - 1, (size - 1 - low) // step)
         count = max(0, last - first + 1)
         source.append(slice(first, first + count))
-        target.append(slice(low + first * step, low + first * step + (count - 1) * step + 1 if count else low + first * step, step))
+        target.append(
+            slice(
+                low + first * step, low + first * step + (count - 1) * step + 1 if count else low + first * step, step
+            )
+        )
         if count == 0:
             return out
     out[tuple(target)] = x[tuple(source)]
@@ -336,5 +350,3 @@ def sum_to(g: Value, shape: Shape) -> Value:
 def number_of_elements(shape: Shape) -> Any:
     """Elements of a shape, as an int or (symbolic) a dim."""
     return math.prod(shape) if is_static(shape) else product(shape)
-
-

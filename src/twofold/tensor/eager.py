@@ -102,7 +102,12 @@ def _record(
     """The node for backward. Outputs are kept as fresh twins whose producer is the node *by index*, not by reference,
     so that a record and its results do not keep each other alive."""
     outputs_read, inputs_read = op.saved(len(inputs))
-    node = Node(op, tuple(v if keep else _without_buffer(v) for v, keep in zip(inputs, inputs_read)), attrs, ".".join(context.scope))
+    node = Node(
+        op,
+        tuple(v if keep else _without_buffer(v) for v, keep in zip(inputs, inputs_read)),
+        attrs,
+        ".".join(context.scope),
+    )
     node.outputs = Outputs(node, specs, results if outputs_read else (None,) * len(results), where)  # type: ignore[assignment]
     return node
 

@@ -65,7 +65,9 @@ def gradients(ys: Any, xs: Any, grad_ys: Any = None) -> Any:
     return _around(structure, found)
 
 
-def value_and_grad(function: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Callable[..., Any]:
+def value_and_grad(
+    function: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False
+) -> Callable[..., Any]:
     """``function`` returning a scalar, as a function returning ``(value, gradient)``.
 
     The gradient is with respect to the positional argument(s) ``argnums``, each a tensor or a nest of tensors, and has
@@ -83,7 +85,9 @@ def value_and_grad(function: Callable[..., Any], argnums: int | Sequence[int] = 
     def with_gradient(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         for n in numbers:
             if not -len(args) <= n < len(args):
-                raise ArgumentError(f"grad: argument {n} was asked for, but {len(args)} positional arguments were given")
+                raise ArgumentError(
+                    f"grad: argument {n} was asked for, but {len(args)} positional arguments were given"
+                )
         places = [n % len(args) for n in numbers]
         outer = context.grad_enabled
         with grad_mode(True):
@@ -159,7 +163,9 @@ def _tracked(args: Sequence[Any], places: Sequence[int]) -> tuple[list[Any], lis
 def _fresh(leaf: Any) -> Value:
     value = asarray(leaf).value
     if not value.dtype.is_floating:
-        raise GradientError(f"gradients are with respect to floating tensors; got a {value.spec} argument; cast it or choose argnums")
+        raise GradientError(
+            f"gradients are with respect to floating tensors; got a {value.spec} argument; cast it or choose argnums"
+        )
     if value.requires_grad or current_builder((value,)) is not None:
         return ops.identity(value)
     out = Array(value.spec, value.buffer, value.device)  # type: ignore[attr-defined]
@@ -189,9 +195,13 @@ def _plain(leaf: Any, xs: Sequence[Value], outer: bool) -> Any:
 
 def _check_scalar(y: Any) -> None:
     if not isinstance(y, Tensor):
-        raise GradientError(f"grad: the function returned a {type(y).__name__}; expected a tensor with one element (has_aux for more)")
+        raise GradientError(
+            f"grad: the function returned a {type(y).__name__}; expected a tensor with one element (has_aux for more)"
+        )
     if y.size != 1:
-        raise GradientError(f"grad: the function returned shape {show(y.shape)}; expected one element; reduce it with .sum() or .mean()")
+        raise GradientError(
+            f"grad: the function returned shape {show(y.shape)}; expected one element; reduce it with .sum() or .mean()"
+        )
 
 
 def _value(x: Any, what: str) -> Value:
@@ -203,7 +213,9 @@ def _value(x: Any, what: str) -> Value:
 def _like(given: Any, expected: Any) -> list[Any]:
     """Leaves of ``given``, one for each leaf of ``expected``."""
     leaves = list(given) if isinstance(given, (list, tuple)) else flatten(given)[0]
-    if isinstance(given, dict) or (isinstance(given, (list, tuple)) and any(isinstance(g, (list, tuple, dict)) for g in given)):
+    if isinstance(given, dict) or (
+        isinstance(given, (list, tuple)) and any(isinstance(g, (list, tuple, dict)) for g in given)
+    ):
         leaves = flatten(given)[0]
     count = len(flatten(expected)[0])
     if len(leaves) != count:

@@ -41,7 +41,9 @@ def dlpack(
     """A DLPack capsule of the numbers, without copying where they are on the asked device."""
     array = self._array("__dlpack__")
     if self.dtype.name == "bfloat16" and isinstance(array.buffer, np.ndarray):
-        raise BufferError("DLPack: bfloat16 on the CPU goes through NumPy, which cannot export it; use x.float() or x.numpy()")
+        raise BufferError(
+            "DLPack: bfloat16 on the CPU goes through NumPy, which cannot export it; use x.float() or x.numpy()"
+        )
     if not isinstance(array.buffer, np.ndarray):
         return array.buffer.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
     buffer = array.buffer
@@ -65,7 +67,9 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
     try:
         array = np.from_dlpack(x, copy=copy)
     except (BufferError, RuntimeError) as error:
-        raise DtypeError(f"from_dlpack: {type(x).__name__} cannot be taken over on the CPU: {error}; move or cast it first") from error
+        raise DtypeError(
+            f"from_dlpack: {type(x).__name__} cannot be taken over on the CPU: {error}; move or cast it first"
+        ) from error
     where = find_device("cpu")
     out = Tensor(Array(Spec(array.shape, as_dtype(array.dtype)), where.backend.put(array, where), where))
     return out if device is None else out.to(device=device)

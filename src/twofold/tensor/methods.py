@@ -12,7 +12,7 @@ from typing import Any
 
 from twofold.base.errors import GradientError, ShapeError, TraceError
 from twofold.base.shapes import show
-from twofold.ir import context, current_builder
+from twofold.ir import context
 from twofold.ir.operators import SLOTS, ArrayOperators
 from twofold.ops import arrange, elementwise, movement
 from twofold.ops.convert import cast, is_scalar, value
@@ -20,8 +20,14 @@ from twofold.tensor.eager import Array
 from twofold.tensor.functions import FUNCTIONS, lift
 from twofold.tensor.tensor import Tensor, Variable, unwrap, wrap
 
-_UNARY = [n for n, op in elementwise.ELEMENTWISE.items() if n not in ("cast", "where") and len(next(iter(op.samples())).inputs) == 1]
-_REDUCTIONS = "sum prod max min any all mean var std argmax argmin logsumexp count_nonzero cumulative_sum cumulative_prod"
+_UNARY = [
+    n
+    for n, op in elementwise.ELEMENTWISE.items()
+    if n not in ("cast", "where") and len(next(iter(op.samples())).inputs) == 1
+]
+_REDUCTIONS = (
+    "sum prod max min any all mean var std argmax argmin logsumexp count_nonzero cumulative_sum cumulative_prod"
+)
 _SHAPED = {"reshape": "reshape", "view": "reshape", "permute": "permute_dims", "expand": "broadcast_to", "tile": "tile"}
 _SAME = "clip matmul take take_along_axis sort argsort topk flip roll unstack flatten squeeze nonzero tril triu maximum minimum"
 _TORCH = {
@@ -99,9 +105,13 @@ def _in_place(slot: str) -> Callable[..., Any]:
 def replace(tensor: Tensor, new: Tensor) -> None:
     """Give a handle another value in place; errors where that would be wrong or lost."""
     if new.shape != tensor.shape:
-        raise ShapeError(f"in place: the result has shape {show(new.shape)}, the tensor {show(tensor.shape)}; use x = x + y")
+        raise ShapeError(
+            f"in place: the result has shape {show(new.shape)}, the tensor {show(tensor.shape)}; use x = x + y"
+        )
     if tensor.requires_grad and tensor.is_leaf and context.grad_enabled:
-        raise GradientError("a leaf that requires gradients cannot be changed in place; use detach() or `with tw.no_grad():`")
+        raise GradientError(
+            "a leaf that requires gradients cannot be changed in place; use detach() or `with tw.no_grad():`"
+        )
     if isinstance(tensor, Variable):
         tensor.assign(new)
         return
@@ -164,7 +174,21 @@ def _same(self: Tensor) -> Tensor:
 def _install() -> None:
     for slot in SLOTS:
         setattr(Tensor, slot, lift(getattr(ArrayOperators, slot)))
-    for slot in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"):
+    for slot in (
+        "add",
+        "sub",
+        "mul",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "matmul",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    ):
         setattr(Tensor, f"__i{slot}__", _in_place(slot))
     methods: dict[str, Any] = {name: _plain(FUNCTIONS[name]) for name in [*_UNARY, *_SAME.split()]}
     methods |= {name: _by_axis(FUNCTIONS[name]) for name in _REDUCTIONS.split()}

@@ -153,7 +153,9 @@ class Tensor(ArrayOperators):
     def _scalar(self, kind: type) -> Any:
         array = self._array(f"{kind.__name__}()").numpy()
         if array.size != 1:
-            raise ShapeError(f"{kind.__name__}() of a tensor of shape {show(self.shape)}; expected one element; use .any() or .all()")
+            raise ShapeError(
+                f"{kind.__name__}() of a tensor of shape {show(self.shape)}; expected one element; use .any() or .all()"
+            )
         return kind(array.reshape(())[()])
 
     def __bool__(self) -> bool:
@@ -213,7 +215,9 @@ class Tensor(ArrayOperators):
         seed = None if gradient is None else unwrap(asarray(gradient))
         keep = create_graph if retain_graph is None else retain_graph
         builder = current_builder((value,))
-        gs = autodiff.gradients([value], found, [seed], retain_graph=keep or builder is not None, create_graph=create_graph)
+        gs = autodiff.gradients(
+            [value], found, [seed], retain_graph=keep or builder is not None, create_graph=create_graph
+        )
         if builder is not None and not keep:
             builder.spent.update(map(id, autodiff.producers([value])))
         for leaf, g in zip(found, gs):
@@ -251,7 +255,9 @@ class Tensor(ArrayOperators):
         target = device(name)
         value = self.value
         if not isinstance(value, Array):
-            raise DeviceError("a symbolic tensor has no device: choose one for the whole program with tw.compile(f, devices=...)")
+            raise DeviceError(
+                "a symbolic tensor has no device: choose one for the whole program with tw.compile(f, devices=...)"
+            )
         if value.device == target:
             return self
         moved = ops.identity(value) if value.requires_grad else value
@@ -281,10 +287,14 @@ class Variable(Tensor):
 
     __slots__ = ("name",)
 
-    def __init__(self, data: Any, dtype: Any = None, *, requires_grad: bool = False, name: str = "", device: Any = None):
+    def __init__(
+        self, data: Any, dtype: Any = None, *, requires_grad: bool = False, name: str = "", device: Any = None
+    ):
         value = unwrap(data) if isinstance(data, Tensor) else concrete(data, dtype, device)
         if not isinstance(value, Array):
-            raise TraceError(f"variable {name!r}: made from a symbolic value; make variables outside the compiled function")
+            raise TraceError(
+                f"variable {name!r}: made from a symbolic value; make variables outside the compiled function"
+            )
         super().__init__(value)
         self.name = name
         self._own = _leaf(value, self)
@@ -330,7 +340,9 @@ class Variable(Tensor):
         """
         value = unwrap(new) if isinstance(new, Tensor) else ops.value(new, (self.value,))
         if value.shape != self.shape:
-            raise ShapeError(f"assign to {self.name or 'variable'}: got shape {show(value.shape)}, expected {show(self.shape)}")
+            raise ShapeError(
+                f"assign to {self.name or 'variable'}: got shape {show(value.shape)}, expected {show(self.shape)}"
+            )
         value = ops.cast(value, self.dtype)
         note_assignment(self)
         builder = current_builder((value,))
@@ -425,7 +437,9 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     if isinstance(data, (list, tuple)) and any(isinstance(d, Tensor) for d in data):
         return wrap(ops.movement.stack([unwrap(asarray(d)) for d in data]))
     if current_builder() is not None:
-        value = data.value if isinstance(data, Tensor) else ops.constant(data, None if dtype is None else as_dtype(dtype))
+        value = (
+            data.value if isinstance(data, Tensor) else ops.constant(data, None if dtype is None else as_dtype(dtype))
+        )
         out = Tensor(ops.identity(value if dtype is None else ops.cast(value, dtype)))
     else:
         out = Tensor(concrete(data, dtype, device))
@@ -447,5 +461,3 @@ def asarray(data: Any, /, *, dtype: Any = None, device: Any = None, copy: bool |
 def specs_of(tensors: Sequence[Tensor]) -> list[Spec]:
     """Shape and dtype of each."""
     return [t.value.spec for t in tensors]
-
-

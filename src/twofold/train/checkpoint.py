@@ -68,12 +68,11 @@ _KINDS: dict[str, type] = {"epoch": int, "step": int, "loader": dict, "history":
 
 def _check(progress: Progress) -> None:
     for name, kind in _KINDS.items():
-        if not _fits(getattr(progress, name), kind):
-            raise ValueError(f"{name} is {getattr(progress, name)!r}; expected {kind.__name__}")
-
-
-def _fits(value: Any, kind: type) -> bool:
-    return type(value) is kind and (kind is not int or value >= 0)
+        value: Any = getattr(progress, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}; expected {kind.__name__}")
+    if progress.epoch < 0 or progress.step < 0:
+        raise ValueError(f"epoch {progress.epoch}, step {progress.step}; expected counts")
 
 
 def restore(tensors: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: Any) -> None:
