@@ -18,7 +18,7 @@ from twofold.ops.arrange import eye
 from twofold.ops.convert import cast, together, value
 from twofold.ops.elementwise import abs_, not_equal
 from twofold.ops.indexing import concrete_array
-from twofold.ops.matmul import matmul
+from twofold.ops.matmul import matmul, outer, tensordot, vecdot  # noqa: F401 (the standard has them here too)
 from twofold.ops.movement import broadcast_to, concat, matrix_transpose, reshape, slice_along
 from twofold.ops.reduction import max as max_
 from twofold.ops.reduction import min as min_
