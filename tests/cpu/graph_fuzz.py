@@ -59,7 +59,8 @@ class Maker:
         """A value made before, recent ones preferred."""
         found = [v for v in self.values if rank is None or v.ndim == rank]
         if not found:
-            return movement.broadcast_to(elementwise.relu(self.values[0]) if not self.values[0].ndim else reduction.sum(self.values[0]), self.shape(rank))
+            first = self.values[0]
+            return movement.broadcast_to(reduction.sum(first) if first.ndim else elementwise.relu(first), self.shape(rank))
         weights = np.arange(1, len(found) + 1, dtype=float)
         return found[int(self.rng.choice(len(found), p=weights / weights.sum()))]
 
@@ -142,7 +143,8 @@ class Maker:
         v = self.pick()
         if v.ndim < 2:
             return v * v
-        return matmul.matmul(v * 0.25, movement.matrix_transpose(v)) if self.rng.random() < 0.6 else matmul.matmul(movement.matrix_transpose(v) * 0.25, v)
+        turned = movement.matrix_transpose(v)
+        return matmul.matmul(v * 0.25, turned) if self.rng.random() < 0.6 else matmul.matmul(turned * 0.25, v)
 
     def take(self) -> Value:
         v = self.pick()
@@ -159,7 +161,8 @@ class Maker:
         fits = all(int(d) + sum(p) >= (k - 1) * e + 1 for d, p, k, e in zip(v.shape[2:], padding, kernel, dilation))
         if not fits:
             kernel, dilation, padding = (1, 1), (1, 1), ((0, 0), (0, 0))
-        return {"kernel": kernel, "strides": tuple(int(self.rng.integers(1, 4)) for _ in range(2)), "padding": padding, "dilation": dilation}
+        strides = tuple(int(self.rng.integers(1, 4)) for _ in range(2))
+        return {"kernel": kernel, "strides": strides, "padding": padding, "dilation": dilation}
 
     def weights(self, *shape: int) -> Value:
         return self.builder.constant((self.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(self.dtype.numpy))

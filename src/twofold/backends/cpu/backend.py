@@ -92,7 +92,7 @@ class CpuProgram(Program):
         if placed.buffer in self._constants:
             array = array.copy()
         if placed.is_rows:
-            return array.reshape(spec.shape)  # type: ignore[arg-type]
+            return array.reshape(spec.shape)
         return array.reshape([placed.shape[d] for d in placed.order]).transpose(np.argsort(placed.order))
 
     def _run_host(self, step: Any, arrays: dict[Any, np.ndarray], base: int) -> None:
@@ -158,7 +158,9 @@ class CpuBackend(Backend):
     def get(self, buffer: np.ndarray) -> np.ndarray:
         return buffer
 
-    def run(self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device) -> Sequence[Any]:
+    def run(
+        self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device
+    ) -> Sequence[Any]:
         if eager.is_heavy(op, specs, attrs):
             return eager.program(op, buffers, attrs)(buffers)
         out = op.ref(*buffers, **attrs)

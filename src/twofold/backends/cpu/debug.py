@@ -1,4 +1,4 @@
-"""What TWOFOLD_DEBUG shows of a program, on stderr: 1 timings, 2 the schedule, 4 loops, 6 assembly (5, LLVM IR, is the JIT's)."""
+"""What TWOFOLD_DEBUG shows of a program, on stderr: 1 timings, 2 schedule, 4 loops, 6 assembly (the JIT shows 5, LLVM IR)."""
 
 from __future__ import annotations
 

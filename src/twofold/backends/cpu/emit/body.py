@@ -199,7 +199,8 @@ class Body:
     def pointer(self, buffer: Buffer, a: Affine, copy: int = 0) -> Value:
         """The address of an element (of the first lane); partial sums are shared between loops."""
         f, kind = self.f, memory_type(buffer.dtype)
-        place, moved, varies = self.pointers[buffer], (), False
+        place, varies = self.pointers[buffer], False
+        moved: tuple[tuple[Any, int], ...] = ()
         for atom, c in self._in_order(a):
             moved = (*moved, (atom, c))
             varies = varies or self._varies(atom.vars)
@@ -230,6 +231,7 @@ class Body:
     def _load_once(self, buffer: Buffer, a: Affine, usable: Value | None, copy: int) -> Value:
         """One element for all lanes, zero where a lane may not read it."""
         f, kind = self.f, memory_type(buffer.dtype)
+        assert usable is not None, "only a guard makes such a load depend on the lane"
         some = f.reduce(lambda x, y: f.binary("or", x, y), usable)
         place = f.select(some, f.index(self.index(a, copy)), const("i64", 0))
         raw = self.spread(f.load(kind, f.gep(self.pointers[buffer], place, kind)))
@@ -239,6 +241,7 @@ class Body:
         f, kind = self.f, memory_type(buffer.dtype)
         full = vector(kind, self.lanes)
         mask = self._mask(self.spread(self.emit(guard, copy)) if guard is not None else None)
+        assert self.vector is not None
         if a.coefficient(self.vector) == 1 and not a.hides(self.vector):
             place = self.pointer(buffer, a, copy)
             if mask is None:

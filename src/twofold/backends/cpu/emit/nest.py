@@ -1,9 +1,9 @@
 """One nest as a kernel: threads share units of the outer loops, the rest is walked, the innermost is made of vectors.
 
-    for unit in this thread's share of (shared loops x chunks of the vector loop):
-        for inner loops:
-            vectors of the vector loop, then its tail under a mask:
-                reduction loops with accumulators in registers; stores
+for unit in this thread's share of (shared loops x chunks of the vector loop):
+    for inner loops:
+        vectors of the vector loop, then its tail under a mask:
+            reduction loops with accumulators in registers; stores
 """
 
 from __future__ import annotations
@@ -146,13 +146,12 @@ class _Emitter:
         body = self.body
         if not rdims:
             return self._step(accumulators, copies)
-        with self.f.loop(0, rdims[0].extent, carry=_flat(accumulators)) as loop:
-            with body.block():
-                body.values[rdims[0]] = loop.index
-                if len(rdims) > 1:
-                    body.hoist(self.roots)
-                carried = _shaped(loop.carried, copies)
-                loop.carry(_flat(self._reduce(rdims[1:], carried, copies)))
+        with self.f.loop(0, rdims[0].extent, carry=_flat(accumulators)) as loop, body.block():
+            body.values[rdims[0]] = loop.index
+            if len(rdims) > 1:
+                body.hoist(self.roots)
+            carried = _shaped(loop.carried, copies)
+            loop.carry(_flat(self._reduce(rdims[1:], carried, copies)))
         return _shaped(loop.results, copies)
 
     def _step(self, accumulators: list[list[Value]], copies: int) -> list[list[Value]]:
@@ -187,11 +186,10 @@ class _Emitter:
         body, copies = self.body, self.plan.unroll
         if not rdims:
             return self._reduce_inner(accumulators)
-        with self.f.loop(0, rdims[0].extent, carry=_flat(accumulators)) as loop:
-            with body.block():
-                body.values[rdims[0]] = loop.index
-                body.hoist(self.roots)
-                loop.carry(_flat(self._reduce_outer(rdims[1:], _shaped(loop.carried, copies))))
+        with self.f.loop(0, rdims[0].extent, carry=_flat(accumulators)) as loop, body.block():
+            body.values[rdims[0]] = loop.index
+            body.hoist(self.roots)
+            loop.carry(_flat(self._reduce_outer(rdims[1:], _shaped(loop.carried, copies))))
         return _shaped(loop.results, copies)
 
     def _reduce_inner(self, accumulators: list[list[Value]]) -> list[list[Value]]:
@@ -217,16 +215,16 @@ class _Emitter:
         if start >= stop:
             return accumulators
         body = self.body
-        with self.f.loop(start, stop, copies, carry=_flat(accumulators)) as loop:
-            with body.block(), body.vectorised(self.plan.vector, None):
-                body.values[self.plan.vector] = self.f.mul(loop.index, self.plan.lanes)  # type: ignore[index]
-                loop.carry(_flat(self._step(_shaped(loop.carried, copies), copies)))
+        loops = self.f.loop(start, stop, copies, carry=_flat(accumulators))
+        with loops as loop, body.block(), body.vectorised(self.plan.vector, None):
+            body.values[self.plan.vector] = self.f.mul(loop.index, self.plan.lanes)  # type: ignore[index]
+            loop.carry(_flat(self._step(_shaped(loop.carried, copies), copies)))
         return _shaped(loop.results, copies)
 
     def _fold(self, k: int, copies: Sequence[Value]) -> Value:
         """All lanes of all copies combined, in a fixed order."""
         a = self.nest.accumulators[k]
-        combine = lambda x, y: ROWS[a.combine](self.f, a.dtype, x, y)
+        combine = lambda x, y: ROWS[a.combine or ""](self.f, a.dtype, x, y)
         total = copies[0]
         for other in copies[1:]:
             total = combine(total, other)

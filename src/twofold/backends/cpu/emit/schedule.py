@@ -40,13 +40,14 @@ def schedule(nest: Nest, lanes: int) -> Schedule:
         shared.append(outer.pop(0))
     unroll = 1
     if nest.rdims and vector is not None and not nest.each:
-        unroll = max(1, min(4 if reduced else 4, vector.extent // lanes))
+        unroll = max(1, min(4, vector.extent // lanes))
     return Schedule(vector, reduced, shared, outer, rdims, unroll, lanes)
 
 
 def choose_vector(nest: Nest, lanes: int) -> Var | None:
     """The loop to vectorise, or None if every choice would gather its stores."""
-    candidates = [d for d in nest.dims if all(s.address.coefficient(d) == 1 and not s.address.hides(d) for s in nest.all_stores())]
+    stores = [s.address for s in nest.all_stores()]
+    candidates = [d for d in nest.dims if all(a.coefficient(d) == 1 and not a.hides(d) for a in stores)]
     if nest.rdims and not nest.each and all(a.combine for a in nest.accumulators):
         candidates += nest.rdims
     best, least = None, float(lanes)

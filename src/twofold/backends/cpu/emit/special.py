@@ -22,6 +22,7 @@ def _checked(body: Body, e: Expr, args: list[Value], size: int, code: int, negat
     wrong = f.icmp("uge", x, size)
     some = f.reduce(lambda a, b: f.binary("or", a, b), body.masked(wrong)) if wrong.lanes else wrong
     with f.when(some):
+        assert body.errors is not None, "nest_kernel gives checking nests an error word"
         f.store(const("i32", code), body.errors)
     x = f.select(wrong, const(x.type, 0), x)
     return x if e.dtype.bits == 64 else f.cast("trunc", x, f"i{e.dtype.bits}")

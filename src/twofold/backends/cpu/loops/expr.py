@@ -128,7 +128,7 @@ def with_guard(e: Expr, guard: Expr) -> Expr:
     """``e`` reading memory only where ``guard`` holds."""
     if guard is TRUE:
         return e
-    return rewrite_loads(e, lambda l: load(*l.extra, both(guard, l.args[0]) if l.args else guard))
+    return rewrite_loads(e, lambda l: load(l.extra[0], l.extra[1], both(guard, l.args[0]) if l.args else guard))
 
 
 def rewrite_loads(e: Expr, change: Callable[[Expr], Expr]) -> Expr:

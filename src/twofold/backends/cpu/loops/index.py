@@ -46,7 +46,7 @@ class _Quotient:
         self._hash = hash((type(self), inner, divisor))
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.divisor == other.divisor and self.inner == other.inner  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.divisor == other.divisor and self.inner == other.inner
 
     def __hash__(self) -> int:
         return self._hash

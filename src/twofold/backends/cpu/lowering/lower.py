@@ -29,8 +29,8 @@ SINGLE_READ = frozenset(("elementwise", "movement", "reduction", "other", "index
 
 
 def lower(graph: Graph, machine: Any, compile_graph: Any, orders: Mapping[int, Sequence[int]] | None = None) -> Plan:
-    """The plan of a graph whose shapes are all concrete. ``compile_graph`` compiles sub-graphs of control flow; ``orders`` gives
-    the order in memory of the dimensions of inputs that are not row-major."""
+    """The plan of a graph whose shapes are all concrete. ``compile_graph`` compiles sub-graphs of control flow; ``orders``
+    gives the order in memory of the dimensions of inputs that are not row-major."""
     return Lowering(graph, machine, compile_graph).run(orders or {})
 
 
@@ -137,7 +137,7 @@ class Lowering:
                 self.copies[value] = copy
                 self.plan.notes.append(f"{value.spec} is copied to channels-last")
             placed = self.copies[value]
-            ld = int(value.shape[1])  # type: ignore[arg-type]
+            ld = int(value.shape[1])
         return placed, ld
 
     def dense(self, value: Value) -> Placed:
@@ -174,7 +174,7 @@ class Lowering:
 
     def temporary(self, spec: Spec, name: str = "temporary", order: Sequence[int] | None = None) -> Placed:
         """A new place that belongs to no value."""
-        shape: tuple[int, ...] = tuple(spec.shape)  # type: ignore[assignment]
+        shape = tuple(map(int, spec.shape))
         return Placed(Buffer(spec.dtype, size_of(spec), name), shape, row_strides(shape, order))
 
     def constant_array(self, array: np.ndarray, spec: Spec, name: str = "constant") -> Placed:
@@ -287,7 +287,7 @@ class Lowering:
     # ---- when to store --------------------------------------------------------------------------------------------
     def _count_reads(self) -> dict[Value, int]:
         """How many nests read each value, through index maps."""
-        reads: dict[Value, int] = {v: 1 for v in self.outputs}
+        reads: dict[Value, int] = dict.fromkeys(self.outputs, 1)
         for node in reversed(self.graph.nodes):
             own = reads.get(node.outputs[0], 0) if node.op.name in VIEWS else 1
             for value in node.inputs:

@@ -14,19 +14,19 @@ CHANNELS_LAST = (0, 2, 3, 1)
 
 def view(node: Node, source: Placed) -> Placed | None:
     """The result of a movement op as a view of its placed input; None where elements would have to move."""
-    name, attrs, shape = node.op.name, node.attrs, tuple(node.outputs[0].shape)
+    name, attrs, shape = node.op.name, node.attrs, tuple(map(int, node.outputs[0].shape))
     if name in ("detach", "identity"):
         return source
     if name == "permute_dims":
         axes = attrs["axes"]
-        return Placed(source.buffer, shape, tuple(source.strides[a] for a in axes), source.offset)  # type: ignore[arg-type]
+        return Placed(source.buffer, shape, tuple(source.strides[a] for a in axes), source.offset)
     if name == "slice":
         offset = source.offset + sum(s * at for s, at in zip(source.strides, attrs["starts"]))
         strides = tuple(s * step for s, step in zip(source.strides, attrs["steps"]))
-        return Placed(source.buffer, shape, strides, offset)  # type: ignore[arg-type]
+        return Placed(source.buffer, shape, strides, offset)
     if name == "reshape":
-        strides = reshaped_strides(source.shape, source.strides, shape)  # type: ignore[arg-type]
-        return None if strides is None else Placed(source.buffer, shape, strides, source.offset)  # type: ignore[arg-type]
+        found = reshaped_strides(source.shape, source.strides, shape)
+        return None if found is None else Placed(source.buffer, shape, found, source.offset)
     return None
 
 

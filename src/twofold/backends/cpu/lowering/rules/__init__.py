@@ -8,7 +8,17 @@
 
 from __future__ import annotations
 
-from twofold.backends.cpu.lowering.rules import control, conv, elementwise, indexing, matmul, movement, pool, random, reduction
+from twofold.backends.cpu.lowering.rules import (
+    control,
+    conv,
+    elementwise,
+    indexing,
+    matmul,
+    movement,
+    pool,
+    random,
+    reduction,
+)
 
 INLINE = {**elementwise.INLINE, **movement.INLINE, **indexing.INLINE, **random.INLINE}
 NESTS = {

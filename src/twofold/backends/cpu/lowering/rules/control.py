@@ -53,7 +53,7 @@ def _scan(low: Lowering, node: Node) -> None:
 
     def run(*operands: np.ndarray) -> Sequence[np.ndarray]:
         carry, sequences = list(operands[:carries]), operands[carries : carries + xs]
-        out = [np.empty(s.shape, s.dtype.numpy) for s in specs]  # type: ignore[arg-type]
+        out = [np.empty(s.shape, s.dtype.numpy) for s in specs]
         for i in reversed(range(length)) if attrs["reverse"] else range(length):
             before = carry
             results = program("body")([*carry, *(x[i] for x in sequences), *operands[carries + xs :]])

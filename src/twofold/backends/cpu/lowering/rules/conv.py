@@ -82,7 +82,7 @@ def _conv(low: Lowering, node: Node) -> None:
     n, o, *p = out = variables(node.outputs[0].shape)
     c, *k = rdims = variables(w.shape[1:], "r")
     places, inside = tap(node, p, k, x.shape[2:])
-    per_group = int(w.shape[0]) // node.attrs["groups"]  # type: ignore[arg-type]
+    per_group = int(w.shape[0]) // node.attrs["groups"]
     channel = floordiv(var(o), per_group) * c.extent + var(c)
     a = guarded(low.placed(x).at, [var(n), channel, *places], inside)
     _finish(low, node, out, rdims, a, low.placed(w).at([var(o), var(c), *map(var, k)]))
@@ -94,7 +94,7 @@ def _input_grad(low: Lowering, node: Node) -> None:
     g, w = node.inputs
     n, c, *i = out = variables(node.outputs[0].shape)
     groups = node.attrs["groups"]
-    o, *k = rdims = variables((int(w.shape[0]) // groups, *w.shape[2:]), "r")  # type: ignore[arg-type]
+    o, *k = rdims = variables((int(w.shape[0]) // groups, *w.shape[2:]), "r")
     places, there = back(node, i, k, g.shape[2:])
     per_group = c.extent // groups
     channel = floordiv(var(c), per_group) * o.extent + var(o)

@@ -56,5 +56,5 @@ def _same(node: Node, ats: Sequence[At], index: Sequence[Affine]) -> Expr:
     return ats[0](index)
 
 
-INLINE: dict[str, Any] = {name: _elementwise for name in ELEMENTWISE}
+INLINE: dict[str, Any] = dict.fromkeys(ELEMENTWISE, _elementwise)
 INLINE |= {"cast": _cast, "full": _full, "iota": _iota, "dim_size": _dim_size, "detach": _same, "identity": _same}

@@ -39,7 +39,7 @@ def _formula(rule: Any) -> Any:
 
 def _gather(low: Lowering, node: Node) -> Any:
     (x, indices), axis = node.inputs, node.attrs["axis"]
-    read, pick, size = low.at(x), low.at(indices), int(x.shape[axis])  # type: ignore[arg-type]
+    read, pick, size = low.at(x), low.at(indices), int(x.shape[axis])
 
     def at(index: Sequence[Affine]) -> Expr:
         place = checked(low, node, pick(index[axis : axis + indices.ndim]), size, axis)
@@ -50,7 +50,7 @@ def _gather(low: Lowering, node: Node) -> Any:
 
 def _take_along(low: Lowering, node: Node) -> Any:
     (x, indices), axis = node.inputs, node.attrs["axis"]
-    read, pick, size = low.at(x), low.at(indices), int(x.shape[axis])  # type: ignore[arg-type]
+    read, pick, size = low.at(x), low.at(indices), int(x.shape[axis])
     return lambda index: read([checked(low, node, pick(index), size, axis) if d == axis else i for d, i in enumerate(index)])
 
 
@@ -68,7 +68,7 @@ def _point(low: Lowering, node: Node, indices: Value, where: Sequence[Affine], s
     from twofold.backends.cpu.loops import constant
 
     pick = low.at(indices)
-    count = int(indices.shape[-1])  # type: ignore[arg-type]
+    count = int(indices.shape[-1])
     return [checked(low, node, pick([*where, constant(k)]), int(shape[k]), k) for k in range(count)]
 
 
@@ -105,7 +105,9 @@ def _finish(low: Lowering, node: Node, target: Placed) -> None:
     low.result(out, final)
 
 
-def _scatter(low: Lowering, node: Node, target: Placed, kept: list[Var], rows: list[Var], place: Sequence[Affine], new: Expr, add: bool) -> None:
+def _scatter(
+    low: Lowering, node: Node, target: Placed, kept: list[Var], rows: list[Var], place: Sequence[Affine], new: Expr, add: bool
+) -> None:
     """``target[place] += new`` (or ``= new``) for every index, the ``rows`` in order."""
     address, dtype = target.address(place), target.buffer.dtype
     value = converted(new, dtype)
@@ -115,7 +117,7 @@ def _scatter(low: Lowering, node: Node, target: Placed, kept: list[Var], rows: l
 
 
 def _variables(value: Value) -> list[Var]:
-    return [Var(int(d), "i") for d in value.shape]  # type: ignore[call-overload]
+    return [Var(int(d), "i") for d in value.shape]
 
 
 def _zeros(node: Node) -> Any:

@@ -29,7 +29,7 @@ def _matmul(low: Lowering, node: Node) -> None:
         return
     (a, b), out = node.inputs, node.outputs[0]
     target = low.allocate(out)
-    variables, inner = [Var(int(d), "i") for d in out.shape], Var(int(a.shape[-1]), "k")  # type: ignore[call-overload]
+    variables, inner = [Var(int(d), "i") for d in out.shape], Var(int(a.shape[-1]), "k")
     if inner.extent == 0:
         zero = const(out.dtype, 0)
         low.map(out.spec, target, lambda index: zero, [node])

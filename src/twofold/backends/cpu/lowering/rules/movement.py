@@ -53,7 +53,7 @@ def _slice(node: Node, ats: Sequence[At], index: Sequence[Affine]) -> Expr:
 
 def _flip(node: Node, ats: Sequence[At], index: Sequence[Affine]) -> Expr:
     shape = node.inputs[0].shape
-    return ats[0]([i * -1 + (shape[d] - 1) if d in node.attrs["axes"] else i for d, i in enumerate(index)])
+    return ats[0]([i * -1 + (int(shape[d]) - 1) if d in node.attrs["axes"] else i for d, i in enumerate(index)])
 
 
 def _pad(node: Node, ats: Sequence[At], index: Sequence[Affine]) -> Expr:
@@ -81,7 +81,7 @@ def _concat(low: Lowering, node: Node) -> None:
     out, axis = node.outputs[0], node.attrs["axis"]
     target, start = low.allocate(out), 0
     for v in node.inputs:
-        size = int(v.shape[axis])  # type: ignore[arg-type]
+        size = int(v.shape[axis])
         part = replace(target, shape=tuple(v.shape), offset=target.offset + start * target.strides[axis])  # type: ignore[arg-type]
         low.map(v.spec, part, low.at(v), [node])
         start += size

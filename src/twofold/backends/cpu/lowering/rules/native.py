@@ -139,12 +139,12 @@ def matmul(low: Lowering, node: Node) -> bool:
         places = [p if f else low.dense(v) for p, f, v in zip(places, forms, (a, b))]
         forms = [matrix(p) for p in places]
     (na, ta), (nb, tb) = forms  # type: ignore[misc]
-    batch = math.prod(y.shape[:-2])  # type: ignore[arg-type]
+    batch = math.prod(map(int, y.shape[:-2]))
     lead = tuple(y.shape[:-2])
     for v, count in ((a, na), (b, nb)):
         if count not in (1, batch) or (count != 1 and tuple(v.shape[:-2]) != lead[len(lead) - v.ndim + 2 :]):
             return False
-    m, k, n = int(a.shape[-2]), int(a.shape[-1]), int(b.shape[-1])  # type: ignore[arg-type]
+    m, k, n = int(a.shape[-2]), int(a.shape[-1]), int(b.shape[-1])
     shape = gemm.Matmul(m, k, n, batch, ta, tb, na > 1, nb > 1)
     target = low.allocate(y)
 
@@ -160,8 +160,9 @@ def matmul(low: Lowering, node: Node) -> bool:
 def _pool(node: Node, x: Any, y: Any) -> pool.Pool:
     a = node.attrs
     n, c, h, w = map(int, x)
-    dilation = a.get("dilation") or (1, 1)
-    return pool.Pool(n, h, w, c, int(y[2]), int(y[3]), a["window"], a["strides"], a["padding"], dilation, a.get("include_pad", False))
+    dilation, include_pad = a.get("dilation") or (1, 1), a.get("include_pad", False)
+    out = int(y[2]), int(y[3])
+    return pool.Pool(n, h, w, c, *out, a["window"], a["strides"], a["padding"], dilation, include_pad)
 
 
 def pool_forward(low: Lowering, node: Node) -> bool:

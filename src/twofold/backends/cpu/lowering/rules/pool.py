@@ -35,7 +35,9 @@ def _max_pool(low: Lowering, node: Node) -> None:
     _reduce(low, node, y, out, k, Accumulator(y.dtype, lowest(y.dtype), update))
 
 
-def _reduce(low: Lowering, node: Node, y: Value, out: list[Var], rdims: list[Var], total: Accumulator, final: Any = None) -> None:
+def _reduce(
+    low: Lowering, node: Node, y: Value, out: list[Var], rdims: list[Var], total: Accumulator, final: Any = None
+) -> None:
     target = low.allocate(y)
     result = acc(0, total.dtype) if final is None else final(acc(0, total.dtype))
     low.reduce(out, rdims, [total], [(target, converted(result, y.dtype))], [node])

@@ -49,7 +49,7 @@ def _reduction(low: Lowering, node: Node) -> None:
     x, out, axes = node.inputs[0], node.outputs[0], node.attrs["axes"]
     name, target = node.op.name, low.allocate(out)
     dtype = wide(x.dtype)
-    everything = [Var(int(d), "r" if i in axes else "i") for i, d in enumerate(x.shape)]  # type: ignore[call-overload]
+    everything = [Var(int(d), "r" if i in axes else "i") for i, d in enumerate(x.shape)]
     kept = [v for i, v in enumerate(everything) if i not in axes]
     rdims = [v for i, v in enumerate(everything) if i in axes]
     variables = kept
@@ -70,7 +70,7 @@ def _arg(low: Lowering, node: Node) -> None:
     """Position of the first extremum; a NaN counts as the extremum."""
     x, out, axis = node.inputs[0], node.outputs[0], node.attrs["axis"]
     dtype, largest, target = x.dtype, node.op.name == "argmax", low.allocate(out)
-    everything = [Var(int(d), "i") for d in x.shape]  # type: ignore[call-overload]
+    everything = [Var(int(d), "i") for d in x.shape]
     value = low.at(x)([var(v) for v in everything])
     best, place = acc(0, dtype), acc(1, int64)
     if dtype is bool_:
@@ -96,7 +96,7 @@ def _arg(low: Lowering, node: Node) -> None:
 def _running(low: Lowering, node: Node) -> None:
     x, out, axis = node.inputs[0], node.outputs[0], node.attrs["axis"]
     dtype, target = x.dtype, low.allocate(out)
-    everything = [Var(int(d), "i") for d in x.shape]  # type: ignore[call-overload]
+    everything = [Var(int(d), "i") for d in x.shape]
     index = [var(v) for v in everything]
     name = "add" if node.op.name == "cumulative_sum" else "multiply"
     if dtype is bool_:
@@ -111,6 +111,6 @@ def _running(low: Lowering, node: Node) -> None:
 
 
 NESTS: dict[str, Any] = {
-    **{name: _reduction for name in COMBINE}, "argmax": _arg, "argmin": _arg,
+    **dict.fromkeys(COMBINE, _reduction), "argmax": _arg, "argmin": _arg,
     "cumulative_sum": _running, "cumulative_prod": _running,
 }  # fmt: skip

@@ -1,0 +1,110 @@
+"""The public ONNX backend suite run through our reader: models and expected results come from the onnx package.
+
+    python tests/io/onnx_suite.py [node|simple|pytorch-converted|pytorch-operator|light ...]      counts, and what fails
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+import twofold  # noqa: F401 (fills the op table)
+from twofold.base.errors import UnsupportedOpError
+from twofold.io.onnx.load.model import Loaded, from_model
+from twofold.ir import interpret
+
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "light")
+SHAPES = re.compile(r"input '([^']*)' must be known")
+
+
+class Case(NamedTuple):
+    """One model with its inputs, expected results and tolerances."""
+
+    name: str
+    model: onnx.ModelProto
+    inputs: list[Any]
+    outputs: list[Any]
+    rtol: float
+    atol: float
+
+
+def cases(kind: str) -> Iterator[Case]:
+    """The suite's cases of one kind, in its order."""
+    from onnx.backend.test.loader import load_model_tests
+
+    for test in load_model_tests(kind=kind):
+        model, sets = test.model, test.data_sets
+        if model is None:
+            folder = Path(test.model_dir)
+            model = onnx.load(folder / "model.onnx")
+            sets = [_read(folder / "test_data_set_0", model)]
+        inputs, outputs = ([_array(v) for v in column] for column in sets[0])
+        yield Case(test.name, model, inputs, outputs, test.rtol or 1e-3, test.atol or 1e-7)
+
+
+def _array(value: Any) -> Any:
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+
+
+def _read(folder: Path, model: onnx.ModelProto) -> tuple[list[Any], list[Any]]:
+    def column(word: str, infos: Any) -> list[Any]:
+        out = []
+        for i in range(len(list(folder.glob(f"{word}_*.pb")))):
+            tensor = onnx.TensorProto()
+            tensor.ParseFromString((folder / f"{word}_{i}.pb").read_bytes())
+            out.append(numpy_helper.to_array(tensor))
+        return out
+
+    return column("input", model.graph.input), column("output", model.graph.output)
+
+
+def read(case: Case) -> Loaded:
+    """The case's graph. Inputs that decide shapes are fixed at the case's values, as a user would with ``constants=``."""
+    names = [i.name for i in case.model.graph.input]
+    given, fixed = dict(zip(names, case.inputs)), {}
+    while True:
+        try:
+            return from_model(case.model, constants=fixed)
+        except UnsupportedOpError as error:
+            wanted = SHAPES.search(str(error))
+            if wanted is None or wanted[1] in fixed or wanted[1] not in given:
+                raise
+            fixed[wanted[1]] = np.asarray(given[wanted[1]])
+
+
+def run(case: Case) -> None:
+    """AssertionError where a result differs from the suite's in dtype, shape or numbers."""
+    loaded = read(case)
+    given = dict(zip([i.name for i in case.model.graph.input], case.inputs))
+    arguments = [np.asarray(given[v.name]) for v in loaded.graph.inputs]
+    results = interpret(loaded.graph, [*arguments, *(loaded.state[s.name] for s in loaded.graph.state)])
+    for got, expected in zip(results, case.outputs, strict=True):
+        expected = np.asarray(expected)
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        if got.dtype.kind in "biu":
+            np.testing.assert_array_equal(got, expected)
+        else:
+            np.testing.assert_allclose(got.astype(np.float64), expected.astype(np.float64), case.rtol, case.atol)
+
+
+def _report(kinds: list[str]) -> None:
+    for kind in kinds:
+        passed, failed = 0, []
+        for case in cases(kind):
+            try:
+                run(case)
+                passed += 1
+            except Exception as error:
+                failed.append(f"  {case.name}: {type(error).__name__}: {' '.join(str(error).split())[:150]}")
+        print(f"{kind}: {passed} of {passed + len(failed)} pass", *failed, sep="\n")
+
+
+if __name__ == "__main__":
+    _report(sys.argv[1:] or list(KINDS))
