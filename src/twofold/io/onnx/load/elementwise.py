@@ -199,6 +199,8 @@ for _onnx, (_function, _defaults) in ACTIVATIONS.items():
 @row("PRelu")
 def _prelu(c: Any) -> Value:
     x, slope = c.values()
+    if c.opset < 7:
+        return activation.prelu(x, slope)
     return where(x < 0, x * slope, x)
 
 

@@ -217,12 +217,15 @@ class Loader:
             return self._function(function, call)
         if domain == DOMAIN:
             return own_op(call)
-        if domain == "" and call.opset < 7 and call.attributes.keys() & {"broadcast", "consumed_inputs", "is_test"}:
-            raise UnsupportedOpError(
-                f"operator set {call.opset} broadcasts by attributes; convert the file with onnx.version_converter"
-            )
+        if domain == "" and call.opset < 7 and call.attr("broadcast", 0) and call.attr("axis", None) is not None:
+            call.inputs[1] = self._laid(call)
         known = fold(call) if domain == "" else None
         return known if known is not None else ROWS[domain, node.op_type](call)
+
+    def _laid(self, call: Call) -> Value:
+        """Before operator set 7 the second operand was laid along the first from dimension ``axis`` on."""
+        x, y = call.value(0), call.value(1)
+        return reshape(y, (*y.shape, *(1,) * (x.ndim - call.attr("axis") % x.ndim - y.ndim)))
 
     def _function(self, function: FunctionProto, call: Call) -> tuple[Any, ...]:
         """A function of the file, expanded in place."""

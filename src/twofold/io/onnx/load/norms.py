@@ -31,6 +31,8 @@ def _batch_norm(c: Any) -> Any:
     """With the running statistics; ``training_mode=1`` with the batch's, and gives the new running ones."""
     x, scale, bias, mean, var = c.values()
     eps, momentum = c.attr("epsilon", 1e-5), c.attr("momentum", 0.9)
+    if c.opset < 7 and not c.attr("is_test", 0):
+        raise UnsupportedOpError(f"training mode of operator set {c.opset}; expected is_test=1")
     if c.opset < 9 and not c.attr("spatial", 1):
         raise UnsupportedOpError("spatial=0 (statistics per element); expected per channel")
     lay = lambda v: cast(along_channels(v, x.ndim), x.dtype)

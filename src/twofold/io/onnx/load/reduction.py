@@ -123,7 +123,8 @@ def _soft(c: Any) -> Value:
     x, function = c.value(0), _SOFT[c.op]
     if c.opset >= 13:
         return function(x, c.attr("axis", -1))
-    axis = axis_index(c.attr("axis", 1), x.ndim + 1) if x.ndim else 0
+    axis = c.attr("axis", 1)
+    axis = axis_index(axis, x.ndim) if axis < 0 else axis_index(axis, x.ndim + 1)
     flat = reshape(x, (product(x.shape[:axis]), product(x.shape[axis:])))
     return reshape(function(flat, 1), x.shape)
 
