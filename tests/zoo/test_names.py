@@ -153,9 +153,7 @@ def test_weights_by_name(tmp_path):
 def test_another_networks_file_is_refused_even_with_other_classes(tmp_path):
     save_weights(zoo.create("wrn_16_8", num_classes=10), tmp_path / "w.safetensors")
     with pytest.raises(tw.WeightsError, match="another network"):
-        zoo.registry._TABLE["wrn_16_8"].__class__.__call__(
-            zoo.info("wrn_16_8"), 3, weights=tmp_path / "w.safetensors", in_channels=1
-        )
+        zoo.create("wrn_16_8", 3, weights=tmp_path / "w.safetensors", in_channels=1)
 
 
 def test_heads_of_a_published_googlenet_file_are_optional(tmp_path):
