@@ -10,6 +10,7 @@ import numpy as np
 from twofold.base.dtypes import DType, as_dtype, bool_, float32, float64
 from twofold.base.errors import DtypeError, FormatError
 from twofold.io.onnx.common import from_onnx
+from twofold.io.onnx.load.known import Known
 from twofold.io.onnx.load.rows import ROWS, check_arity, row
 from twofold.ir import OPS, Value, bind
 from twofold.ops import activation, cast, clip, identity, where
@@ -135,7 +136,10 @@ def _isinf(c: Any) -> Value:
 
 
 @row("Cast", "CastLike")
-def _cast(c: Any) -> Value:
+def _cast(c: Any) -> Any:
+    given = c.inputs[0]
+    if c.op == "CastLike" and isinstance(given, Known) and not (given.parameter or given.symbolic):
+        return Known(given.array.astype(c.value(1).dtype.numpy))
     x = c.value(0)
     dtype = c.value(1).dtype if c.op == "CastLike" else from_onnx(c.attr("to"), "Cast")
     return to_dtype(x, dtype)
@@ -228,8 +232,6 @@ def _ones(x: Value) -> Value:
 
 @row("EyeLike")
 def _eye(c: Any) -> Any:
-    from twofold.io.onnx.load.known import Known
-
     x = c.value(0)
     if x.ndim != 2 or not all(isinstance(d, int) for d in x.shape):
         raise FormatError(f"EyeLike: {x.spec}; expected a matrix of known size")

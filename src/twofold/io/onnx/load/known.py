@@ -77,7 +77,14 @@ NUMBERS_ONLY: dict[str, Rule] = {  # symbolic dims have no order
     "Max": lambda c, *xs: _fold(np.maximum, xs),
     "Equal": lambda c, a, b: a == b,
     "Greater": lambda c, a, b: a > b,
+    "GreaterOrEqual": lambda c, a, b: a >= b,
     "Less": lambda c, a, b: a < b,
+    "LessOrEqual": lambda c, a, b: a <= b,
+    "And": lambda c, a, b: a & b,
+    "Or": lambda c, a, b: a | b,
+    "Xor": lambda c, a, b: a ^ b,
+    "Abs": lambda c, a: np.abs(a),
+    "Mod": lambda c, a, b: np.fmod(a, b) if c.attr("fmod", 0) else np.mod(a, b),
     "Not": lambda c, a: ~a,
     "Where": lambda c, m, a, b: np.where(m, a, b),
     "Range": lambda c, start, stop, step: _range(start, stop, step),
@@ -113,7 +120,8 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> Any:
         raise FormatError("Div: a size is divided by 0")
     if a.dtype == object or b.dtype == object:
         return a // b  # sizes are not negative: truncation is floor
-    return np.trunc(a.astype(object) // b.astype(object)).astype(a.dtype) if (a >= 0).all() and (b > 0).all() else None
+    quotient = np.abs(a) // np.abs(b)  # integers truncate towards zero
+    return np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype)
 
 
 def _concat(xs: Any, axis: int) -> np.ndarray:
