@@ -209,6 +209,7 @@ ERRORS = [
     (lambda p: tw.export(lambda x: (x, 3), tw.ones(2), p / "f.onnx"), ArgumentError, "returns int values"),
     (lambda p: tw.export(lambda x: x if x.sum() > 0 else -x, tw.ones(2), p / "f.onnx"), TraceError, "tw.cond"),
     (lambda p: tw.export(lambda x: x.reshape((2, 2)), tw.ones(4), p / "f.onnx"), TraceError, "dynamic_batch=False"),
+    (lambda p: tw.export(Net(), tw.ones((1, 3, 9, 9)), p / "f.onnx"), tw.ShapeError, "^conv1: .*3 channels"),
     (lambda p: tw.load(p / "none.onnx"), FileNotFoundError, "no such file"),
 ]
 

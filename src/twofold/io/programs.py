@@ -20,7 +20,7 @@ from twofold.base.errors import ArgumentError, FormatError, ShapeError, TraceErr
 from twofold.base.tree import Structure, flatten
 from twofold.ir import Graph, Spec, grad_mode
 from twofold.static.loaded import LoadedFunction
-from twofold.static.trace import is_array_like, spec_of, trace
+from twofold.static.trace import Traced, is_array_like, spec_of, trace
 
 FORMATS: dict[str, str] = {".onnx": "twofold.io.onnx.files", ".stablehlo": "twofold.io.stablehlo"}
 
@@ -98,33 +98,7 @@ def _program(model: Any, example: Any, dynamic_batch: bool) -> Program:
     target = getattr(model, "function", model)  # what tw.compile wrapped
     args = example if isinstance(example, tuple) else (example,)
     specs = _symbolic(args) if dynamic_batch else None
-    training = getattr(target, "training", None)
-    try:
-        if training:
-            target.eval()
-        with grad_mode(training is None):
-            traced = trace(target, args, specs=specs, keep_gradients=False)
-    except (ShapeError, TraceError) as error:
-        if specs is None:
-            raise
-        raise TraceError(
-            f"with a batch of any size N: {error}. To fix the batch size, pass dynamic_batch=False"
-        ) from error
-    finally:
-        if training:
-            target.train()
-    _check(traced)
-    return Program(traced.graph, [v.numpy() for v in traced.variables], traced.outputs)
-
-
-def _symbolic(args: Sequence[Any]) -> list[Spec]:
-    """The arguments' specs, dimension 0 being N where it has the first argument's size."""
-    specs = [spec_of(leaf) for leaf in flatten((args, {}))[0] if is_array_like(leaf)]
-    batch = next((s.shape[0] for s in specs if s.ndim), None)
-    return [Spec((symbol("N"), *s.shape[1:]), s.dtype) if s.ndim and s.shape[0] == batch else s for s in specs]
-
-
-def _check(traced: Any) -> None:
+    traced = _trace(target, args, specs)
     kinds = sorted({type(leaf).__name__ for leaf in traced.constants.values()})
     if kinds:
         raise ArgumentError(
@@ -132,8 +106,34 @@ def _check(traced: Any) -> None:
         )
     if traced.gradient_inputs:
         raise ArgumentError(
-            "export: the function adds to gradients left from an earlier backward(); call zero_grad() in it first"
+            "export: the function adds to gradients of an earlier backward(); call zero_grad() in it first"
         )
+    return Program(traced.graph, [v.numpy() for v in traced.variables], traced.outputs)
+
+
+def _trace(target: Any, args: tuple, specs: Sequence[Spec] | None) -> Traced:
+    """A trace in eval mode. Where it fails only because the batch size is symbolic, the error says how to fix that."""
+    training = getattr(target, "training", None)
+    run = lambda given: trace(target, args, specs=given, keep_gradients=False)
+    try:
+        if training:
+            target.eval()
+        with grad_mode(training is None):
+            try:
+                return run(specs)
+            except (ShapeError, TraceError) as error:
+                run(None)  # raises the same if the batch size has nothing to do with it
+                raise TraceError(f"with a batch of any size N: {error}. To fix it, pass dynamic_batch=False") from error
+    finally:
+        if training:
+            target.train()
+
+
+def _symbolic(args: Sequence[Any]) -> list[Spec]:
+    """The arguments' specs, dimension 0 being N where it has the first argument's size."""
+    specs = [spec_of(leaf) for leaf in flatten((args, {}))[0] if is_array_like(leaf)]
+    batch = next((s.shape[0] for s in specs if s.ndim), None)
+    return [Spec((symbol("N"), *s.shape[1:]), s.dtype) if s.ndim and s.shape[0] == batch else s for s in specs]
 
 
 __all__ = ["FORMATS", "Program", "export", "load"]
