@@ -6,7 +6,7 @@ graph f(%x: f32[8,3])   { ... constant() {value=8} ... }
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from twofold.base.dims import Dim
 from twofold.base.errors import ShapeError
@@ -24,10 +24,3 @@ def specialise(graph: Graph, sizes: Mapping[str, Dim]) -> Graph:
         given = ", ".join(sizes) or "nothing"
         raise ShapeError(f"graph {graph.name!r}: no size given for {', '.join(missing)}; got sizes for {given}")
     return substituted(graph, sizes)
-
-
-def sizes_of(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> Mapping[str, int]:
-    """The sizes of a graph's symbols when its inputs arrive in these shapes."""
-    from twofold.ir.values import bind_symbols
-
-    return bind_symbols([v.spec for v in graph.all_inputs], list(shapes))
