@@ -17,6 +17,7 @@ from twofold.base.errors import FormatError, UnsupportedOpError
 
 OPSET = 20
 IR_VERSION = 9
+STANDARD = ("", "ai.onnx")  # both name the standard domain
 DOMAIN = "ai.twofold"  # ops of our table that have no standard operator
 DOMAIN_VERSION = 1
 METADATA = "twofold"  # key of our JSON among the model's metadata_props

@@ -6,17 +6,17 @@ environment:  name -> Value (in the graph being built) or Known (a constant, a s
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto, helper
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto
 
-from twofold.base.dims import Dim, Sym, parse_dim, substitute, symbol, symbols_in
+from twofold.base.dims import Dim, parse_dim, substitute, symbol, symbols_in
 from twofold.base.dtypes import DType, as_dtype
 from twofold.base.errors import FormatError, ShapeError, TwofoldError, UnsafeFileError, UnsupportedOpError
-from twofold.io.onnx.common import DOMAIN, MAX_NESTING, from_onnx, read_attribute
+from twofold.io.onnx.common import DOMAIN, MAX_NESTING, STANDARD, from_onnx, read_attribute
+from twofold.io.onnx.load.call import Call
 from twofold.io.onnx.load.known import Known, fold
 from twofold.io.onnx.load.reader import TensorReader
 from twofold.io.onnx.load.rows import ROWS, check_arity
@@ -26,89 +26,9 @@ from twofold.ops import identity
 from twofold.ops.convert import dim_value
 from twofold.ops.movement import reshape, stack
 
-MAX_NODES = 1_000_000  # after functions are expanded
 MAX_BYTES = 1 << 40  # of one value: a network that computes a terabyte at once is a mistake or an attack
-STANDARD = ("", "ai.onnx")
-_REQUIRED: Any = object()
 FAULTS = (ValueError, TypeError, KeyError, IndexError, OverflowError, ArithmeticError, AttributeError, RecursionError,
            MemoryError, AssertionError, NotImplementedError)  # fmt: skip
-
-
-class Call:
-    """One node being read: its inputs and attributes, as rows want them."""
-
-    def __init__(self, loader: Loader, node: NodeProto, inputs: list[Any], opset: int, environment: Mapping[str, Any]):
-        self.loader, self.node, self.inputs, self.opset, self.environment = loader, node, inputs, opset, environment
-        self.op = node.op_type
-        self.attributes = {a.name: a for a in node.attribute}
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def has(self, i: int) -> bool:
-        """Whether input ``i`` is given."""
-        return i < len(self.inputs) and self.inputs[i] is not None
-
-    def value(self, i: int) -> Value:
-        """Input ``i`` as a value of the graph."""
-        if not self.has(i):
-            raise FormatError(f"input {i} is missing")
-        return self.loader.enter(self.inputs[i])
-
-    def maybe(self, i: int) -> Value | None:
-        """Input ``i`` as a value, or None."""
-        return self.value(i) if self.has(i) else None
-
-    def values(self) -> list[Value]:
-        """All inputs as values."""
-        return [self.value(i) for i in range(len(self.inputs))]
-
-    def known(self, i: int) -> np.ndarray | None:
-        """The content of input ``i`` (an array, of dims if symbolic); None if it is not given."""
-        if not self.has(i):
-            return None
-        given = self.inputs[i]
-        if not isinstance(given, Known):
-            raise UnsupportedOpError(
-                f"input {self.node.input[i]!r} must be known when the file is loaded: a constant, or computed from "
-                "shapes. If it is an input of the model, fix it with constants={name: array}"
-            )
-        return given.array
-
-    def number(self, i: int, default: Any = None) -> Any:
-        """Input ``i`` as one known number."""
-        array = self.known(i)
-        if array is None:
-            return default
-        if array.size != 1:
-            raise FormatError(f"input {i} has shape {array.shape}; expected one number")
-        return array.reshape(())[()] if array.dtype == object else array.item()
-
-    def ints_of(self, i: int, attribute: str, default: Any = _REQUIRED) -> Any:
-        """Dims that stand in input ``i``, or (older operator sets) in an attribute."""
-        array = self.known(i)
-        if array is not None:
-            if array.ndim > 1 or array.dtype.kind not in "iuO":
-                raise FormatError(f"input {i} holds {array.dtype} of shape {array.shape}; expected a list of integers")
-            return tuple(d if isinstance(d, Sym) else int(d) for d in array.reshape(-1))
-        found = self.attr(attribute, default)
-        return found if found is None or found is default else tuple(found)
-
-    def attr(self, name: str, default: Any = _REQUIRED) -> Any:
-        """An attribute's value: a number, string, list, or proto."""
-        attribute = self.attributes.get(name)
-        if attribute is None:
-            if default is _REQUIRED:
-                raise FormatError(f"attribute {name!r} is missing")
-            return default
-        out = helper.get_attribute_value(attribute)
-        if isinstance(out, bytes):
-            return out.decode("utf-8", "replace")
-        return out if isinstance(out, (int, float, str)) or hasattr(out, "DESCRIPTOR") else list(out)
-
-    def outputs(self) -> int:
-        """How many outputs the file names."""
-        return len(self.node.output)
 
 
 class Loader:
@@ -337,56 +257,4 @@ def from_numpy(array: np.ndarray) -> DType:
     return as_dtype(array.dtype)
 
 
-def check_expansion(model: ModelProto) -> None:
-    """UnsafeFileError if expanding the file's functions would never end, or give an absurd number of nodes."""
-    functions = {(f.domain, f.name): f for f in model.functions}
-    known: dict[tuple[str, str], int] = {}
-
-    def size(nodes: Iterable[NodeProto], depth: int) -> int:
-        if depth > MAX_NESTING:
-            raise UnsafeFileError(f"functions are nested more than {MAX_NESTING} deep")
-        total = 0
-        for node in nodes:
-            key = (node.domain, node.op_type)
-            if key in functions and key not in known:
-                known[key] = size(functions[key].node, depth + 1)
-            total += 1 + known.get(key, 0)
-            total += sum(size(a.g.node, depth + 1) for a in node.attribute if a.HasField("g"))
-        return total
-
-    if size(model.graph.node, 0) > MAX_NODES:
-        raise UnsafeFileError(f"more than {MAX_NODES} nodes once functions are expanded")
-
-
-def all_nodes(model: ModelProto) -> Iterable[tuple[NodeProto, int]]:
-    """Every node of a model, sub-graphs and functions included, with its depth."""
-    queue = deque((n, 0) for nodes in (model.graph.node, *(f.node for f in model.functions)) for n in nodes)
-    while queue:
-        node, depth = queue.popleft()
-        yield node, depth
-        for attribute in node.attribute:
-            graphs = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-            queue.extend((n, depth + 1) for g in graphs for n in g.node)
-
-
-def refuse_unsupported(model: ModelProto) -> None:
-    """UnsupportedOpError listing every operator without a row, with the nodes that use it."""
-    functions = {(f.domain, f.name) for f in model.functions}
-    missing: dict[str, list[str]] = {}
-    for node, depth in all_nodes(model):
-        if depth > MAX_NESTING:
-            raise UnsafeFileError(f"graphs are nested more than {MAX_NESTING} deep")
-        domain = "" if node.domain in STANDARD else node.domain
-        known = (domain, node.op_type) in ROWS or (node.domain, node.op_type) in functions
-        if not known and not (domain == DOMAIN and node.op_type in OPS):
-            label = f"{domain}.{node.op_type}" if domain else node.op_type
-            missing.setdefault(label, []).append(node.name or (node.output[0] if node.output else "?"))
-    if missing:
-        rows = [
-            f"{op} (node{'s' if len(n) > 1 else ''} {', '.join(n[:4])}{', ...' if len(n) > 4 else ''})"
-            for op, n in sorted(missing.items())
-        ]
-        raise UnsupportedOpError(f"operators without a translation: {'; '.join(rows)}")
-
-
-__all__ = ["FAULTS", "Call", "Loader", "all_nodes", "check_expansion", "refuse_unsupported"]
+__all__ = ["FAULTS", "Loader"]

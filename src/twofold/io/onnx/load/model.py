@@ -12,9 +12,10 @@ import numpy as np
 from onnx import ModelProto
 
 from twofold.base.errors import FormatError, TwofoldError, UnsupportedOpError
-from twofold.io.onnx.common import DOMAIN, DOMAIN_VERSION, METADATA
+from twofold.io.onnx.common import DOMAIN, DOMAIN_VERSION, METADATA, STANDARD
 from twofold.io.onnx.load import control, elementwise, indexing, layers, movement, norms, optimisers, reduction, resize
-from twofold.io.onnx.load.engine import FAULTS, Loader, check_expansion, refuse_unsupported
+from twofold.io.onnx.load.checks import check_expansion, refuse_unsupported
+from twofold.io.onnx.load.engine import FAULTS, Loader
 from twofold.io.onnx.load.known import Known
 from twofold.io.onnx.load.reader import TensorReader
 from twofold.ir import Graph, recording
@@ -74,7 +75,7 @@ def _read(model: ModelProto, folder: Path | None, constants: dict[str, Any]) -> 
 
 def _check_versions(model: ModelProto) -> None:
     for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx") and not OLDEST <= opset.version <= NEWEST:
+        if opset.domain in STANDARD and not OLDEST <= opset.version <= NEWEST:
             raise FormatError(
                 f"operator set {opset.version}; expected {OLDEST} to {NEWEST}; use onnx.version_converter"
             )
