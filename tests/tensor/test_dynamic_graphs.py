@@ -89,6 +89,20 @@ def test_the_record_is_freed_by_backward_and_without_it_with_the_result():
         gc.enable()
 
 
+@pytest.mark.parametrize("make", [lambda: tw.tensor([1.0], requires_grad=True), lambda: tw.Variable([1.0], requires_grad=True)])
+def test_a_dropped_leaf_is_freed_at_once(make):
+    gc.collect()
+    gc.disable()
+    try:
+        leaf = make()
+        (leaf * leaf).sum().backward()
+        kept = weakref.ref(leaf.value)
+        del leaf
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [

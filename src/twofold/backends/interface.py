@@ -59,7 +59,7 @@ class Device:
 
     @property
     def backend(self) -> Backend:
-        return _backend(KINDS[self.kind])
+        return _backend_of(self.name)
 
     def __enter__(self) -> Device:
         _placement.stack.append(self)
@@ -153,6 +153,11 @@ class Backend(ABC):
     def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
         """A program for a graph whose shapes are all concrete. It may overwrite the inputs at the ``donated`` positions;
         those it does overwrite are its ``Program.donated``."""
+
+
+@functools.cache
+def _backend_of(name: str) -> Backend:
+    return _backend(KINDS[name.split(":")[0]])
 
 
 @functools.cache

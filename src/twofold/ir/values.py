@@ -12,6 +12,7 @@ same ``Node``, so one gradient algorithm serves both lives of a program.
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class Value(ArrayOperators):
     them. ``detached`` values let no gradient pass.
     """
 
-    __slots__ = ("__weakref__", "detached", "index", "name", "owner", "producer", "requires_grad", "spec")
+    __slots__ = ("__weakref__", "_owner", "detached", "index", "name", "producer", "requires_grad", "spec")
 
     def __init__(self, spec: Spec, producer: Node | None = None, index: int = 0, name: str | None = None):
         self.spec = spec
@@ -67,7 +68,17 @@ class Value(ArrayOperators):
         self.name = name
         self.requires_grad = False
         self.detached = False
-        self.owner: Any = None
+        self._owner: weakref.ref[Any] | None = None
+
+    @property
+    def owner(self) -> Any:
+        """The handle (a tensor, a variable) whose leaf this is. It holds the value, so the value does not hold it: no
+        cycle keeps a dropped tensor's memory. None once the handle is gone: then nobody can read its gradient."""
+        return None if self._owner is None else self._owner()
+
+    @owner.setter
+    def owner(self, handle: Any) -> None:
+        self._owner = None if handle is None else weakref.ref(handle)
 
     @property
     def shape(self) -> Shape:

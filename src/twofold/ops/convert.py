@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from twofold.base.dtypes import DType, as_dtype, promote, scalar_dtype
 from twofold.base.errors import DtypeError
 from twofold.ir import Value, bind, current_builder
 
+MANY_SCALARS = 1000
 SCALARS = (bool, int, float, np.bool_, np.integer, np.floating)
 
 
@@ -77,6 +79,8 @@ def cast(x: Value, dtype: Any) -> Value:
 
 def together(*xs: Any) -> tuple[Value, ...]:
     """All operands as values of one dtype: arrays promote by the standard, Python scalars adapt to them."""
+    if _agree(xs):
+        return xs
     arrays = tuple(x for x in xs if isinstance(x, Value))
     others = tuple(x for x in xs if not isinstance(x, Value) and not is_scalar(x) and not isinstance(x, Sym))
     if others:
@@ -97,5 +101,33 @@ def together(*xs: Any) -> tuple[Value, ...]:
         elif isinstance(x, Sym):
             out.append(dim_value(x, dtype))
         else:
-            out.append(constant(x, scalar_dtype(x, dtype), arrays))
+            out.append(_scalar(x, scalar_dtype(x, dtype), arrays))
     return tuple(out)
+
+
+def _agree(xs: tuple[Any, ...]) -> bool:
+    """Whether all are values of one dtype already: the usual case, and the quick one."""
+    first = xs[0]
+    if not isinstance(first, Value):
+        return False
+    dtype = first.spec.dtype
+    for x in xs:  # noqa: SIM110 (a generator would cost as much as the op)
+        if not isinstance(x, Value) or x.spec.dtype is not dtype:
+            return False
+    return True
+
+
+_scalars: dict[Any, Value] = {}  # eager constants: values never change, so equal numbers share one
+
+
+def _scalar(x: Any, dtype: DType, near: tuple[Value, ...]) -> Value:
+    """A Python number as a value; eager ones are kept, as programs use the same few again and again."""
+    if not near or current_builder(near) is not None:
+        return constant(x, dtype, near)
+    key = (x, math.copysign(1.0, x), dtype.name, near[0].device.name)  # type: ignore[attr-defined]
+    known = _scalars.get(key)
+    if known is None:
+        if len(_scalars) >= MANY_SCALARS:
+            _scalars.clear()
+        known = _scalars[key] = constant(x, dtype, near)
+    return known

@@ -37,18 +37,19 @@ _SPECS: dict[Any, tuple[Spec, ...]] = {}
 
 def _specs(op: Op, inputs: Sequence[Value], attrs: dict[str, Any]) -> tuple[Spec, ...]:
     """The type rule, remembered: the same op on the same shapes is looked up."""
-    specs = tuple(v.spec for v in inputs)
+    key: list[Any] = [op]
+    for value in inputs:
+        key += value.spec.shape, value.spec.dtype.name
     try:
-        key = (op, specs, tuple(attrs.items()))
-        known = _SPECS.get(key)
-    except TypeError:  # an attribute that does not hash: an array, a graph
-        return op.specs(specs, attrs)
+        known = _SPECS.get(found := (*key, *attrs.items()))
+    except TypeError:  # an attribute that does not hash: an array
+        return op.specs(tuple(v.spec for v in inputs), attrs)
     if known is None:
-        known = op.specs(specs, attrs)
+        known = op.specs(tuple(v.spec for v in inputs), attrs)
         if op.pure:
             if len(_SPECS) > 20_000:
                 _SPECS.clear()
-            _SPECS[key] = known
+            _SPECS[found] = known
     return known
 
 
@@ -57,6 +58,8 @@ def _common_device(op: Op, inputs: Sequence[Value]) -> Device:
     where: Device | None = None
     for value in inputs:
         here = value.device  # type: ignore[attr-defined]
+        if here is where:
+            continue
         if where is None or (where != here and value.ndim == 0):
             where = where or here
         elif where != here:
@@ -78,22 +81,23 @@ def eager(op: Op, inputs: Sequence[Value], attrs: dict[str, Any]) -> Any:
     except TwofoldError as error:
         annotate(error)
         raise
-    tracked = context.grad_enabled and any(v.requires_grad for v in inputs)
-    node = _record(op, inputs, attrs, specs, results, where) if tracked else None
+    tracked = context.grad_enabled and True in [v.requires_grad for v in inputs]
+    if not tracked:
+        outputs = [Array(spec, buffer, where) for spec, buffer in zip(specs, results)]
+        return tuple(outputs) if op.multi else outputs[0]
+    node = _record(op, inputs, attrs, specs, results, where)
     outputs = []
     for i, (spec, buffer) in enumerate(zip(specs, results)):
-        out = Array(spec, buffer, where, node, i)
-        out.requires_grad = tracked and spec.dtype.is_floating
-        if not out.requires_grad:
-            out.producer = None
-        outputs.append(out)
+        floating = spec.dtype.is_floating
+        outputs.append(Array(spec, buffer, where, node if floating else None, i))
+        outputs[i].requires_grad = floating
     return tuple(outputs) if op.multi else outputs[0]
 
 
 def _buffer_on(value: Value, where: Device) -> Any:
     here: Device = value.device  # type: ignore[attr-defined]
     buffer = value.buffer  # type: ignore[attr-defined]
-    return buffer if here == where else where.backend.put(np.asarray(here.backend.get(buffer)), where)
+    return buffer if here is where or here == where else where.backend.put(np.asarray(here.backend.get(buffer)), where)
 
 
 def _record(
@@ -116,7 +120,7 @@ def _without_buffer(value: Value) -> Value:
     if value.producer is None and value.requires_grad:
         return value  # a leaf: its identity matters, and its owner keeps it alive
     twin = Array(value.spec, None, value.device, value.producer, value.index)  # type: ignore[attr-defined]
-    twin.requires_grad, twin.detached, twin.owner = value.requires_grad, value.detached, value.owner
+    twin.requires_grad, twin.detached, twin._owner = value.requires_grad, value.detached, value._owner
     return twin
 
 
