@@ -22,6 +22,7 @@ from typing import Any
 import twofold as tw
 from twofold import nn
 from twofold.nn import functional as F
+from twofold.zoo.leaving_out import with_all_gradients
 from twofold.zoo.recipes import CENTRE, CIFAR_AUGMENTED, CIFAR_PLAIN, INCEPTION, QUICK, Recipe, Schedule
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
@@ -192,7 +193,8 @@ class FractalNet(nn.Module):
                 x = block(x, flags)
             else:
                 x = block(x, None if drop is None else drop.flags(block))
-        return self.fc(x.mean(axis=(2, 3)))
+        scores = self.fc(x.mean(axis=(2, 3)))
+        return scores if drop is None else with_all_gradients(scores, self)
 
 
 RECIPE = Recipe(

@@ -52,7 +52,7 @@ class Recipe:
 
     ``optimizer``: "sgd", "rmsprop", "adam"; ``options`` are its further arguments. ``decay``: what the weight decay
     applies to, "all" parameters or "weights" (convolution and linear weights alone). ``init`` names a row of
-    ``zoo.inits``; "default" leaves what the network's constructor made. ``augmentation`` runs in training,
+    ``zoo.inits``; "default" becomes the network's own when it is registered. ``augmentation`` runs in training,
     ``evaluation`` otherwise. ``notes`` say what the published procedure has that the fields cannot express.
     """
 

@@ -199,8 +199,10 @@ class Family:
     ) -> Entry:  # fmt: skip
         if name in _TABLE:
             raise ArgumentError(f"zoo: the name {name!r} is registered twice")
+        chosen = {**self.recipes, **(recipes or {})}
+        chosen = {k: r.but(init=self.init) if r.init == "default" else r for k, r in chosen.items()}
         entry = Entry(
-            name, self.build, self.paper, params, macs, self.domain, error, about, {**self.recipes, **(recipes or {})},
+            name, self.build, self.paper, params, macs, self.domain, error, about, chosen,
             self.init, self.optional, self.with_weights, defaults or {}, fixed,
         )  # fmt: skip
         _TABLE[name] = entry

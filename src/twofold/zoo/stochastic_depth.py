@@ -2,7 +2,7 @@
 
 CIFAR's ResNet-110, in which each training step leaves out blocks at random: block l of L = 54 survives with
 probability p_l = 1 - l/L * (1 - p_L), p_L = 0.5 (from 0.990741 to 0.5; 40.25 blocks on average). A dropped block is
-not computed, gets no gradient, and its batch statistics do not move; one draw serves the whole batch. At test time
+not computed, gets a gradient of zero, and its batch statistics do not move; one draw serves the batch. At test time
 every block is there, its branch times p_l. (Later libraries divide by p_l in training instead: another rule.)
 
 Shortcuts are option A after averaging 2x2, as in the authors' code; two blocks have them, and they count among the 54.
@@ -14,6 +14,7 @@ from typing import Any
 
 import twofold as tw
 from twofold.nn import functional as F
+from twofold.zoo.leaving_out import with_all_gradients
 from twofold.zoo.recipes import CIFAR_AUGMENTED, CIFAR_PLAIN, QUICK, Recipe, Schedule
 from twofold.zoo.registry import CIFAR10, Error, Family, Paper
 from twofold.zoo.resnet import BasicBlock
@@ -54,6 +55,10 @@ class StochasticDepthResNet(CifarResNet):
         blocks = [part for part in self.modules() if isinstance(part, StochasticBlock)]
         for i, block in enumerate(blocks, 1):
             block.survival = 1 - (i / len(blocks) if decay == "linear" else 1) * (1 - last_survival)
+
+    def forward(self, x: Any) -> Any:
+        scores = super().forward(x)
+        return with_all_gradients(scores, self) if self.training else scores
 
 
 RECIPE = Recipe(
