@@ -36,6 +36,7 @@ class _Plan(NamedTuple):
     ranges: list[_Range]
     shape: list[Dim]
     arrays: list[tuple[int, Value]]
+    together: bool  # the arrays are neighbours in the index
 
 
 def concrete_array(x: Value, what: str) -> np.ndarray:
@@ -58,7 +59,7 @@ def getitem(x: Value, index: Any) -> Value:
     if len(plan.arrays) == 1:
         ((axis, places),) = plan.arrays
         return bind(GATHER, out, places, axis=axis)
-    return _take_points(out, [a for a, _ in plan.arrays], [p for _, p in plan.arrays])
+    return _take_points(out, [a for a, _ in plan.arrays], [p for _, p in plan.arrays], plan.together)
 
 
 def setitem(x: Value, index: Any, new: Any) -> Value:
@@ -95,10 +96,14 @@ def _plan(x: Value, index: Any) -> _Plan:
     ranges: list[_Range] = []
     shape: list[Dim] = []
     arrays: list[tuple[int, Value]] = []
-    for item in items:
+    places: list[int] = []  # of the arrays in the index
+    for place, item in enumerate(items):
         if item is None:
             shape.append(1)
+        elif item is Ellipsis:
+            continue
         elif isinstance(item, _OnNewAxis):
+            places.append(place)
             arrays.append((len(shape), item.places))
             shape.append(1)
         else:
@@ -107,11 +112,12 @@ def _plan(x: Value, index: Any) -> _Plan:
                 item = value(np.asarray(_integer(item, size, axis)), (x,))
             if isinstance(item, Value):
                 _check_places(item, size, axis)
+                places.append(place)
                 arrays.append((len(shape), item))
                 item = slice(None)
             ranges.append(_range(item, size, axis))
             shape += [] if ranges[-1].dropped else [_length(ranges[-1])]
-    return _Plan(ranges, shape, arrays)
+    return _Plan(ranges, shape, arrays, places == list(range(places[0], places[-1] + 1)) if places else True)
 
 
 class _OnNewAxis(NamedTuple):
@@ -121,7 +127,8 @@ class _OnNewAxis(NamedTuple):
 
 
 def _expand(x: Value, index: Any) -> list[Any]:
-    """Index items, one for each dimension of ``x`` (others for new ones): masks become integer arrays."""
+    """Index items, one for each dimension of ``x`` (others for new ones): masks become integer arrays. An ellipsis stays
+    before the slices it stands for: even one that stands for none keeps arrays apart."""
     items: list[Any] = []
     for item in index if isinstance(index, tuple) else (index,):
         if isinstance(item, (list, np.ndarray, bool, np.bool_)):
@@ -138,7 +145,7 @@ def _expand(x: Value, index: Any) -> list[Any]:
         raise IndexRangeError(f"too many indices: {consumed} for an array of shape {show(x.shape)}")
     fill = [slice(None)] * (x.ndim - consumed)
     at = dots[0] if dots else len(items)
-    return items[:at] + fill + items[at + 1 :]
+    return items[: at + 1] + fill + items[at + 1 :]
 
 
 def _consumes(item: Any) -> bool:
@@ -220,14 +227,14 @@ def _take_ranges(x: Value, ranges: Sequence[_Range]) -> Value:
     return bind(FLIP, out, axes=flips) if flips else out
 
 
-def _take_points(x: Value, axes: list[int], arrays: list[Value]) -> Value:
+def _take_points(x: Value, axes: list[int], arrays: list[Value], together: bool) -> Value:
     """Several integer arrays at once: broadcast together, their dimensions stand where the first one stood if they are
     neighbours, else in front (NumPy's rule)."""
     shape = broadcast(*(a.shape for a in arrays))
     wide = [reshape(broadcast_to(cast(a, "int64"), shape), (*shape, 1)) for a in arrays]
     rest = [i for i in range(x.ndim) if i not in axes]
     out = bind(GATHER_ND, permute_dims(x, axes + rest), concat(wide, len(shape)))
-    if axes[0] == 0 or axes != list(range(axes[0], axes[0] + len(axes))):
+    if axes[0] == 0 or not together:
         return out
     n = len(shape)
     return permute_dims(out, [*range(n, n + axes[0]), *range(n), *range(n + axes[0], out.ndim)])
