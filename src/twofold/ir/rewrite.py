@@ -12,7 +12,6 @@ values to new ones, as an interpreter does, and a rule decides what each node be
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from twofold.base.errors import GraphError, TwofoldError
 from twofold.ir.builder import bind, context, current_builder, grad_mode, recording, scope
 from twofold.ir.interpret import interpret
 from twofold.ir.op import OPS, Op
-from twofold.ir.text import print_graph
 from twofold.ir.values import Graph, Node, Spec, State, Value
 
 
@@ -170,9 +168,15 @@ def _bind_node(node: Node, inputs: list[Value]) -> Sequence[Value]:
 
 def fingerprint(graph: Graph) -> str:
     """A digest that two graphs share exactly when they do the same steps (names and layer paths aside): a cache key."""
+    import hashlib
+
+    from twofold.ir.text import print_graph  # with json and re: loaded when first used
+
     return hashlib.sha256(print_graph(graph, bare=True).encode()).hexdigest()
 
 
 def structurally_equal(a: Graph, b: Graph) -> bool:
     """Whether two graphs do the same steps on inputs of the same types; names and layer paths do not matter."""
+    from twofold.ir.text import print_graph
+
     return print_graph(a, bare=True) == print_graph(b, bare=True)

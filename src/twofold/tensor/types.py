@@ -112,7 +112,7 @@ class NamespaceInfo:
         for kind in DEVICE_KINDS:
             try:
                 found |= {d.name: d for d in Device(kind).backend.devices()}
-            except (DeviceError, ImportError, AttributeError):
+            except (DeviceError, ImportError):
                 continue
         return list(found.values())
 
