@@ -165,6 +165,6 @@ def test_gradients_at_the_known_traps(f, x, expected):
 
 
 def test_importing_twofold_loads_nothing_heavy():
-    code = "import sys, twofold; print([m for m in sys.modules if m in ('llvmlite','jax','onnx','rich','matplotlib')])"
+    code = "import sys, twofold; print([m for m in sys.modules if m in ('llvmlite','jax','onnx','rich','matplotlib','ml_dtypes')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
