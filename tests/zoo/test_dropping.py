@@ -172,8 +172,8 @@ def test_a_dense_block_begins_with_its_input():
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_memory_efficient_densenet_trains_alike(compiled):
-    make = lambda again: lambda: DenseNet(
-        4, depths=(3, 3), growth=4, first=8, stem="cifar", memory_efficient=again, theta=0.5
+    make = lambda again: (
+        lambda: DenseNet(4, depths=(3, 3), growth=4, first=8, stem="cifar", memory_efficient=again, theta=0.5)
     )
     (plain, plain_state), (again, again_state) = trained(make(False), compiled), trained(make(True), compiled)
     np.testing.assert_allclose(again, plain, rtol=1e-4)

@@ -21,7 +21,14 @@ NETWORKS = {
 }  # fmt: skip
 COMPILED = ["lenet5_1998", "alexnet_2012", "vgg11_bn", "googlenet_2014", "resnet18", "preact_resnet20_cifar", "squeezenet_complex_bypass",
             "densenet40_k12", "nin_cifar10", "fractalnet20_cifar"]  # fmt: skip
-EXPORTED = ["lenet5_1998", "alexnet_2012", "googlenet_2014", "resnet18", "squeezenet_complex_bypass", "preact_resnet20_cifar"]
+EXPORTED = [
+    "lenet5_1998",
+    "alexnet_2012",
+    "googlenet_2014",
+    "resnet18",
+    "squeezenet_complex_bypass",
+    "preact_resnet20_cifar",
+]
 
 
 def side(name: str) -> int:

@@ -167,9 +167,7 @@ def close(got: Any, expected: Any, what: str = "") -> None:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in ORACLES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in HEAVY else n for n in ORACLES])
 def test_values_and_gradients(name, training):
     """float64 on both sides, so that a difference is one of definition and not of rounding."""
     forward, options = ORACLES[name]

@@ -40,13 +40,9 @@ class AlexNet(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int = 1000,
-        in_channels: int = 3,
-        small_input: bool = False,
-        hidden: int = 4096,
+        self, num_classes: int = 1000, in_channels: int = 3, small_input: bool = False, hidden: int = 4096,
         dropout: float = 0.5,
-    ):
+    ):  # fmt: skip
         first = (
             nn.Conv2d(in_channels, 64, 3, padding=1) if small_input else nn.Conv2d(in_channels, 64, 11, 4, padding=2)
         )
@@ -85,8 +81,7 @@ class AlexNet2012(nn.Module):
 
     def __init__(
         self, num_classes: int = 1000, in_channels: int = 3, small_input: bool = False, hidden: int = 4096,
-        groups: int = 2,
-        pool_first: bool = False,
+        groups: int = 2, pool_first: bool = False,
     ):  # fmt: skip
         conv1 = nn.Conv2d(in_channels, 96, 3, padding=1) if small_input else nn.Conv2d(in_channels, 96, 11, 4)
 
@@ -115,8 +110,7 @@ PAPER_RECIPE = Recipe(
     schedule=Schedule("plateau", gamma=0.1, drops=3),
     augmentation=CROP_256, evaluation=CENTRE, init="alexnet_2012",
     notes="The rate was divided by hand, three times, when the validation error stopped improving; the training set's "
-    "mean "
-    "image was subtracted; ten crops at test time.",
+    "mean image was subtracted; ten crops at test time.",
 )  # fmt: skip
 DOMAIN = Domain((3, 227, 227), 1000, 67, 15)
 

@@ -83,9 +83,8 @@ class DenseNet(nn.Module):
 
     def __init__(
         self, num_classes: int = 1000, in_channels: int = 3, depths: tuple[int, ...] = (6, 12, 24, 16),
-        growth: int = 32,
-        first: int = 64, bottleneck: bool = True, theta: float = 0.5, dropout: float = 0.0, stem: str = "imagenet",
-        small_input: bool = False, memory_efficient: bool = False,
+        growth: int = 32, first: int = 64, bottleneck: bool = True, theta: float = 0.5, dropout: float = 0.0,
+        stem: str = "imagenet", small_input: bool = False, memory_efficient: bool = False,
     ):  # fmt: skip
         wide = nn.Conv2d(in_channels, first, 7, 2, padding=3, bias=False)
         parts: dict[str, nn.Module] = {"conv0": conv3x3(in_channels, first) if small_input or stem == "cifar" else wide}
@@ -125,8 +124,7 @@ densenet121 = imagenet(
 )
 densenet161 = imagenet(
     "densenet161", params=28_681_000, macs=7_727_907_072, error=Error(22.33, 6.15), about="k=48",
-    depths=(6, 12, 36, 24),
-    growth=48, first=96,
+    depths=(6, 12, 36, 24), growth=48, first=96,
 )  # fmt: skip
 densenet169 = imagenet(
     "densenet169", params=14_149_480, macs=3_359_843_328, error=Error(23.80, 6.85), depths=(6, 12, 32, 32)
@@ -136,11 +134,9 @@ densenet201 = imagenet(
 )
 densenet40_k12 = cifar(
     "densenet40_k12", params=1_019_722, macs=264_812_928, error=Error(5.24, None, "CIFAR-10+ test"),
-    depths=(12, 12, 12),
-    growth=12, first=16, bottleneck=False, theta=1.0, stem="cifar",
+    depths=(12, 12, 12), growth=12, first=16, bottleneck=False, theta=1.0, stem="cifar",
 )  # fmt: skip
 densenet_bc_100_12 = cifar(
     "densenet_bc_100_12", params=769_162, macs=287_929_692, error=Error(4.51, None, "CIFAR-10+ test"),
-    depths=(16, 16, 16),
-    growth=12, first=24, stem="cifar",
+    depths=(16, 16, 16), growth=12, first=24, stem="cifar",
 )  # fmt: skip

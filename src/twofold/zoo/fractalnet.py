@@ -161,9 +161,8 @@ class FractalNet(nn.Module):
 
     def __init__(
         self, num_classes: int = 10, in_channels: int = 3, channels: tuple[int, ...] = (64, 128, 256, 512, 512),
-        columns: int = 3,
-        dropouts: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4), stem: str = "none", drop_path: bool = True,
-        pool_first: bool = True, small_input: bool = False,
+        columns: int = 3, dropouts: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4), stem: str = "none",
+        drop_path: bool = True, pool_first: bool = True, small_input: bool = False,
     ):  # fmt: skip
         self.columns, self.drop_path = columns, drop_path
         self.stem, width = None, in_channels
@@ -217,7 +216,6 @@ fractalnet34_imagenet = Family(
     init="xavier"
 )(
     "fractalnet34_imagenet", params=164_031_016, macs=24_164_982_784,
-    error=Error(24.12, 7.39, "ImageNet val, 10 crops"), columns=4,
-    channels=(128, 256, 512, 1024), dropouts=(0.0, 0.0, 0.0, 0.0), stem="resnet",
-    about="4 blocks of 4 columns in ResNet-34's frame",
+    error=Error(24.12, 7.39, "ImageNet val, 10 crops"), columns=4, channels=(128, 256, 512, 1024),
+    dropouts=(0.0, 0.0, 0.0, 0.0), stem="resnet", about="4 blocks of 4 columns in ResNet-34's frame",
 )  # fmt: skip

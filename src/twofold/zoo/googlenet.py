@@ -61,8 +61,7 @@ class Inception(nn.Module):
 
     def __init__(
         self, in_channels: int, n1: int, r3: int, n3: int, r5: int, n5: int, p: int,
-        unit: Callable[..., nn.Module] = Conv,
-        five: int = 5, bottlenecks: bool = True,
+        unit: Callable[..., nn.Module] = Conv, five: int = 5, bottlenecks: bool = True,
     ):  # fmt: skip
         pool = nn.MaxPool2d(3, 1, padding=1, ceil_mode=True)
         self.out_channels = n1 + n3 + n5 + (p if bottlenecks else in_channels)

@@ -166,7 +166,8 @@ RECIPES = {
         schedule=Schedule("table", rates=((0, 5e-4), (2, 2e-4), (5, 1e-4), (8, 5e-5), (12, 1e-5))),
         augmentation=UNITS, evaluation=UNITS,
         notes="The paper divides each step by mu + h_kk, a running estimate of the second derivative (stochastic "
-        "diagonal Levenberg-Marquardt, mu = 0.02, from 500 images before each pass); the rates are those of that method.",
+        "diagonal Levenberg-Marquardt, mu = 0.02, from 500 images before each pass); the rates are those of that "
+        "method.",
     ),
     "quick": QUICK_UNNORMALISED.but(lr=0.002, batch_size=32, loss="model", augmentation=UNITS, evaluation=UNITS),
 }  # fmt: skip
@@ -182,9 +183,6 @@ lenet5_1998 = original(
     about="the paper's: partial C3, trainable subsampling, scaled tanh, RBF units",
 )  # fmt: skip
 lenet5 = lenet(
-    "lenet5",
-    params=61_706,
-    macs=416_520,
-    error=Error(0.95, None, "MNIST test, the paper's network"),
+    "lenet5", params=61_706, macs=416_520, error=Error(0.95, None, "MNIST test, the paper's network"),
     about="the form of today",
-)
+)  # fmt: skip

@@ -70,8 +70,7 @@ CIFAR_RECIPE = Recipe(
     schedule=Schedule("plateau", gamma=0.1, drops=2),
     augmentation=CIFAR_AUGMENTED, evaluation=CIFAR_PLAIN, init="nin_cifar10",
     notes="The paper normalises contrast and whitens (ZCA) the images as in maxout networks, and sets rates by hand "
-    "until "
-    "they are 1/100 of the first; rate, decay and epochs are not printed there.",
+    "until they are 1/100 of the first; rate, decay and epochs are not printed there.",
 )  # fmt: skip
 IMAGENET_RECIPE = Recipe(
     lr=0.01, epochs=90, batch_size=64, momentum=0.9, weight_decay=5e-4, schedule=Schedule("step", every=30),

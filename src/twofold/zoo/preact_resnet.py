@@ -59,8 +59,7 @@ class PreActBasic(PreActivation):
 
     def __init__(
         self, in_channels: int, width: int, stride: int = 1, first: bool = False, projection: str = "conv",
-        active: bool = False,
-        dropout: float = 0.0, **_: Any,
+        active: bool = False, dropout: float = 0.0, **_: Any,
     ):  # fmt: skip
         super().__init__(in_channels, width, stride, first, projection, active)
         self.conv1 = conv3x3(in_channels, width, stride)
@@ -79,8 +78,7 @@ class PreActBottleneck(PreActivation):
 
     def __init__(
         self, in_channels: int, width: int, stride: int = 1, first: bool = False, projection: str = "conv",
-        active: bool = False,
-        stride_first: bool = True, **_: Any,
+        active: bool = False, stride_first: bool = True, **_: Any,
     ):  # fmt: skip
         super().__init__(in_channels, 4 * width, stride, first, projection, active)
         self.conv1 = conv1x1(in_channels, width, stride if stride_first else 1)
@@ -95,8 +93,12 @@ class PreActBottleneck(PreActivation):
 
 
 def stages(
-    block: type[Any], channels: int, widths: tuple[int, ...], depths: tuple[int, ...], active: bool = False,
-    **options: Any
+    block: type[Any],
+    channels: int,
+    widths: tuple[int, ...],
+    depths: tuple[int, ...],
+    active: bool = False,
+    **options: Any,
 ) -> list[nn.Module]:
     """Stages of blocks, the first with stride 1, the others 2; ``active``: the first block gets activated input."""
     out: list[nn.Module] = []
@@ -114,13 +116,9 @@ class CifarPreActResNet(nn.Module):
     """For 32x32 images: conv 3x3 16, stages of 16, 32, 64 (times the expansion) channels, BN-ReLU, mean, linear."""
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        depth: int = 110,
-        block: type[PreActivation] = PreActBasic,
+        self, num_classes: int = 10, in_channels: int = 3, depth: int = 110, block: type[PreActivation] = PreActBasic,
         projection: str = "pad",
-    ):
+    ):  # fmt: skip
         n = (depth - 2) // (9 if block is PreActBottleneck else 6)
         self.conv1 = conv3x3(in_channels, 16)
         self.layer1, self.layer2, self.layer3 = stages(block, 16, (16, 32, 64), (n, n, n), projection=projection)
@@ -137,8 +135,7 @@ class PreActResNet(nn.Module):
 
     def __init__(
         self, num_classes: int = 1000, in_channels: int = 3, block: type[PreActivation] = PreActBasic,
-        depths: tuple[int, ...] = (2, 2, 2, 2),
-        small_input: bool = False,
+        depths: tuple[int, ...] = (2, 2, 2, 2), small_input: bool = False,
     ):  # fmt: skip
         self.conv1 = (
             conv3x3(in_channels, 64) if small_input else nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
@@ -193,6 +190,5 @@ preact_resnet152 = imagenet(
 )
 preact_resnet200 = imagenet(
     "preact_resnet200", params=64_666_152, macs=15_007_481_856, error=Error(21.66, 5.79, "ImageNet val"),
-    block=PreActBottleneck,
-    depths=(3, 24, 36, 3),
+    block=PreActBottleneck, depths=(3, 24, 36, 3),
 )  # fmt: skip

@@ -86,6 +86,8 @@ CIFAR_REFLECTED = (step("RandomCrop", size="input", padding=4, mode="reflect"), 
 CENTRE = (step("Resize", size=256), step("CenterCrop", size="input"), NORMALIZE)
 # AlexNet's: a random crop of an image whose shorter side is 256, its mirror, and noise along the colours' components
 CROP_256 = (step("Resize", size=256), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1), NORMALIZE)
+# VGG's and ResNet's: the same of larger images
+CROP_384 = (step("Resize", size=384), *CROP_256[1:])
 # GoogLeNet's and everybody's since: a random 8 to 100 % of the area, a random aspect, colour jitter
 INCEPTION = (
     step("RandomResizedCrop", size="input"), FLIP, step("ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4),

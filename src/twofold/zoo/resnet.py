@@ -16,7 +16,7 @@ from typing import Any
 
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import CENTRE, FLIP, NORMALIZE, QUICK, Recipe, Schedule, step
+from twofold.zoo.recipes import CENTRE, CROP_384, QUICK, Recipe, Schedule
 from twofold.zoo.registry import Domain, Error, Family, Paper
 from twofold.zoo.shortcuts import shortcut as make_shortcut
 
@@ -82,8 +82,7 @@ class Bottleneck(Residual):
 
     def __init__(
         self, in_channels: int, width: int, stride: int = 1, shortcut: str | None = "B", groups: int = 1,
-        base_width: int = 64,
-        stride_first: bool = False,
+        base_width: int = 64, stride_first: bool = False,
     ):  # fmt: skip
         inner, out = width * base_width // 64 * groups, width * self.expansion
         first, second = (stride, 1) if stride_first else (1, stride)
@@ -158,12 +157,10 @@ class ResNet(nn.Module):
 RECIPE = Recipe(
     lr=0.1, epochs=120, batch_size=256, momentum=0.9, weight_decay=1e-4, decay="weights",
     schedule=Schedule("plateau", gamma=0.1), init="he_fan_in",
-    augmentation=(step("Resize", size=384), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1),
-        NORMALIZE),
+    augmentation=CROP_384,
     evaluation=CENTRE,
     notes="The shorter side is random in 256..480; the mean of each pixel is subtracted; up to 600,000 iterations. "
-    "CS231n's "
-    "slide prints a decay of 1e-5; the paper says 1e-4.",
+    "CS231n's slide prints a decay of 1e-5; the paper says 1e-4.",
 )  # fmt: skip
 DOMAIN = Domain((3, 224, 224), 1000, 32, 8)
 resnet = Family(ResNet, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK}, init="he_torchvision")
@@ -171,52 +168,30 @@ CROPS = "ImageNet val, 10 crops"
 PLAIN: dict[str, Any] = {"about": "the same layers without shortcuts", "shortcut": None}
 
 resnet18 = resnet(
-    "resnet18",
-    params=11_689_512,
-    macs=1_814_073_344,
-    error=Error(27.88, None, CROPS),
-    block=BasicBlock,
+    "resnet18", params=11_689_512, macs=1_814_073_344, error=Error(27.88, None, CROPS), block=BasicBlock,
     depths=(2, 2, 2, 2),
-)
+)  # fmt: skip
 resnet34 = resnet(
-    "resnet34",
-    params=21_797_672,
-    macs=3_663_761_408,
-    error=Error(24.52, 7.46, CROPS),
-    block=BasicBlock,
+    "resnet34", params=21_797_672, macs=3_663_761_408, error=Error(24.52, 7.46, CROPS), block=BasicBlock,
     depths=(3, 4, 6, 3),
-)
+)  # fmt: skip
 resnet50 = resnet(
-    "resnet50",
-    params=25_557_032,
-    macs=4_089_184_256,
-    error=Error(22.85, 6.71, CROPS),
-    block=Bottleneck,
+    "resnet50", params=25_557_032, macs=4_089_184_256, error=Error(22.85, 6.71, CROPS), block=Bottleneck,
     depths=(3, 4, 6, 3),
-)
+)  # fmt: skip
 resnet101 = resnet(
-    "resnet101",
-    params=44_549_160,
-    macs=7_801_405_440,
-    error=Error(21.75, 6.05, CROPS),
-    block=Bottleneck,
+    "resnet101", params=44_549_160, macs=7_801_405_440, error=Error(21.75, 6.05, CROPS), block=Bottleneck,
     depths=(3, 4, 23, 3),
-)
+)  # fmt: skip
 resnet152 = resnet(
-    "resnet152",
-    params=60_192_808,
-    macs=11_513_626_624,
-    error=Error(21.43, 5.71, CROPS),
-    block=Bottleneck,
+    "resnet152", params=60_192_808, macs=11_513_626_624, error=Error(21.43, 5.71, CROPS), block=Bottleneck,
     depths=(3, 8, 36, 3),
-)
+)  # fmt: skip
 plain18 = resnet(
     "plain18", params=11_515_688, macs=1_794_805_760, error=Error(27.94, None, CROPS), block=BasicBlock,
-    depths=(2, 2, 2, 2),
-    **PLAIN,
+    depths=(2, 2, 2, 2), **PLAIN,
 )  # fmt: skip
 plain34 = resnet(
     "plain34", params=21_623_848, macs=3_644_493_824, error=Error(28.54, 10.02, CROPS), block=BasicBlock,
-    depths=(3, 4, 6, 3),
-    **PLAIN,
+    depths=(3, 4, 6, 3), **PLAIN,
 )  # fmt: skip

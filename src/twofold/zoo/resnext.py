@@ -62,8 +62,7 @@ resnext29_8x64d = Family(CifarResNeXt, PAPER, CIFAR10, {"paper": CIFAR_RECIPE, "
 )
 resnext50_32x4d = resnext(
     "resnext50_32x4d", params=25_028_904, macs=4_230_479_872, error=Error(22.2, None), block=Bottleneck,
-    depths=(3, 4, 6, 3),
-    groups=32, base_width=4,
+    depths=(3, 4, 6, 3), groups=32, base_width=4,
 )  # fmt: skip
 resnext101_32x8d = resnext(
     "resnext101_32x8d", params=88_791_336, macs=16_414_015_488, error=Error(20.688, 5.474, "ImageNet val, torchvision"),

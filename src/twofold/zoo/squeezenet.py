@@ -56,8 +56,7 @@ class SqueezeNet(nn.Module):
 
     def __init__(
         self, num_classes: int = 1000, in_channels: int = 3, first: tuple[int, int] = (96, 7),
-        pools: tuple[int, ...] = (4, 8),
-        bypass: str = "", small_input: bool = False, dropout: float = 0.5,
+        pools: tuple[int, ...] = (4, 8), bypass: str = "", small_input: bool = False, dropout: float = 0.5,
     ):  # fmt: skip
         channels, kernel = first
         conv1 = (
@@ -103,8 +102,7 @@ squeezenet1_1 = squeezenet(
 )  # fmt: skip
 squeezenet_bypass = squeezenet(
     "squeezenet_bypass", params=1_248_424, macs=818_924_576, error=Error(39.6, 17.5),
-    about="identities around fire3, 5, 7, 9",
-    bypass="simple",
+    about="identities around fire3, 5, 7, 9", bypass="simple",
 )  # fmt: skip
 squeezenet_complex_bypass = squeezenet(
     "squeezenet_complex_bypass", params=1_589_672, macs=1_165_298_720, error=Error(41.2, 18.0),

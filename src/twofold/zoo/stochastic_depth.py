@@ -42,13 +42,9 @@ class StochasticDepthResNet(CifarResNet):
     """``last_survival`` is p_L; ``decay``: "linear", or "uniform" (every p_l = p_L). ``depth`` is 6n+2."""
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        depth: int = 110,
-        last_survival: float = 0.5,
+        self, num_classes: int = 10, in_channels: int = 3, depth: int = 110, last_survival: float = 0.5,
         decay: str = "linear",
-    ):
+    ):  # fmt: skip
         super().__init__(num_classes, in_channels, depth, "A-average", StochasticBlock)
         if decay not in ("linear", "uniform"):
             raise tw.ArgumentError(f"stochastic depth: decay={decay!r}; expected 'linear' or 'uniform'")

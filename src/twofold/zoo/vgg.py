@@ -11,7 +11,7 @@ from typing import Any
 
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import CENTRE, FLIP, NORMALIZE, QUICK, QUICK_UNNORMALISED, TORCHVISION, Recipe, Schedule, step
+from twofold.zoo.recipes import CENTRE, CROP_384, QUICK, QUICK_UNNORMALISED, TORCHVISION, Recipe, Schedule
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
 PAPER = Paper(
@@ -30,8 +30,7 @@ class VGG(nn.Module):
 
     def __init__(
         self, num_classes: int = 1000, in_channels: int = 3, depths: tuple[int, ...] = (2, 2, 3, 3, 3),
-        batch_norm: bool = False,
-        small_input: bool = False, hidden: int = 4096, dropout: float = 0.5,
+        batch_norm: bool = False, small_input: bool = False, hidden: int = 4096, dropout: float = 0.5,
     ):  # fmt: skip
         layers: list[nn.Module] = []
         channels = in_channels
@@ -58,13 +57,11 @@ class VGG(nn.Module):
 RECIPE = Recipe(
     lr=0.01, epochs=74, batch_size=256, momentum=0.9, weight_decay=5e-4,
     schedule=Schedule("plateau", gamma=0.1, drops=3),
-    augmentation=(step("Resize", size=384), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1),
-        NORMALIZE),
+    augmentation=CROP_384,
     evaluation=CENTRE, init="vgg",
     notes="The paper trains VGG-11 first, from N(0, variance 0.01), and starts the deeper nets from its first four "
     "convolutions and its fully connected layers; 'vgg' is torchvision's way to train them directly. The shorter side "
-    "is "
-    "256, 384, or random in 256..512.",
+    "is 256, 384, or random in 256..512.",
 )  # fmt: skip
 DOMAIN = Domain((3, 224, 224), 1000, 32, 16)
 plain = Family(VGG, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK_UNNORMALISED}, init="vgg")

@@ -60,6 +60,6 @@ wide_resnet50_2 = wide(
 )
 wide_resnet101_2 = wide(
     "wide_resnet101_2", params=126_886_696, macs=22_753_050_624,
-    error=Error(21.152, 5.716, "ImageNet val, torchvision"),
-    about="torchvision's; not in the paper", depths=(3, 4, 23, 3), **TWICE,
+    error=Error(21.152, 5.716, "ImageNet val, torchvision"), about="torchvision's; not in the paper",
+    depths=(3, 4, 23, 3), **TWICE,
 )  # fmt: skip

@@ -55,8 +55,7 @@ RECIPE = Recipe(
     lr=0.01, epochs=70, batch_size=128, momentum=0.9, schedule=Schedule("plateau", gamma=0.1), augmentation=CROP_256,
     evaluation=CENTRE, init="gaussian_0.01",
     notes="The rate was annealed by hand; first-layer filters whose root mean square passed 0.1 were scaled back to "
-    "it; the "
-    "mean image was subtracted; ten fixed crops (corners, centre, mirrors) without colour noise.",
+    "it; the mean image was subtracted; ten fixed crops (corners, centre, mirrors) without colour noise.",
 )  # fmt: skip
 variant = Family(
     ZFNet,
