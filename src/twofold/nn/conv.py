@@ -34,7 +34,7 @@ class _Conv(Module):
         self.padding = each(padding, self.rank, "padding") if hasattr(padding, "__index__") else padding
         first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
         shape = (first, second // groups, *self.kernel_size)
-        self.weight = Parameter(np.zeros(shape, np.float32), dtype=dtype, device=device)
+        self.weight = Parameter(init.blank(shape, dtype, device))
         self.bias = Parameter(np.zeros(out_channels), dtype=dtype, device=device) if bias else None
         self.reset_parameters()
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from twofold.backends import device as find_device
+from twofold.base.dtypes import as_dtype
 from twofold.base.errors import ArgumentError, ShapeError
 from twofold.base.shapes import show
 from twofold.ir import Spec
 from twofold.tensor import random
-from twofold.tensor.eager import Array
-from twofold.tensor.tensor import Variable
+from twofold.tensor.eager import Array, default_device
+from twofold.tensor.tensor import Tensor, Variable
 
 _skipping = False
 
@@ -31,6 +34,13 @@ def skipped() -> Iterator[None]:
         yield
     finally:
         _skipping = before
+
+
+def blank(shape: Sequence[int], dtype: Any = "float32", device: Any = None) -> Tensor:
+    """Zeros for a parameter that is filled right afterwards: their memory is not touched before."""
+    kind, where = as_dtype(dtype), default_device() if device is None else find_device(device)
+    zeros = np.zeros(tuple(shape), kind.numpy)
+    return Tensor(Array(Spec(zeros.shape, kind), where.backend.put(zeros, where), where))
 
 
 # ---- random numbers: the state keys NumPy's Philox, whose raw words are the same in every version --------------------

@@ -18,7 +18,7 @@ class Linear(Module):
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = "float32", device: Any = None
     ):
         self.in_features, self.out_features = in_features, out_features
-        self.weight = Parameter(np.zeros((out_features, in_features), np.float32), dtype=dtype, device=device)
+        self.weight = Parameter(init.blank((out_features, in_features), dtype, device))
         self.bias = Parameter(np.zeros(out_features), dtype=dtype, device=device) if bias else None
         self.reset_parameters()
 
