@@ -104,11 +104,7 @@ def data_gradient(
         return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)
-    if (
-        winograd.fits(conv)
-        and _pads_within(conv)
-        and use_winograd(machine, winograd_conv.reversed_conv(conv), constant)
-    ):
+    if use_winograd_backward(machine, conv, constant):
         kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy)
         transform = Prepare(winograd.transform_weights(machine, packed, flip=True), winograd.weights_size(packed))
         return Choice("winograd", kernel, packed, (*prepare, transform))
@@ -133,6 +129,15 @@ def use_winograd(machine: Machine, conv: Conv, constant: bool) -> bool:
     if mode == "direct" or not winograd.fits(conv):
         return False
     return winograd_cycles(machine, conv, constant) < direct_cycles(machine, conv)
+
+
+def use_winograd_backward(machine: Machine, conv: Conv, constant: bool) -> bool:
+    """The same for the data gradient, which is a convolution of the output's gradient with reversed weights."""
+    return (
+        winograd.fits(conv)
+        and _pads_within(conv)
+        and use_winograd(machine, winograd_conv.reversed_conv(conv), constant)
+    )
 
 
 def direct_cycles(machine: Machine, conv: Conv) -> float:
@@ -179,4 +184,7 @@ def _pads_within(conv: Conv) -> bool:
     return all(side <= 2 for pair in conv.pad for side in pair)
 
 
-__all__ = ["Choice", "Prepare", "data_gradient", "forward", "packed_weights", "plain_weights", "weight_gradient"]
+__all__ = [
+    "Choice", "Prepare", "data_gradient", "forward", "packed_weights", "plain_weights", "use_winograd",
+    "use_winograd_backward", "weight_gradient",
+]  # fmt: skip

@@ -45,7 +45,8 @@ def _merge_at(steps: list[Step], at: int, plan: Plan) -> bool:
         common = writes & set(second.reads())
         if not common and not (first.nest.rdims and second.nest.rdims and reads & set(second.reads())):
             continue
-        up, down = _movable_up(steps, at, later), _movable_down(steps, at, later)
+        between = steps[at + 1 : later]
+        up, down = _passes(second, between), _passes(first, between)
         if not (up or down):
             continue
         nest = _after(first.nest, second.nest) if common else _beside(first.nest, second.nest)
@@ -67,22 +68,10 @@ def _shape(dims: Iterable[Var]) -> tuple[int, ...]:
     return tuple(d.extent for d in dims if d.extent != 1)
 
 
-def _movable_up(steps: list[Step], at: int, later: int) -> bool:
-    """Whether the step at ``later`` may be done at ``at``: nothing between writes what it touches, or reads what it writes."""
-    reads, writes = set(steps[later].reads()), set(steps[later].writes())
-    for step in steps[at + 1 : later]:
-        if not (reads | writes).isdisjoint(step.writes()) or not writes.isdisjoint(step.reads()):
-            return False
-    return True
-
-
-def _movable_down(steps: list[Step], at: int, later: int) -> bool:
-    """Whether the step at ``at`` may wait until ``later``."""
-    reads, writes = set(steps[at].reads()), set(steps[at].writes())
-    for step in steps[at + 1 : later]:
-        if not (reads | writes).isdisjoint(step.writes()) or not writes.isdisjoint(step.reads()):
-            return False
-    return True
+def _passes(step: Step, between: Iterable[Step]) -> bool:
+    """Whether ``step`` may be done before or after all of ``between``: no one writes what the other touches."""
+    reads, writes = set(step.reads()), set(step.writes())
+    return all((reads | writes).isdisjoint(other.writes()) and writes.isdisjoint(other.reads()) for other in between)
 
 
 def _aligned(first: list[Var], second: list[Var]) -> dict[Var, object]:

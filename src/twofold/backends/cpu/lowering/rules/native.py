@@ -10,22 +10,27 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.kernels import direct, gemm, pool, weights, wgrad, winograd, winograd_conv, winograd_wgrad
+from twofold.backends.cpu.kernels import (
+    choose,
+    direct,
+    gemm,
+    pool,
+    weights,
+    wgrad,
+    winograd,
+    winograd_conv,
+    winograd_wgrad,
+)
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.packing import pack, unpack
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix
-from twofold.base import flags
 from twofold.base.dtypes import float32
 from twofold.ir import Node, Value
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
-
-# rough rates for the choice between algorithms, measured on a Zen 5 core with AVX-512 (direct 240, Winograd 550 effective
-# GFLOP/s, weights transformed at 25 GB/s); only their ratios matter
-_DIRECT, _WINOGRAD, _TRANSFORM = 240e9, 550e9, 25e9
 
 
 @functools.lru_cache(maxsize=512)
@@ -42,14 +47,6 @@ def _conv(node: Node, x: Any, y: Any, kernel: Any) -> Conv:
     a = node.attrs
     n, c, h, w = map(int, x)
     return Conv(n, h, w, c, int(y[1]), int(kernel[0]), int(kernel[1]), a["strides"], a["padding"], a["dilation"], a["groups"])
-
-
-def wants_winograd(conv: Conv) -> bool:
-    """Whether Winograd's algorithm is expected to be quicker, its weights transformed at each call."""
-    if flags.get("TWOFOLD_CONV") == "direct" or not winograd.fits(conv) or min(conv.cg, conv.og) < 16:
-        return False
-    transform = 36 * 4 * conv.c * conv.o * 2 / _TRANSFORM
-    return conv.flops / _WINOGRAD + transform < conv.flops / _DIRECT
 
 
 def _packed(low: Lowering, w: Value, conv: Conv, packed: weights.Packed, flip: bool | None) -> Buffer:
@@ -90,7 +87,8 @@ def input_grad(low: Lowering, node: Node) -> bool:
 
 
 def _convolve(low: Lowering, node: Node, shape: Conv, x: Value, w: Value, forward: bool) -> bool:
-    quick = wants_winograd(shape)
+    wanted = choose.use_winograd if forward else choose.use_winograd_backward
+    quick = wanted(low.machine, shape, False)  # weights are transformed at each call
     source, ldx = low.channels_last(x)
     packed = direct.packing(low.machine, shape, forward)
     weight = _packed(low, w, shape, packed, (not forward) if quick else None)
@@ -118,7 +116,7 @@ def weight_grad(low: Lowering, node: Node) -> bool:
     a, ldx = low.channels_last(x)
     b, ldy = low.channels_last(g)
     packed = direct.packing(low.machine, shape)
-    module: Any = winograd_wgrad if wants_winograd(shape) else wgrad
+    module: Any = winograd_wgrad if choose.use_winograd(low.machine, shape, False) else wgrad
     order = Buffer(float32, packed.size, "packed gradient")
     kernel = _generated(module.weight_gradient, low.machine, shape, packed, ldx, ldy)
     low.kernel(kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
