@@ -98,11 +98,12 @@ def scope(name: str) -> Iterator[None]:
         context.scope = before
 
 
-def annotate(error: TwofoldError) -> None:
-    """Put the layer path before an error's message, once."""
-    if context.scope and not getattr(error, "located", False) and error.args:
+def annotate(error: TwofoldError, place: str | None = None) -> None:
+    """Put the layer path (by default the present one) before an error's message, once."""
+    place = ".".join(context.scope) if place is None else place
+    if place and not getattr(error, "located", False) and error.args:
         error.located = True  # type: ignore[attr-defined]
-        error.args = (f"{'.'.join(context.scope)}: {error.args[0]}", *error.args[1:])
+        error.args = (f"{place}: {error.args[0]}", *error.args[1:])
 
 
 class SymbolicValue(Value):

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from twofold.backends.cpu import debug, eager
-from twofold.backends.interface import Backend, Device, Program
+from twofold.backends.host import HostBackend
+from twofold.backends.interface import Device, Program
 from twofold.base import flags
 from twofold.base.errors import IndexRangeError
 from twofold.ir import Graph, Op, Spec
+from twofold.ir.builder import annotate
 
 
 class CpuProgram(Program):
@@ -117,8 +119,9 @@ class CpuProgram(Program):
         if code:
             self._errors[0] = 0
             message, node = self._built.plan.checks[code - 1]
-            place = f"{node.scope}: " if node.scope else ""
-            raise IndexRangeError(f"{place}{node.op.name}: {message}")
+            error = IndexRangeError(f"{node.op.name}: {message}")
+            annotate(error, node.scope)
+            raise error
 
     def report(self) -> str:
         built = self._built
@@ -144,7 +147,7 @@ def compile_graph(graph: Graph) -> CpuProgram:
     return CpuProgram(graph)
 
 
-class CpuBackend(Backend):
+class CpuBackend(HostBackend):
     """NumPy arrays as buffers; machine code through LLVM."""
 
     name = "cpu"
@@ -152,19 +155,12 @@ class CpuBackend(Backend):
     def devices(self) -> list[Device]:
         return [Device("cpu"), Device("native")]
 
-    def put(self, array: np.ndarray, device: Device) -> np.ndarray:
-        return array
-
-    def get(self, buffer: np.ndarray) -> np.ndarray:
-        return buffer
-
     def run(
         self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device
     ) -> Sequence[Any]:
         if eager.is_heavy(op, specs, attrs):
             return eager.program(op, buffers, attrs)(buffers)
-        out = op.ref(*buffers, **attrs)
-        return out if op.multi else (out,)
+        return super().run(op, buffers, attrs, specs, device)
 
     def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
         return CpuProgram(graph, donated)

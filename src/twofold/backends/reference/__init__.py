@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from twofold.backends.interface import Backend, Device, Program
+from twofold.backends.host import HostBackend
+from twofold.backends.interface import Device, Program
 from twofold.base.errors import TwofoldError
-from twofold.ir import Graph, Node, Op, Spec, interpret
+from twofold.ir import Graph, Node, interpret
+from twofold.ir.builder import annotate
 from twofold.ir.interpret import run_reference
 
 
@@ -30,31 +32,17 @@ def _located(node: Node, inputs: list[Any]) -> Sequence[Any]:
     try:
         return run_reference(node, inputs)
     except TwofoldError as error:
-        if node.scope and error.args and not getattr(error, "located", False):
-            error.located = True  # type: ignore[attr-defined]
-            error.args = (f"{node.scope}: {error.args[0]}", *error.args[1:])
+        annotate(error, node.scope)
         raise
 
 
-class ReferenceBackend(Backend):
-    """NumPy arrays as buffers."""
+class ReferenceBackend(HostBackend):
+    """NumPy arrays as buffers; programs are interpreted."""
 
     name = "reference"
 
     def devices(self) -> list[Device]:
         return [Device("cpu"), Device("reference")]
-
-    def put(self, array: np.ndarray, device: Device) -> np.ndarray:
-        return array
-
-    def get(self, buffer: np.ndarray) -> np.ndarray:
-        return buffer
-
-    def run(
-        self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device
-    ) -> Sequence[Any]:
-        out = op.ref(*buffers, **attrs)
-        return out if op.multi else (out,)
 
     def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
         return ReferenceProgram(graph)
