@@ -1,9 +1,9 @@
-"""Shared by all tests: golden files, rewritten with ``pytest --update-golden``."""
+"""Shared by all tests: golden files, rewritten with ``pytest --update-golden``, and a cache that is not the user's."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +25,10 @@ def golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
         assert text == path.read_text(), f"differs from {path}; if that is meant, run pytest --update-golden and read the diff"
 
     return check
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TWOFOLD_HOME", str(tmp_path_factory.mktemp("home")))
+        yield

@@ -1,18 +1,8 @@
-"""Makes this folder's helper modules importable, and keeps compiled objects of the tests out of the user's cache."""
+"""Makes this folder's helper modules importable."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parent))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TWOFOLD_HOME", str(tmp_path_factory.mktemp("home")))
-    yield
-    patch.undo()

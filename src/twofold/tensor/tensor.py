@@ -6,7 +6,6 @@ sees the numbers that were there when it was recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -456,8 +455,3 @@ def asarray(data: Any, /, *, dtype: Any = None, device: Any = None, copy: bool |
     if copy is False and not isinstance(data, np.ndarray):
         raise ValueError(f"asarray: copy=False, but a {type(data).__name__} cannot be shared")
     return tensor(data, dtype, device)
-
-
-def specs_of(tensors: Sequence[Tensor]) -> list[Spec]:
-    """Shape and dtype of each."""
-    return [t.value.spec for t in tensors]
