@@ -102,3 +102,12 @@ def weight_gradient(conv: Conv, x, dy):
     for view, out, a, b in _taps(conv):
         dw[out, :, a, b] += np.tensordot(dy[..., out].astype(np.float64), x[view], ((0, 1, 2), (0, 1, 2)))
     return dw
+
+
+def moments(stats):
+    """Mean and variance per channel from the parts of ``epilogue.Statistics``."""
+    count, shift, total, squares = stats.astype(np.float64).transpose(1, 0, 2)
+    n = count.sum(0)
+    mean = (count * shift + total).sum(0) / n
+    apart = shift - mean
+    return mean, (squares + 2 * apart * total + count * apart**2).sum(0) / n

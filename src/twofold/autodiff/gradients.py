@@ -129,8 +129,9 @@ def _pull_back(
     if node.op.vjp is None:
         return
     if node.op.multi:
-        filled = tuple(zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, node.outputs))
-        results = node.op.vjp(filled, node.outputs, *node.inputs, **node.attrs)
+        if not node.op.sparse:
+            gs = [zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, node.outputs)]
+        results = node.op.vjp(tuple(gs), node.outputs, *node.inputs, **node.attrs)
     else:
         results = node.op.vjp(gs[0], node.outputs[0], *node.inputs, **node.attrs)
     for value, g in zip(node.inputs, results, strict=True):

@@ -48,6 +48,8 @@ class Op:
     kind: str = "other"
     multi: bool = False  # returns a tuple
     pure: bool = True  # equal inputs give equal outputs, and nothing else happens: may be merged, dropped, folded
+    sparse: bool = False  # ``vjp`` of a multi op takes None for a result without a cotangent (else it gets zeros)
+    reads: tuple[int, ...] | None = None  # the results that ``vjp`` reads, where it reads only some of them
     doc: str = ""
 
     def specs(self, inputs: tuple[Spec, ...], attrs: dict[str, Any]) -> tuple[Spec, ...]:

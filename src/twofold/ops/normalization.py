@@ -1,17 +1,23 @@
-"""Normalisations as composites. Statistics of 16-bit floats are computed in float32; variances in two passes."""
+"""Normalisations: batch norm in training is an op, the others are composites. Statistics of 16-bit floats are computed in
+float32; variances in two passes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from twofold.base.errors import ArgumentError, ShapeError
+import numpy as np
+
+from twofold.base.dtypes import DType, float32
+from twofold.base.errors import ArgumentError, DtypeError, ShapeError
 from twofold.base.shapes import product, show
-from twofold.ir import Value
+from twofold.ir import Op, Sample, Spec, Value, bind, register
 from twofold.ops.activation import widened
-from twofold.ops.convert import cast, value
+from twofold.ops.convert import cast, dim_value, value
+from twofold.ops.creation import full
 from twofold.ops.elementwise import pow_, sqrt
-from twofold.ops.movement import pad, reshape, slice_along
+from twofold.ops.movement import broadcast_to, pad, reshape, slice_along
 from twofold.ops.reduction import mean
+from twofold.ops.reduction import sum as sum_
 
 
 def per_channel(v: Value, rank: int) -> Value:
@@ -19,7 +25,7 @@ def per_channel(v: Value, rank: int) -> Value:
     return reshape(v, (v.shape[0], *(1,) * (rank - 2)))
 
 
-def _check_channels(name: str, x: Value, *vectors: Value | None) -> None:
+def _check_channels(name: str, x: Value | Spec, *vectors: Value | Spec | None) -> None:
     if x.ndim < 2:
         raise ShapeError(f"{name}: x has shape {show(x.shape)}; expected (N, C) or (N, C, *spatial)")
     for v in vectors:
@@ -37,23 +43,90 @@ def _affine(y: Value, weight: Value | None, bias: Value | None) -> Value:
     return y if bias is None else y + cast(per_channel(bias, y.ndim), y.dtype)
 
 
+# ---- batch norm in training: one op, so that its backward is the closed formula -------------------------------------
+
+
+def _statistics_dtype(dtype: DType) -> DType:
+    """The dtype in which sums over ``dtype`` are gathered."""
+    return float32 if dtype.is_floating and dtype.bits == 16 else dtype
+
+
+def _train_infer(x: Spec, weight: Spec, bias: Spec, *, eps: float) -> tuple[Spec, Spec, Spec]:
+    _check_channels("batch_norm", x, weight, bias)
+    wide = _statistics_dtype(x.dtype)
+    if not x.dtype.is_floating or {weight.dtype, bias.dtype} - {x.dtype, wide}:
+        raise DtypeError(
+            f"batch_norm_train: x has dtype {x.dtype.name}, weight {weight.dtype.name}, bias {bias.dtype.name}; expected a "
+            f"floating x, and parameters of its dtype or of {wide.name}"
+        )
+    channels = Spec((x.shape[1],), wide)
+    return x, channels, channels
+
+
+def _train_ref(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, eps: float) -> tuple[np.ndarray, ...]:
+    axes, shape = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
+    narrow = x.dtype.itemsize == 2
+    wide, weight, bias = (a.astype(np.float32) if narrow else a for a in (x, weight, bias))
+    average = wide.mean(axis=axes)
+    centred = wide - average.reshape(shape)
+    variance = (centred * centred).mean(axis=axes)
+    scale = weight / np.sqrt(variance + np.asarray(eps, weight.dtype))
+    y = centred * scale.reshape(shape) + bias.reshape(shape)
+    return y.astype(x.dtype, copy=False), average, variance
+
+
+def _train_vjp(gs: Any, ys: Any, x: Value, weight: Value, _bias: Value, *, eps: float) -> tuple[Any, ...]:
+    """Ioffe and Szegedy 2015, section 3, gathered: two sums per channel, then one pass over ``x`` and ``g``."""
+    g, g_average, g_variance = gs
+    average, variance = ys[1], ys[2]
+    axes = (0, *range(2, x.ndim))
+    laid = lambda v: per_channel(v, x.ndim)
+    count = dim_value(product(x.shape[a] for a in axes), average.dtype)
+    centred = cast(x, average.dtype) - laid(average)
+    inverse = 1.0 / sqrt(variance + eps)
+    parts, d_weight, d_bias = [], None, None
+    if g is not None:
+        wide, scale = cast(g, average.dtype), cast(weight, average.dtype) * inverse
+        d_bias, with_x = sum_(wide, axis=axes), sum_(wide * centred, axis=axes)
+        d_weight = with_x * inverse
+        slope = with_x * scale * inverse * inverse / count
+        parts += [wide * laid(scale), -laid(d_bias * scale / count), -(centred * laid(slope))]
+    if g_average is not None:
+        parts.append(laid(g_average / count))
+    if g_variance is not None:
+        parts.append(centred * laid(g_variance * (2.0 / count)))
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return cast(broadcast_to(total, x.shape), x.dtype), d_weight, d_bias
+
+
+BATCH_NORM_TRAIN = register(
+    Op(
+        "batch_norm_train", _train_infer, _train_ref, _train_vjp,
+        lambda: (
+            Sample(((4, 3, 2, 3), (3,), (3,)), {"eps": 1e-5}),
+            Sample(((5, 2), (2,), (2,)), {"eps": 1e-3}),
+            Sample(((2, 9, 3, 3), (9,), (9,)), {"eps": 1e-5}),
+        ),
+        kind="normalization", multi=True, sparse=True, reads=(1, 2),
+        doc="x (N, C, ...) normalised per channel by its own statistics, scaled and shifted; also the batch's mean and "
+            "biased variance.",
+    )
+)  # fmt: skip
+
+
 def batch_norm_train(
     x: Value, weight: Value | None, bias: Value | None, eps: float = 1e-5
 ) -> tuple[Value, Value, Value]:
     """``x`` ``(N, C, *spatial)`` normalised per channel by its own statistics; also the batch mean and the *biased*
     variance, each ``(C,)``. Ioffe and Szegedy 2015."""
     _check_channels("batch_norm", x, weight, bias)
-    axes = (0, *range(2, x.ndim))
-    wide = widened(x)
-    average = mean(wide, axis=axes, keepdims=True)
-    centred = wide - average
-    variance = mean(centred * centred, axis=axes, keepdims=True)
-    scale = 1.0 / sqrt(variance + eps)
-    if weight is not None:
-        scale = scale * cast(per_channel(weight, x.ndim), wide.dtype)
-    y = _affine(centred * scale, None, bias)
+    dtype = _statistics_dtype(x.dtype)
     channels = (x.shape[1],)
-    return cast(y, x.dtype), reshape(average, channels), reshape(variance, channels)
+    weight = full(channels, 1.0, dtype, like=x) if weight is None else cast(weight, dtype)
+    bias = full(channels, 0.0, dtype, like=x) if bias is None else cast(bias, dtype)
+    return bind(BATCH_NORM_TRAIN, x, weight, bias, eps=float(eps))
 
 
 def batch_norm(

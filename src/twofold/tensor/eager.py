@@ -112,7 +112,9 @@ def _record(
         attrs,
         ".".join(context.scope),
     )
-    node.outputs = Outputs(node, specs, results if outputs_read else (None,) * len(results), where)  # type: ignore[assignment]
+    read = range(len(results)) if op.reads is None else op.reads
+    kept = [r if outputs_read and i in read else None for i, r in enumerate(results)]
+    node.outputs = Outputs(node, specs, kept, where)  # type: ignore[assignment]
     return node
 
 

@@ -47,7 +47,6 @@ class Choice:
     kernel: Kernel
     weights: Packed
     prepare: tuple[Prepare, ...] = ()
-    parts: int = 0  # of an epilogue's Statistics
 
 
 def packed_weights(machine: Machine, conv: Conv) -> Packed:
@@ -75,14 +74,22 @@ def forward(
     prepare = _repack(machine, conv, source, packed)
     if lanes.fits(machine, conv):
         kernel = lanes.forward(machine, conv, packed, epilogue, ldx, ldy)
-        return Choice("lanes", kernel, packed, prepare, lanes.parts(conv))
+        return Choice("lanes", kernel, packed, prepare)
     if use_winograd(machine, conv, constant):
         kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy)
         transform = Prepare(winograd.transform_weights(machine, packed), winograd.weights_size(packed))
-        plan = winograd_conv.plan_forward(machine, conv)
-        return Choice("winograd", kernel, packed, (*prepare, transform), plan.parts)
+        return Choice("winograd", kernel, packed, (*prepare, transform))
     kernel = direct.forward(machine, conv, packed, epilogue, ldx, ldy)
-    return Choice("direct", kernel, packed, prepare, direct.parts(machine, conv, packed))
+    return Choice("direct", kernel, packed, prepare)
+
+
+def parts(machine: Machine, conv: Conv, constant: bool = False) -> int:
+    """How many parts an epilogue's Statistics of the forward kernel writes."""
+    if lanes.fits(machine, conv):
+        return lanes.parts(conv)
+    if use_winograd(machine, conv, constant):
+        return winograd_conv.plan_forward(machine, conv).parts
+    return direct.parts(machine, conv, direct.packing(machine, conv))
 
 
 def data_gradient(
@@ -185,6 +192,6 @@ def _pads_within(conv: Conv) -> bool:
 
 
 __all__ = [
-    "Choice", "Prepare", "data_gradient", "forward", "packed_weights", "plain_weights", "use_winograd",
+    "Choice", "Prepare", "data_gradient", "forward", "packed_weights", "parts", "plain_weights", "use_winograd",
     "use_winograd_backward", "weight_gradient",
 ]  # fmt: skip

@@ -111,30 +111,39 @@ class Map(Step):
 
 @dataclass(frozen=True)
 class Statistics(Step):
-    """Gathers sums and sums of squares per channel: buffer ``stats`` is float32 [parts][2][channels].
+    """Gathers what a mean and a variance per channel are made of: buffer ``stats`` is float32 ``[parts][4][channels]``.
 
-    Every part is written by one thread in a fixed order; who reads the buffer adds the parts up in order (in float64,
-    say). The number of parts is ``parts(kernel shape)`` of the generator, a function of the shape alone.
+    The rows of a part: how many values, a value ``k`` among them, the sum of ``v - k``, the sum of ``(v - k)**2``. So a
+    large mean cancels nothing (Chan, Golub and LeVeque 1983, section 1c). Every part is written by one thread in a fixed
+    order; who reads the buffer joins the parts in order. The number of parts is ``parts(kernel shape)`` of the
+    generator, a function of the shape alone.
     """
 
     channels: int
     params = ("stats",)
+    rows = 4
 
     def _places(self, f: Function, part: Index, channel: Index) -> list[Value]:
-        row = f.mul(part, 2)
-        return [f.gep(f.arg("stats"), f.dot([(f.add(row, k), self.channels), (channel, 1)])) for k in (0, 1)]
+        first = f.mul(part, self.rows)
+        return [
+            f.gep(f.arg("stats"), f.dot([(f.add(first, k), self.channels), (channel, 1)])) for k in range(self.rows)
+        ]
 
     def begin(self, f, part, channel, count):
         for place in self._places(f, part, channel):
             f.vstore(const(f.vec(), 0.0), place, count)
 
     def finish(self, f, part, channel, count, values):
-        total = values[0]
-        squares = f.fmul(values[0], values[0])
-        for value in values[1:]:
-            total, squares = f.fadd(total, value), f.fma(value, value, squares)
-        for place, amount in zip(self._places(f, part, channel), (total, squares)):
-            f.vstore(f.fadd(f.vload(place, count), amount), place, count)
+        places = self._places(f, part, channel)
+        seen, shift, total, squares = (f.vload(place, count) for place in places)
+        zero = const(f.vec(), 0.0)
+        shift = f.select(f.fcmp("oeq", seen, zero), values[0], shift)
+        for value in values:
+            apart = f.fsub(value, shift)
+            total, squares = f.fadd(total, apart), f.fma(apart, apart, squares)
+        seen = f.fadd(seen, const(f.vec(), float(len(values))))
+        for place, amount in zip(places, (seen, shift, total, squares)):
+            f.vstore(amount, place, count)
 
 
 Epilogue = tuple[Step, ...]

@@ -221,6 +221,27 @@ def loads(e: Expr, seen: set[Expr] | None = None) -> list[Expr]:
     return found
 
 
+_WORK = dict.fromkeys(
+    ("abs", "add", "cast", "equal", "greater", "greater_equal", "less", "less_equal", "logical_and", "logical_not",
+     "logical_or", "maximum", "minimum", "multiply", "negative", "not_equal", "relu", "square", "subtract", "where"), 1,
+) | {"divide": 4, "reciprocal": 4, "sqrt": 4}  # fmt: skip
+_CALL = 16  # what is not a few instructions
+
+
+def work(e: Expr) -> int:
+    """About how many instructions an element takes, memory aside."""
+    seen: set[Expr] = set()
+
+    def visit(x: Expr) -> int:
+        if x in seen:
+            return 0
+        seen.add(x)
+        own = _WORK.get(x.extra, _CALL) if x.kind == "op" else _CALL if any(map(computed, affines(x))) else 0
+        return own + sum(map(visit, x.args))
+
+    return visit(e)
+
+
 def affines(e: Expr) -> tuple[Affine, ...]:
     """The indices standing in this one expression (not in its arguments)."""
     if e.kind == "load":

@@ -26,15 +26,16 @@ class Formula(Step):
     pixel: Var
     channel: Var
     buffers: tuple[Buffer, ...]
+    name: str = "e"  # tells its parameters from those of other steps
 
     @property
     def params(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(f"e{i}" for i in range(len(self.buffers)))
+        return tuple(f"{self.name}{i}" for i in range(len(self.buffers)))
 
     def columns(self, f: Function, channel: Index, count: int) -> list[Value]:
         """A fresh body, with what depends on the channel alone computed."""
         lanes = f.machine.lanes
-        body = Body(f, {b: f.arg(f"e{i}") for i, b in enumerate(self.buffers)}, set(), lanes, None)
+        body = Body(f, dict(zip(self.buffers, map(f.arg, self.params))), set(), lanes, None)
         body.vector, body.lanes = self.channel, lanes
         body.count = None if count == lanes else count
         body.values[self.channel] = channel
@@ -50,9 +51,9 @@ class Formula(Step):
             return body.spread(body.emit(self.value))
 
 
-def formula(value: Expr, variables: Sequence[Var], result: Placed) -> Formula | None:
+def formula(value: Expr, variables: Sequence[Var], result: Placed, number: int = 0) -> Formula | None:
     """The step that computes ``value`` (over ``variables``, the output's index) from a kernel's ``result``; None if some load
-    does not fit. ``result`` is dense with its channel innermost."""
+    does not fit. ``result`` has its channel innermost and its pixels evenly apart; ``number`` of the step among others."""
     *outer, last = result.order
     extents = [variables[d].extent for d in outer]
     pixels = 1
@@ -81,7 +82,7 @@ def formula(value: Expr, variables: Sequence[Var], result: Placed) -> Formula | 
     out = rewrite_loads(value, change)
     if not ok or any(v in out.vars for v in variables) or _has_index(out):
         return None
-    return Formula(out, pixel, channel, tuple(buffers))
+    return Formula(out, pixel, channel, tuple(buffers), f"e{number}_")
 
 
 def _has_index(e: Expr) -> bool:

@@ -8,18 +8,20 @@ it, or when a consumer would compute its elements many times over. Movement ops 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from twofold.backends.cpu.kernels.epilogue import Statistics
 from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Nest, Store, Var, constant, var
-from twofold.backends.cpu.loops.expr import loads
+from twofold.backends.cpu.loops.expr import loads, work
 from twofold.backends.cpu.lowering.epilogue import formula
 from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, VIEWS
 from twofold.backends.cpu.lowering.steps import At, HostStep, KernelStep, NestStep, Placed, Plan, Step, row_strides
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, pixel_distance, view
 from twofold.backends.cpu.program import Kernel
+from twofold.base.dtypes import float32
 from twofold.base.errors import UnsupportedOpError
 from twofold.ir import Graph, Node, Spec, Value
 from twofold.ir.interpret import run_reference
@@ -34,6 +36,8 @@ def lower(graph: Graph, machine: Any, compile_graph: Any, orders: Mapping[int, S
     return Lowering(graph, machine, compile_graph).run(orders or {})
 
 
+CHEAP = 12  # operations on an element up to which it is computed again rather than stored
+
 # inputs that kernels read as images: channels-last
 IMAGES = {
     "conv": (0,), "conv_input_grad": (0,), "conv_weight_grad": (0, 1), "max_pool": (0,), "avg_pool": (0,),
@@ -44,11 +48,23 @@ Emit = Callable[[Any, Placed, list[tuple[Buffer, int]], list[Node]], None]
 
 @dataclass
 class Pending:
-    """A kernel not yet called: where its result will lie, and ``emit(epilogue, place, epilogue's places, nodes)``."""
+    """A kernel not yet called: where its result will lie, and ``emit(epilogue, place, epilogue's places, nodes)``.
+
+    ``value`` is what the result is (None: nothing that has a name), ``steps`` are already its epilogue, ``extra`` the
+    places of their parameters; ``parts`` says how many parts its epilogue's Statistics would have (0: it takes none).
+    """
 
     target: Placed
     emit: Emit
-    node: Node
+    value: Value | None
+    nodes: list[Node]
+    parts: Callable[[], int] | None = None
+    steps: tuple[Any, ...] = ()
+    extra: list[tuple[Buffer, int]] = field(default_factory=list)
+
+    def call(self) -> None:
+        """Append the kernel."""
+        self.emit(self.steps, self.target, self.extra, self.nodes)
 
 
 class Lowering:
@@ -84,13 +100,8 @@ class Lowering:
     def _lower(self, node: Node) -> None:
         name = node.op.name
         if name in INLINE:
-            out = node.outputs[0]
             ats = [self.at(v) for v in node.inputs]
-            self.formulas[out] = _remembered(lambda index: INLINE[name](node, ats, tuple(index)))
-            self._inherit_order(node, out)
-            reason = self._why_place(node, out)
-            if reason:
-                self.placed(out, reason)
+            self.formula(node, node.outputs[0], lambda index: INLINE[name](node, ats, tuple(index)))
         elif name in NESTS:
             NESTS[name](self, node)
         elif name in HOST:
@@ -103,6 +114,14 @@ class Lowering:
         """A function from an index to the element there, reading memory or computing the formula."""
         placed = self.places.get(value)
         return placed.at if placed is not None else self.formulas[value]
+
+    def formula(self, node: Node, out: Value, at: At) -> None:
+        """An output given by a formula of one element; stored now if that pays."""
+        self.formulas[out] = _remembered(at)
+        self._inherit_order(node, out)
+        reason = self._why_place(node, out)
+        if reason:
+            self.placed(out, reason)
 
     def placed(self, value: Value, reason: str = "a kernel reads it", order: Sequence[int] | None = None) -> Placed:
         """The value in memory, put there now if it was a formula."""
@@ -217,9 +236,9 @@ class Lowering:
         """Append a generated kernel."""
         self.append(KernelStep(kernel, places, [written], list(nodes)))
 
-    def defer(self, node: Node, target: Placed, emit: Emit) -> None:
+    def defer(self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None) -> None:
         """The result of a kernel that takes an epilogue: ``emit`` is called when the result is first read."""
-        self.pending[target.buffer] = Pending(target, emit, node)
+        self.pending[target.buffer] = Pending(target, emit, node.outputs[0], [node], parts)
         self.result(node.outputs[0], target)
 
     def flush(self, buffers: Sequence[Buffer]) -> None:
@@ -227,22 +246,42 @@ class Lowering:
         for buffer in buffers:
             waiting = self.pending.pop(buffer, None)
             if waiting is not None:
-                waiting.emit((), waiting.target, [], [waiting.node])
+                waiting.call()
+
+    def statistics(self, value: Value) -> Placed | None:
+        """The parts of the value's statistics per channel, float32 [part][4][channel] (``kernels.epilogue.Statistics``),
+        if the kernel that makes it still waits and can gather them."""
+        placed = self.places.get(value)
+        waiting = self.pending.get(placed.buffer) if placed is not None else None
+        if waiting is None or waiting.parts is None or waiting.value is not value:
+            return None
+        channels = int(value.shape[1])
+        parts = self.temporary(Spec((waiting.parts(), Statistics.rows, channels), float32), "statistics")
+        waiting.steps += (Statistics(channels),)
+        waiting.extra.append((parts.buffer, 0))
+        self.flush([waiting.target.buffer])
+        self.plan.steps[-1].written.append(parts.buffer)
+        return parts
 
     def _into_epilogue(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
-        """Let a kernel that waits compute ``value`` from its result, if it can."""
+        """Let a kernel that waits compute ``value`` from its result, if it can; it goes on waiting."""
         found = [self.pending[b] for b in dict.fromkeys(l.extra[0] for l in loads(value)) if b in self.pending]
         for waiting in sorted(found, key=list(self.pending.values()).index, reverse=True):
-            out, producer = waiting.target, waiting.node.outputs[0]
+            out = waiting.target
             same = out.shape == target.shape and out.strides == target.strides and target.offset == 0
-            if not same or value.dtype is not out.buffer.dtype or self.reads.get(producer, 0) > 1:
+            alone = waiting.value is not None and self.reads.get(waiting.value, 0) <= 1
+            if not same or not alone or value.dtype is not out.buffer.dtype:
                 continue
-            step = formula(value, variables, out)
+            step = formula(value, variables, out, len(waiting.steps))
             if step is None:
                 continue
             self.pending.pop(out.buffer)
             self.flush(step.buffers)
-            waiting.emit((step,), target, [(b, 0) for b in step.buffers], [waiting.node, *nodes])
+            extra = [*waiting.extra, *((b, 0) for b in step.buffers)]
+            made = next((v for n in nodes for v in n.outputs if v.spec.shape == target.shape), None)
+            self.pending[target.buffer] = Pending(
+                target, waiting.emit, made, [*waiting.nodes, *nodes], waiting.parts, (*waiting.steps, step), extra
+            )
             return True
         return False
 
@@ -300,9 +339,17 @@ class Lowering:
             return "it is an output"
         if node.op.name in FREE or node.op.name in VIEWS:
             return ""
-        if self.reads.get(out, 0) > 1:
+        if self.reads.get(out, 0) > 1 and not self._is_cheap(out):
             return "it is read more than once"
         return self._why_repeated(out, size_of(out.spec))
+
+    def _is_cheap(self, value: Value) -> bool:
+        """Whether computing the formula again costs less than storing it: little arithmetic on one array in memory."""
+        placed = Placed(Buffer(value.dtype, 0), tuple(map(int, value.shape)), row_strides(value.shape))  # type: ignore[arg-type]
+        e = self.formulas[value]([var(Var(d, "i")) for d in placed.shape])
+        large = {l.extra for l in loads(e) if 2 * l.extra[0].size > size_of(value.spec)}
+        waits = any(buffer in self.pending for buffer, _ in large)
+        return len(large) <= 1 and not waits and work(e) <= CHEAP
 
     def _why_repeated(self, value: Value, size: int) -> str:
         for user in self.users.get(value, ()):

@@ -38,7 +38,18 @@ def _topk(x: Any, *, k: int, axis: int, largest: bool) -> tuple[Any, Any]:
     return jnp.take_along_axis(x, places, axis, mode="clip"), places
 
 
+def _batch_norm_train(x: Any, weight: Any, bias: Any, *, eps: float) -> tuple[Any, Any, Any]:
+    axes, shape = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
+    wide, weight, bias = (a.astype(jnp.promote_types(x.dtype, jnp.float32)) for a in (x, weight, bias))
+    average = jnp.mean(wide, axis=axes)
+    centred = wide - average.reshape(shape)
+    variance = jnp.mean(centred * centred, axis=axes)
+    scale = weight / jnp.sqrt(variance + eps)
+    return (centred * scale.reshape(shape) + bias.reshape(shape)).astype(x.dtype), average, variance
+
+
 ROWS: dict[str, Row] = {
+    "batch_norm_train": _batch_norm_train,
     "sum": _over_axes(jnp.sum), "prod": _over_axes(jnp.prod), "max": _over_axes(jnp.max), "min": _over_axes(jnp.min),
     "any": lambda x, *, axes, keepdims: jnp.any(x, axis=axes, keepdims=keepdims),
     "all": lambda x, *, axes, keepdims: jnp.all(x, axis=axes, keepdims=keepdims),

@@ -6,7 +6,7 @@ from typing import Any
 
 from twofold.base.dims import Sym
 from twofold.io.onnx.export.emitter import Emitter
-from twofold.io.onnx.export.rows import exact
+from twofold.io.onnx.export.rows import combined, exact
 from twofold.ir import Node
 
 
@@ -67,3 +67,23 @@ def _avg_pool(e: Emitter, node: Node, x: str) -> str:
     attrs = node.attrs
     return e.op("AveragePool", x, **window_attributes(attrs, attrs["window"]), ceil_mode=int(attrs["ceil_mode"]),
                 count_include_pad=int(attrs["include_pad"]))  # fmt: skip
+
+
+@combined("batch_norm_train")
+def _batch_norm_train(e: Emitter, node: Node, x: str, weight: str, bias: str) -> tuple[str, ...] | None:
+    """Its two sums, and the rest elementwise; None (our own domain) where the channels are computed wider than ``x``."""
+    spec, dtype = node.inputs[0].spec, node.outputs[1].dtype
+    if any(v.dtype is not dtype for v in node.inputs):
+        return None
+    axes, laid = e.ints(0, *range(2, spec.ndim)), e.ints(-1, *(1,) * (spec.ndim - 2))
+    mean = e.op("ReduceMean", x, axes, keepdims=1)
+    centred = e.op("Sub", x, mean)
+    variance = e.op("ReduceMean", e.op("Mul", centred, centred), axes, keepdims=1)
+    root = e.op("Sqrt", e.op("Add", variance, e.constant(node.attrs["eps"], dtype.numpy)))
+    scaled = e.op("Mul", e.op("Div", centred, root), e.op("Reshape", weight, laid))
+    channels = e.ints(-1)
+    return (
+        e.op("Add", scaled, e.op("Reshape", bias, laid)),
+        e.op("Reshape", mean, channels),
+        e.op("Reshape", variance, channels),
+    )

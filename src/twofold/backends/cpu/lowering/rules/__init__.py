@@ -15,6 +15,7 @@ from twofold.backends.cpu.lowering.rules import (
     indexing,
     matmul,
     movement,
+    normalization,
     pool,
     random,
     reduction,
@@ -23,6 +24,7 @@ from twofold.backends.cpu.lowering.rules import (
 INLINE = {**elementwise.INLINE, **movement.INLINE, **indexing.INLINE, **random.INLINE}
 NESTS = {
     **movement.NESTS, **reduction.NESTS, **indexing.NESTS, **matmul.NESTS, **conv.NESTS, **pool.NESTS, **control.NESTS,
+    **normalization.NESTS,
 }  # fmt: skip
 HOST = {
     "sort": "needs a sorting network",

@@ -10,22 +10,12 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.kernels import (
-    choose,
-    direct,
-    gemm,
-    pool,
-    weights,
-    wgrad,
-    winograd,
-    winograd_conv,
-    winograd_wgrad,
-)
+from twofold.backends.cpu.kernels import choose, gemm, pool, weights
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.packing import pack, unpack
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed
-from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix
+from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix, pixel_distance
 from twofold.base.dtypes import float32
 from twofold.ir import Node, Value
 
@@ -49,18 +39,21 @@ def _conv(node: Node, x: Any, y: Any, kernel: Any) -> Conv:
     return Conv(n, h, w, c, int(y[1]), int(kernel[0]), int(kernel[1]), a["strides"], a["padding"], a["dilation"], a["groups"])
 
 
-def _packed(low: Lowering, w: Value, conv: Conv, packed: weights.Packed, flip: bool | None) -> Buffer:
-    """The weights in packed order, or (``flip`` given) transformed for Winograd; made once a program."""
-    key = (w, packed, flip)
+def _weights(low: Lowering, w: Value, choice: choose.Choice) -> Buffer:
+    """The weights as the chosen kernel reads them; made once a program."""
+    key = (w, choice.weights, choice.algorithm)
     if key not in low.packs:
         source = low.rows(w)
-        out = Buffer(float32, packed.size, "packed")
-        pack(low, source.buffer, source.offset, packed, out)
-        if flip is not None:
-            u = Buffer(float32, winograd.weights_size(packed), "winograd weights")
-            low.kernel(_generated(winograd.transform_weights, low.machine, packed, flip), [(out, 0), (u, 0)], u)
-            out = u
-        low.packs[key] = out
+        at, steps = (source.buffer, source.offset), choice.prepare
+        if choice.algorithm != "lanes":  # plain to packed goes quicker in tiles than row by row
+            out = Buffer(float32, choice.weights.size, "packed")
+            pack(low, *at, choice.weights, out)
+            at, steps = (out, 0), steps[1:]
+        for step in steps:
+            out = Buffer(float32, step.size, "weights")
+            low.kernel(step.kernel, [at, (out, 0)], out)
+            at = out, 0
+        low.packs[key] = at[0]
     return low.packs[key]
 
 
@@ -69,10 +62,7 @@ def conv(low: Lowering, node: Node) -> bool:
     if not _suits(node):
         return False
     (x, w), y = node.inputs, node.outputs[0]
-    shape = _conv(node, x.shape, y.shape, w.shape[2:])
-    if shape.groups > 1 and shape.og == 1:
-        return False
-    return _convolve(low, node, shape, x, w, True)
+    return _convolve(low, node, _conv(node, x.shape, y.shape, w.shape[2:]), x, w, True)
 
 
 def input_grad(low: Lowering, node: Node) -> bool:
@@ -80,28 +70,21 @@ def input_grad(low: Lowering, node: Node) -> bool:
     if not _suits(node):
         return False
     (g, w), y = node.inputs, node.outputs[0]
-    shape = _conv(node, y.shape, g.shape, w.shape[2:])
-    if shape.groups > 1 and shape.cg == 1:
-        return False
-    return _convolve(low, node, shape, g, w, False)
+    return _convolve(low, node, _conv(node, y.shape, g.shape, w.shape[2:]), g, w, False)
 
 
 def _convolve(low: Lowering, node: Node, shape: Conv, x: Value, w: Value, forward: bool) -> bool:
-    wanted = choose.use_winograd if forward else choose.use_winograd_backward
-    quick = wanted(low.machine, shape, False)  # weights are transformed at each call
     source, ldx = low.channels_last(x)
-    packed = direct.packing(low.machine, shape, forward)
-    weight = _packed(low, w, shape, packed, (not forward) if quick else None)
-    module: Any = winograd_conv if quick else direct
-    generate = module.forward if forward else module.data_gradient
+    pick = choose.forward if forward else choose.data_gradient
     target = low.allocate(node.outputs[0], CHANNELS_LAST)
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
-        kernel = _generated(generate, low.machine, shape, packed, epilogue, ldx)
+        choice = _generated(pick, low.machine, shape, epilogue, None, False, ldx, pixel_distance(place))
+        weight = _weights(low, w, choice)
         places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
-        low.kernel(kernel, places, place.buffer, nodes)
+        low.kernel(choice.kernel, places, place.buffer, nodes)
 
-    low.defer(node, target, emit)
+    low.defer(node, target, emit, (lambda: choose.parts(low.machine, shape)) if forward else None)
     return True
 
 
@@ -111,17 +94,17 @@ def weight_grad(low: Lowering, node: Node) -> bool:
         return False
     (x, g), dw = node.inputs, node.outputs[0]
     shape = _conv(node, x.shape, g.shape, dw.shape[2:])
-    if shape.groups > 1 and shape.og == 1:
-        return False
     a, ldx = low.channels_last(x)
     b, ldy = low.channels_last(g)
-    packed = direct.packing(low.machine, shape)
-    module: Any = winograd_wgrad if choose.use_winograd(low.machine, shape, False) else wgrad
-    order = Buffer(float32, packed.size, "packed gradient")
-    kernel = _generated(module.weight_gradient, low.machine, shape, packed, ldx, ldy)
-    low.kernel(kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
+    choice = _generated(choose.weight_gradient, low.machine, shape, ldx, ldy)
+    order = Buffer(float32, choice.weights.size, "packed gradient")
+    low.kernel(choice.kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
     target = low.allocate(dw)
-    unpack(low, order, packed, target.buffer)
+    if choice.algorithm == "lanes":
+        plain = weights.repack(low.machine, choice.weights, choose.plain_weights(low.machine, shape))
+        low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
+    else:
+        unpack(low, order, choice.weights, target.buffer)
     low.result(dw, target)
     return True
 

@@ -1,0 +1,101 @@
+"""Batch norm in training: the statistics come out of the convolution that makes ``x`` (its kernel's epilogue), or of one
+pass over ``x``; what is left, ``x * scale + shift``, fuses into whatever reads it.
+
+Both gather sums of ``x - k``, ``k`` a value of the channel itself, so that a large mean cancels nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twofold.backends.cpu.loops import Accumulator, Expr, Var, acc, const, constant, op, var
+from twofold.backends.cpu.lowering.rules.reduction import converted
+from twofold.backends.cpu.lowering.steps import Placed
+from twofold.base.dtypes import DType, float64
+from twofold.ir import Node, Spec
+
+if TYPE_CHECKING:
+    from twofold.backends.cpu.lowering.lower import Lowering
+
+
+def _batch_norm_train(low: Lowering, node: Node) -> None:
+    x, weight, bias = node.inputs
+    y, average, variance = node.outputs
+    mean, var_ = low.allocate(average), low.allocate(variance)
+    gathered = low.statistics(x)
+    if gathered is not None:
+        _join(low, node, gathered, mean, var_)
+    else:
+        _gather(low, node, mean, var_)
+    low.result(average, mean)
+    low.result(variance, var_)
+    spec, dtype = average.spec, average.dtype
+    scale, shift = low.temporary(spec, "scale"), low.temporary(spec, "shift")
+    gamma_at, beta_at, at = low.at(weight), low.at(bias), low.at(x)
+    root = lambda i: op("sqrt", dtype, op("add", dtype, var_.at(i), const(dtype, node.attrs["eps"])))
+    low.map(spec, scale, lambda i: op("divide", dtype, converted(gamma_at(i), dtype), root(i)), [node])
+    moved = lambda i: op("multiply", dtype, mean.at(i), scale.at(i))
+    low.map(spec, shift, lambda i: op("subtract", dtype, converted(beta_at(i), dtype), moved(i)), [node])
+
+    def normalised(index: Any) -> Expr:
+        channel = [index[1]]
+        scaled = op("multiply", dtype, converted(at(index), dtype), scale.at(channel))
+        return converted(op("add", dtype, scaled, shift.at(channel)), y.dtype)
+
+    low.formula(node, y, normalised)
+
+
+def _join(low: Lowering, node: Node, parts: Placed, mean: Placed, variance: Placed) -> None:
+    """From the parts that a kernel wrote, [part][count, k, sum, squares][channel]; joined in float64."""
+    channel, part = Var(parts.shape[2], "c"), Var(parts.shape[0], "p")
+    row = lambda p, k: converted(parts.at([p, constant(k), var(channel)]), float64)
+    shift = row(constant(0), 1)
+    count, k, total, squares = (row(var(part), i) for i in range(4))
+    apart = _op("subtract", k, shift)
+    moved = _op("add", total, _op("multiply", count, apart))
+    twice = _op("add", _op("add", total, total), _op("multiply", count, apart))
+    raised = _op("add", squares, _op("multiply", apart, twice))
+    _finish(low, node, [channel], [part], shift, moved, raised, mean, variance, float64)
+
+
+def _gather(low: Lowering, node: Node, mean: Placed, variance: Placed) -> None:
+    """One pass over ``x``."""
+    x = node.inputs[0]
+    place = low.channels_last(x)[0] if x.ndim == 4 else low.placed(x, "its statistics are taken")
+    dims = [Var(int(d), "i") for d in x.shape]
+    channel, rdims = dims[1], [d for i, d in enumerate(dims) if i != 1]
+    dtype = mean.buffer.dtype
+    first = [var(channel) if i == 1 else constant(0) for i in range(x.ndim)]
+    shift = converted(place.at(first), dtype)
+    apart = _op("subtract", converted(place.at([var(d) for d in dims]), dtype), shift)
+    _finish(low, node, [channel], rdims, shift, apart, _op("multiply", apart, apart), mean, variance, dtype)
+
+
+def _finish(
+    low: Lowering, node: Node, dims: list[Var], rdims: list[Var], shift: Expr, value: Expr, square: Expr,
+    mean: Placed, variance: Placed, dtype: DType,
+) -> None:  # fmt: skip
+    """The nest that adds up ``value`` and ``square`` (about ``shift``) and stores the moments."""
+    zero, out = const(dtype, 0), mean.buffer.dtype
+    count = const(dtype, _count(node.inputs[0].spec))
+    totals = [Accumulator(dtype, zero, _op("add", acc(k, dtype), e), "add") for k, e in enumerate((value, square))]
+    apart = _op("divide", acc(0, dtype), count)
+    spread = _op("subtract", _op("divide", acc(1, dtype), count), _op("multiply", apart, apart))
+    results = [
+        (mean, converted(_op("add", shift, apart), out)),
+        (variance, converted(_op("maximum", spread, zero), out)),
+    ]
+    low.reduce(dims, rdims, totals, results, [node])
+
+
+def _op(name: str, a: Expr, b: Expr) -> Expr:
+    return op(name, a.dtype, a, b)
+
+
+def _count(spec: Spec) -> int:
+    from twofold.backends.cpu.lowering.lower import size_of
+
+    return size_of(spec) // max(1, int(spec.shape[1]))
+
+
+NESTS: dict[str, Any] = {"batch_norm_train": _batch_norm_train}
