@@ -16,12 +16,13 @@ import numpy as np
 from twofold.backends.cpu.kernels.epilogue import Statistics
 from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Nest, Store, Var, constant, var
 from twofold.backends.cpu.loops.expr import loads, work
+from twofold.backends.cpu.lowering.concat import homes
 from twofold.backends.cpu.lowering.epilogue import formula
 from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, VIEWS
 from twofold.backends.cpu.lowering.steps import At, HostStep, KernelStep, NestStep, Placed, Plan, Step, row_strides
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, pixel_distance, view
 from twofold.backends.cpu.program import Kernel
-from twofold.base.dtypes import float32
+from twofold.base.dtypes import DType, float32
 from twofold.base.errors import UnsupportedOpError
 from twofold.ir import Graph, Node, Spec, Value
 from twofold.ir.interpret import run_reference
@@ -67,6 +68,15 @@ class Pending:
         self.emit(self.steps, self.target, self.extra, self.nodes)
 
 
+@dataclass
+class Moments:
+    """Means and variances of the channels of one buffer of images, and the first channels of the parts that are there."""
+
+    mean: Placed
+    variance: Placed
+    done: set[int] = field(default_factory=set)
+
+
 class Lowering:
     """The state of the walk; rules call ``at``, ``placed``, ``allocate`` and ``nest``."""
 
@@ -79,7 +89,10 @@ class Lowering:
         self.outputs = set(graph.all_outputs)
         self.reads = self._count_reads()
         self.orders: dict[Value, tuple[int, ...]] = {}  # the order in memory that a value should have
-        self.pending: dict[Buffer, Pending] = {}
+        self.pending: dict[Buffer, list[Pending]] = {}
+        self.homes = homes(graph)
+        self.filled: set[Placed] = set()  # slices of concatenations that are written
+        self.moments: dict[Buffer, Moments] = {}
         self.packs: dict[Any, Buffer] = {}
         self.copies: dict[Any, Placed] = {}
 
@@ -187,7 +200,10 @@ class Lowering:
         return target
 
     def allocate(self, value: Value, order: Sequence[int] | None = None) -> Placed:
-        """A new place for a value; its dimensions lie in ``order``."""
+        """A place for a value: its slice of a concatenation, or a new one; its dimensions lie in ``order``."""
+        home = self.homes.of.get(value)
+        if home is not None and order == CHANNELS_LAST:
+            return home
         name = value.producer.op.name if value.producer else "value"
         return self.temporary(value.spec, name, order)
 
@@ -238,50 +254,66 @@ class Lowering:
 
     def defer(self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None) -> None:
         """The result of a kernel that takes an epilogue: ``emit`` is called when the result is first read."""
-        self.pending[target.buffer] = Pending(target, emit, node.outputs[0], [node], parts)
+        self._wait(Pending(target, emit, node.outputs[0], [node], parts))
         self.result(node.outputs[0], target)
 
     def flush(self, buffers: Sequence[Buffer]) -> None:
         """Emit kernels that are waiting, as they are."""
         for buffer in buffers:
-            waiting = self.pending.pop(buffer, None)
-            if waiting is not None:
+            for waiting in self.pending.pop(buffer, ()):
                 waiting.call()
+
+    def _wait(self, waiting: Pending) -> None:
+        self.pending.setdefault(waiting.target.buffer, []).append(waiting)
+
+    def _stop_waiting(self, waiting: Pending) -> None:
+        buffer = waiting.target.buffer
+        self.pending[buffer].remove(waiting)
+        if not self.pending[buffer]:
+            del self.pending[buffer]
 
     def statistics(self, value: Value) -> Placed | None:
         """The parts of the value's statistics per channel, float32 [part][4][channel] (``kernels.epilogue.Statistics``),
         if the kernel that makes it still waits and can gather them."""
         placed = self.places.get(value)
-        waiting = self.pending.get(placed.buffer) if placed is not None else None
-        if waiting is None or waiting.parts is None or waiting.value is not value:
+        known = self.pending.get(placed.buffer, ()) if placed is not None else ()
+        waiting = next((p for p in known if p.value is value and p.parts is not None), None)
+        if waiting is None or waiting.parts is None:
             return None
         channels = int(value.shape[1])
         parts = self.temporary(Spec((waiting.parts(), Statistics.rows, channels), float32), "statistics")
         waiting.steps += (Statistics(channels),)
         waiting.extra.append((parts.buffer, 0))
-        self.flush([waiting.target.buffer])
+        self._stop_waiting(waiting)
+        waiting.call()
         self.plan.steps[-1].written.append(parts.buffer)
         return parts
 
+    def moments_of(self, buffer: Buffer, dtype: DType) -> Moments:
+        """Where the means and variances of a concatenation's channels lie."""
+        if buffer not in self.moments:
+            channels = Spec((max(p.offset + p.shape[1] for p in self.homes.of.values() if p.buffer is buffer),), dtype)
+            self.moments[buffer] = Moments(self.temporary(channels, "means"), self.temporary(channels, "variances"))
+        return self.moments[buffer]
+
     def _into_epilogue(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
         """Let a kernel that waits compute ``value`` from its result, if it can; it goes on waiting."""
-        found = [self.pending[b] for b in dict.fromkeys(l.extra[0] for l in loads(value)) if b in self.pending]
-        for waiting in sorted(found, key=list(self.pending.values()).index, reverse=True):
+        read = {l.extra[0] for l in loads(value)}
+        found = [p for b, waiting in self.pending.items() if b in read for p in waiting]
+        for waiting in reversed(found):
             out = waiting.target
-            same = out.shape == target.shape and out.strides == target.strides and target.offset == 0
             alone = waiting.value is not None and self.reads.get(waiting.value, 0) <= 1
-            if not same or not alone or value.dtype is not out.buffer.dtype:
+            if not _same_form(out, target) or not alone or value.dtype is not out.buffer.dtype:
                 continue
             step = formula(value, variables, out, len(waiting.steps))
             if step is None:
                 continue
-            self.pending.pop(out.buffer)
+            self._stop_waiting(waiting)
             self.flush(step.buffers)
             extra = [*waiting.extra, *((b, 0) for b in step.buffers)]
             made = next((v for n in nodes for v in n.outputs if v.spec.shape == target.shape), None)
-            self.pending[target.buffer] = Pending(
-                target, waiting.emit, made, [*waiting.nodes, *nodes], waiting.parts, (*waiting.steps, step), extra
-            )
+            steps, made_by = (*waiting.steps, step), [*waiting.nodes, *nodes]
+            self._wait(Pending(target, waiting.emit, made, made_by, waiting.parts, steps, extra))
             return True
         return False
 
@@ -362,6 +394,15 @@ class Lowering:
             elif size > 1 and size_of(user.outputs[0].spec) > size and user.op.kind != "reduction":
                 return f"{user.op.name} would compute it again for each of {size_of(user.outputs[0].spec)} elements"
         return ""
+
+
+def _same_form(a: Placed, b: Placed) -> bool:
+    """Whether a kernel that writes ``a`` could write ``b``: images with any distance of pixels, else the same strides."""
+    if a.shape != b.shape:
+        return False
+    if len(a.shape) == 4 and a.order == CHANNELS_LAST == b.order:
+        return pixel_distance(a) is not None and pixel_distance(b) is not None
+    return a.strides == b.strides and b.offset == 0
 
 
 def size_of(spec: Spec) -> int:

@@ -12,6 +12,7 @@ from twofold.backends.cpu.loops import Affine, Expr, const, constant, floordiv, 
 from twofold.backends.cpu.loops.expr import TRUE, both, select, with_guard
 from twofold.backends.cpu.lowering.rules.elementwise import broadcast_index
 from twofold.backends.cpu.lowering.steps import At, row_strides
+from twofold.backends.cpu.lowering.views import CHANNELS_LAST
 from twofold.ir import Node
 
 if TYPE_CHECKING:
@@ -77,14 +78,24 @@ def _pad(node: Node, ats: Sequence[At], index: Sequence[Affine]) -> Expr:
 
 
 def _concat(low: Lowering, node: Node) -> None:
-    """Every part writes its slice."""
+    """Every part writes its slice, unless it lies there already."""
     out, axis = node.outputs[0], node.attrs["axis"]
-    target, start = low.allocate(out), 0
-    for v in node.inputs:
-        size = int(v.shape[axis])
-        part = replace(target, shape=tuple(v.shape), offset=target.offset + start * target.strides[axis])  # type: ignore[arg-type]
-        low.map(v.spec, part, low.at(v), [node])
-        start += size
+    slots = low.homes.slots.get(node)
+    target = low.homes.of[out] if slots else low.allocate(out)
+    if slots is None:
+        slots, start = [], 0
+        for v in node.inputs:
+            offset = target.offset + start * target.strides[axis]
+            slots.append(replace(target, shape=tuple(v.shape), offset=offset))  # type: ignore[arg-type]
+            start += int(v.shape[axis])
+    for v, slot in zip(node.inputs, slots):
+        if low.places.get(v) == slot or slot in low.filled:
+            continue
+        if v not in low.places and low.homes.of.get(v) == slot:
+            low.placed(v, "it is part of a concatenation", CHANNELS_LAST)
+        else:
+            low.map(v.spec, slot, low.at(v), [node])
+        low.filled.add(slot)
     low.result(out, target)
 
 

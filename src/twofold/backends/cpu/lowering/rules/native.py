@@ -156,7 +156,8 @@ def pool_forward(low: Lowering, node: Node) -> bool:
     target = low.allocate(y, CHANNELS_LAST)
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
-        kernel = pool.forward(low.machine, _pool(node, x.shape, y.shape), kind, epilogue, ldx)
+        ldy = pixel_distance(place) or 0
+        kernel = pool.forward(low.machine, _pool(node, x.shape, y.shape), kind, epilogue, ldx, ldy)
         low.kernel(kernel, [(source.buffer, source.offset), (place.buffer, place.offset), *extra], place.buffer, nodes)
 
     low.defer(node, target, emit)
@@ -173,8 +174,9 @@ def pool_grad(low: Lowering, node: Node) -> bool:
     given = [low.channels_last(v) for v in node.inputs]
     kind = "max" if node.op.name == "max_pool_grad" else "mean"
     ldx = given[0][1] if kind == "max" else 0
-    kernel = pool.gradient(low.machine, shape, kind, ldx, given[-1][1])
-    low.kernel(kernel, [*((p.buffer, p.offset) for p, _ in given), (target.buffer, 0)], target.buffer, [node])
+    kernel = pool.gradient(low.machine, shape, kind, ldx, given[-1][1], pixel_distance(target) or 0)
+    places = [*(p for p, _ in given), target]
+    low.kernel(kernel, [(p.buffer, p.offset) for p in places], target.buffer, [node])
     low.result(y, target)
     return True
 

@@ -6,13 +6,14 @@ Both gather sums of ``x - k``, ``k`` a value of the channel itself, so that a la
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Accumulator, Expr, Var, acc, const, constant, op, var
 from twofold.backends.cpu.lowering.rules.reduction import converted
 from twofold.backends.cpu.lowering.steps import Placed
 from twofold.base.dtypes import DType, float64
-from twofold.ir import Node, Spec
+from twofold.ir import Node, Spec, Value
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
 def _batch_norm_train(low: Lowering, node: Node) -> None:
     x, weight, bias = node.inputs
     y, average, variance = node.outputs
-    mean, var_ = low.allocate(average), low.allocate(variance)
-    gathered = low.statistics(x)
-    if gathered is not None:
-        _join(low, node, gathered, mean, var_)
-    else:
-        _gather(low, node, mean, var_)
+    mean, var_ = _moments(low, node, x)
     low.result(average, mean)
     low.result(variance, var_)
     spec, dtype = average.spec, average.dtype
@@ -45,6 +41,41 @@ def _batch_norm_train(low: Lowering, node: Node) -> None:
     low.formula(node, y, normalised)
 
 
+def _moments(low: Lowering, node: Node, x: Value) -> tuple[Placed, Placed]:
+    """Mean and variance of every channel of ``x``. Those of a concatenation are its parts', each gathered once however
+    many layers read it."""
+    average, variance = node.outputs[1:]
+    slots = low.homes.slots.get(x.producer) if x.producer is not None else None
+    if not slots:
+        mean, var_ = low.allocate(average), low.allocate(variance)
+        _gather(low, node, x, None, mean, var_)
+        return mean, var_
+    whole = low.moments_of(slots[0].buffer, average.dtype)
+    for part, slot in zip(x.producer.inputs, slots):  # type: ignore[union-attr]
+        if slot.offset not in whole.done:
+            whole.done.add(slot.offset)
+            _gather(low, node, part, slot, *(_channels(m, slot) for m in (whole.mean, whole.variance)))
+    return _channels(whole.mean, low.places[x]), _channels(whole.variance, low.places[x])
+
+
+def _channels(moments: Placed, slot: Placed) -> Placed:
+    """The piece of the moments that belongs to a slice of channels."""
+    return replace(moments, shape=(slot.shape[1],), offset=slot.offset)
+
+
+def _gather(low: Lowering, node: Node, x: Value, slot: Placed | None, mean: Placed, variance: Placed) -> None:
+    """The moments of ``x`` (which lies in ``slot``, if given) into their places."""
+    gathered = low.statistics(x) if slot is None or low.places.get(x) == slot else None
+    if gathered is not None:
+        _join(low, node, gathered, mean, variance)
+    else:
+        _pass(low, node, slot or _placed(low, x), mean, variance)
+
+
+def _placed(low: Lowering, x: Value) -> Placed:
+    return low.channels_last(x)[0] if x.ndim == 4 else low.placed(x, "its statistics are taken")
+
+
 def _join(low: Lowering, node: Node, parts: Placed, mean: Placed, variance: Placed) -> None:
     """From the parts that a kernel wrote, [part][count, k, sum, squares][channel]; joined in float64."""
     channel, part = Var(parts.shape[2], "c"), Var(parts.shape[0], "p")
@@ -58,14 +89,12 @@ def _join(low: Lowering, node: Node, parts: Placed, mean: Placed, variance: Plac
     _finish(low, node, [channel], [part], shift, moved, raised, mean, variance, float64)
 
 
-def _gather(low: Lowering, node: Node, mean: Placed, variance: Placed) -> None:
-    """One pass over ``x``."""
-    x = node.inputs[0]
-    place = low.channels_last(x)[0] if x.ndim == 4 else low.placed(x, "its statistics are taken")
-    dims = [Var(int(d), "i") for d in x.shape]
+def _pass(low: Lowering, node: Node, place: Placed, mean: Placed, variance: Placed) -> None:
+    """One pass over an array in memory."""
+    dims = [Var(d, "i") for d in place.shape]
     channel, rdims = dims[1], [d for i, d in enumerate(dims) if i != 1]
     dtype = mean.buffer.dtype
-    first = [var(channel) if i == 1 else constant(0) for i in range(x.ndim)]
+    first = [var(channel) if i == 1 else constant(0) for i in range(len(dims))]
     shift = converted(place.at(first), dtype)
     apart = _op("subtract", converted(place.at([var(d) for d in dims]), dtype), shift)
     _finish(low, node, [channel], rdims, shift, apart, _op("multiply", apart, apart), mean, variance, dtype)

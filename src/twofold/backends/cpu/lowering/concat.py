@@ -1,0 +1,84 @@
+"""Concatenations of images along channels without copies: whoever makes a part writes it into its slice of the whole.
+
+Channels-last, a slice of channels is the whole's memory with a larger distance between pixels, which kernels can write
+and read. A concatenation whose parts lie side by side in a larger one already (DenseNet: every layer reads all before
+it) is a view of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+
+from twofold.backends.cpu.loops import Buffer
+from twofold.backends.cpu.lowering.steps import Placed, row_strides
+from twofold.backends.cpu.lowering.views import CHANNELS_LAST
+from twofold.ir import Graph, Node, Value
+
+IMAGES = frozenset(("conv", "pool"))
+SAME_FORM = frozenset(("elementwise", "normalization"))
+
+
+@dataclass
+class Homes:
+    """Where values lie that are parts of concatenations: ``of`` each value; ``slots`` of each concatenation's operands."""
+
+    of: dict[Value, Placed] = field(default_factory=dict)
+    slots: dict[Node, list[Placed]] = field(default_factory=dict)
+
+
+def homes(graph: Graph) -> Homes:
+    """Plan all concatenations of images, the largest first."""
+    found = Homes()
+    images = _images(graph)
+    nodes = [n for n in graph.nodes if n.op.name == "concat" and n.outputs[0] in images and n.attrs["axis"] == 1]
+    for node in sorted(nodes, key=lambda n: -int(n.outputs[0].shape[1])):
+        if len(set(node.inputs)) == len(node.inputs):
+            _plan(node, found)
+    return found
+
+
+def _images(graph: Graph) -> set[Value]:
+    """The values that kernels make and read channels-last."""
+    images: set[Value] = set()
+    for node in graph.nodes:
+        for out in node.outputs:
+            if out.ndim != 4 or 0 in out.shape:
+                continue
+            same = node.op.kind in SAME_FORM and any(v in images and v.shape == out.shape for v in node.inputs)
+            parts = node.op.name == "concat" and any(v in images for v in node.inputs)
+            if node.op.kind in IMAGES or same or parts:
+                images.add(out)
+    return images
+
+
+def _plan(node: Node, found: Homes) -> None:
+    out = node.outputs[0]
+    there = [found.of.get(v) for v in node.inputs]
+    if all(p is not None for p in there) and _side_by_side(there) and out not in found.of:  # type: ignore[arg-type]
+        first: Placed = there[0]  # type: ignore[assignment]
+        found.of[out] = replace(first, shape=tuple(map(int, out.shape)))
+        found.slots[node] = there  # type: ignore[assignment]
+        return
+    whole = found.of.setdefault(out, _whole(out))
+    slots, start = [], 0
+    for v in node.inputs:
+        slot = replace(whole, shape=tuple(map(int, v.shape)), offset=whole.offset + start)
+        found.of.setdefault(v, slot)
+        slots.append(slot)
+        start += int(v.shape[1])
+    found.slots[node] = slots
+
+
+def _whole(out: Value) -> Placed:
+    shape = tuple(map(int, out.shape))
+    size = 1
+    for d in shape:
+        size *= d
+    return Placed(Buffer(out.dtype, size, "concat"), shape, row_strides(shape, CHANNELS_LAST))
+
+
+def _side_by_side(places: list[Placed]) -> bool:
+    """Whether the places are neighbouring slices of one buffer, in order."""
+    pairs = itertools.pairwise(places)
+    return all(b.buffer is a.buffer and b.strides == a.strides and b.offset == a.offset + a.shape[1] for a, b in pairs)

@@ -1,0 +1,86 @@
+"""Concatenations of images: parts are written where they belong, prefixes are views, and the numbers stay the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import twofold as tw
+from twofold.backends.cpu.backend import CpuProgram
+from twofold.nn import functional as F
+
+
+class Dense(tw.nn.Module):
+    """Layers that each read all before them, then branches of an inception module."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.pool = tw.nn.Conv2d(3, 12, 3, padding=1, bias=False), tw.nn.MaxPool2d(2)
+        self.norms = tw.nn.ModuleList([tw.nn.BatchNorm2d(12 + 8 * i) for i in range(4)])
+        self.convs = tw.nn.ModuleList([tw.nn.Conv2d(12 + 8 * i, 8, 3, padding=1) for i in range(3)])
+        self.left, self.right = tw.nn.Conv2d(36, 9, 1), tw.nn.Conv2d(36, 7, 3, padding=1)
+
+    def forward(self, x):
+        features = [self.pool(self.first(x))]
+        for norm, conv in zip(self.norms, self.convs):
+            features.append(conv(F.relu(norm(tw.concat(features, axis=1)))))
+        y = F.relu(self.norms[3](tw.concat(features, axis=1)))
+        pooled = F.max_pool2d(y, 3, stride=1, padding=1)
+        return tw.concat([F.relu(self.left(y)), F.relu(self.right(y)), pooled, tw.flip(pooled, axis=2)], axis=1)
+
+
+def _train(device: str) -> tuple[list[float], np.ndarray, dict[str, np.ndarray]]:
+    with tw.device(device):
+        tw.random.seed(0)
+        model = Dense()
+        optimizer = tw.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        x = tw.tensor(np.random.default_rng(0).normal(3, 2, (4, 3, 16, 16)).astype(np.float32))
+
+        @tw.compile
+        def step(x):
+            out = model(x)
+            loss = (out**2).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss, out
+
+        results = [step(x) for _ in range(3)]
+        state = {k: v.numpy() for k, v in model.state_dict().items()}
+        return [float(loss) for loss, _ in results], results[-1][1].numpy(), state
+
+
+def test_training_equals_the_reference():
+    expected, given = _train("reference"), _train("native")
+    np.testing.assert_allclose(given[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(given[1], expected[1], rtol=1e-3, atol=1e-4)
+    for name, value in expected[2].items():
+        np.testing.assert_allclose(given[2][name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_nothing_is_copied():
+    """Of all parts only the flipped one is moved: the others are written in their places by the kernels that make them."""
+    model = Dense().eval()
+    graph = tw.compile(lambda x: model(x)).graph(tw.zeros((2, 3, 16, 16)))
+    program = CpuProgram(graph)
+    copies = [c.kernel.note for c in program.calls if "concat" in c.kernel.note]
+    assert copies == [], program.report()
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_part_used_elsewhere_and_twice(twice):
+    """A part that is an output as well, and a value that is two parts of one concatenation."""
+    rng = np.random.default_rng(1)
+    x, w = (rng.normal(size=s).astype(np.float32) for s in ((2, 5, 6, 6), (4, 5, 3, 3)))
+
+    def f(x, w):
+        y = F.conv2d(x, w, padding=1)
+        z = F.relu(y)
+        return y, tw.concat([z, z if twice else y, x], axis=1)
+
+    outcomes = []
+    for device in ("reference", "native"):
+        with tw.device(device):
+            outcomes.append([r.numpy() for r in tw.compile(f)(tw.tensor(x), tw.tensor(w))])
+    for expected, given in zip(*outcomes):
+        np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5)
