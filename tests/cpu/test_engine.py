@@ -172,6 +172,16 @@ def test_the_cache_can_be_switched_off_and_refuses_an_open_folder(home, monkeypa
     assert not _objects(home)
 
 
+def test_modules_compiled_side_by_side_are_those_compiled_alone(monkeypatch):
+    monkeypatch.setenv("TWOFOLD_CACHE", "0")
+    modules = [(scale(20.0 + i % 5).ir, i % 2) for i in range(20)]
+    alone = [jit.compile_ir(*module) for module in [(ir, HOST, level) for ir, level in modules]]
+    monkeypatch.setattr(jit, "_memory", {})
+    assert jit.compile_all(modules) == alone
+    with pytest.raises(GraphError, match="malformed"):
+        jit.compile_all([modules[0], ("define void @f() { ret i32 1 }", 0)])
+
+
 def test_processes_share_the_cache(home):
     code = "from twofold.backends.cpu import jit; import test_engine as t; print(len(jit.compile_ir(t.scale(9.0).ir)))"
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}

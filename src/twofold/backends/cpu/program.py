@@ -113,9 +113,9 @@ class ProgramBuilder:
 
     def finish(self) -> Program:
         """Compile what is new, link, and return the program."""
-        objects = [jit.compile_ir(k.ir, self.machine, k.level) for k in self.kernels]
-        objects += [jit.compile_ir(self._module.text(), self.machine), team.runtime_object()]
-        return Program(jit.link(objects), list(self.kernels))
+        modules = [(k.ir, k.level) for k in self.kernels] + [(self._module.text(), 0)]
+        objects = jit.compile_all(modules, self.machine)
+        return Program(jit.link([*objects, team.runtime_object()]), list(self.kernels))
 
 
 class Program:
