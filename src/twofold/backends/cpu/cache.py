@@ -79,7 +79,7 @@ def put(key: str, payload: bytes) -> None:
         return
     try:
         (place / key[:2]).mkdir(mode=0o700, exist_ok=True)
-        with files.atomic_write(place / key[:2] / key) as stream:
+        with files.atomic_write(place / key[:2] / key, durable=False) as stream:
             stream.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
     except OSError:
         return

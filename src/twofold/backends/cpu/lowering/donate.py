@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from twofold.backends.cpu.loops import Buffer
@@ -12,29 +13,44 @@ from twofold.ir import Graph
 def donate(plan: Plan, graph: Graph, positions: Sequence[int]) -> None:
     """Let outputs of state take the buffers of the inputs at ``positions``, as far as that is safe; sets ``plan.donated``."""
     first, outputs = len(graph.inputs), len(graph.outputs)
+    touching = _touching(plan.steps)
+    outside = {*plan.inputs, *plan.constants}
+    written = Counter(p.buffer for p in plan.outputs)
     for position in positions:
         if position < first:
             continue  # only state has an output of its own
-        place = plan.outputs[outputs + position - first]
-        old = plan.inputs[position]
-        shared = sum(p.buffer is place.buffer for p in plan.outputs) > 1
-        kept = any(p.buffer is old for p in plan.outputs)
-        foreign = place.buffer in plan.inputs or place.buffer in plan.constants
-        if shared or kept or foreign or place.buffer.nbytes != old.nbytes or not safe(plan.steps, place.buffer, old):
+        at = outputs + position - first
+        place, old = plan.outputs[at], plan.inputs[position]
+        foreign = place.buffer in outside
+        if written[place.buffer] > 1 or written[old] or foreign or place.buffer.nbytes != old.nbytes:
             continue
-        for step in plan.steps:
+        steps = touching[place.buffer]
+        if not safe(steps, touching[old], place.buffer, old):
+            continue
+        for _, step in steps:
             step.replace(place.buffer, old)
-        plan.outputs = [Placed(old, p.shape, p.strides, p.offset) if p is place else p for p in plan.outputs]
+        touching[old] = sorted({i: (i, s) for i, s in (*touching[old], *steps)}.values(), key=lambda pair: pair[0])
+        plan.outputs[at] = Placed(old, place.shape, place.strides, place.offset)
+        written[old] += 1
         plan.donated.append(position)
 
 
-def safe(steps: Sequence[Step], new: Buffer, old: Buffer) -> bool:
+def _touching(steps: Sequence[Step]) -> dict[Buffer, list[tuple[int, Step]]]:
+    """The steps that read or write each buffer, with their numbers."""
+    found: dict[Buffer, list[tuple[int, Step]]] = defaultdict(list)
+    for i, step in enumerate(steps):
+        for buffer in dict.fromkeys([*step.reads(), *step.writes()]):
+            found[buffer].append((i, step))
+    return found
+
+
+def safe(news: Sequence[tuple[int, Step]], olds: Sequence[tuple[int, Step]], new: Buffer, old: Buffer) -> bool:
     """Whether ``new`` can lie where ``old`` lies: ``old`` is not touched after the step that first writes ``new``, and that
-    step reads each element of it only where it writes the same one."""
-    at = next((i for i, s in enumerate(steps) if new in s.writes()), None)
-    if at is None or any(old in s.reads() or old in s.writes() for s in steps[at + 1 :]):
+    step reads each element of it only where it writes the same one. Given are the steps that touch either."""
+    first = next(((i, s) for i, s in news if new in s.writes()), None)
+    if first is None or any(i > first[0] for i, _ in olds):
         return False
-    step = steps[at]
+    step = first[1]
     if old in step.writes():
         return False
     return old not in step.reads() or same_elements(step, new, old)
