@@ -56,8 +56,8 @@ def test_four_devices_equal_one(expected: Any, shard_state: bool, parts: int) ->
 def test_a_sum_over_the_batch_is_one_all_reduce() -> None:
     step = tw.compile(lambda x: x.sum(), devices=FOUR)
     step(np.ones((8, 3), np.float32))
-    ((program, _, _),) = (p for entries in step._entries.values() for e in entries for p in e.runner.programs.values())
-    assert program.text().count("all-reduce(") == 1
+    (compiled,) = (c for entries in step._entries.values() for e in entries for c in e.runner.programs.values())
+    assert compiled.program.text().count("all-reduce(") == 1
 
 
 @pytest.mark.usefixtures("four")

@@ -86,6 +86,9 @@ class Program(ABC):
 
     ``donated`` are the positions of the inputs that the program overwrites and returns as outputs (state updated in
     place); the caller sees to it that nobody else looks at those buffers.
+
+    A program may keep what it works out from state that it only reads (packed weights, say). ``version`` tells it when
+    to do that again: calls with an equal number pass the same numbers for that state; None promises nothing.
     """
 
     donated: Sequence[int] = ()
@@ -95,7 +98,7 @@ class Program(ABC):
         return None
 
     @abstractmethod
-    def __call__(self, buffers: Sequence[Any]) -> list[Any]: ...
+    def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[Any]: ...
 
     def report(self) -> str:
         """What was done to the graph and why, for a reader."""

@@ -5,8 +5,11 @@ runs through here.
 
 from __future__ import annotations
 
+import itertools
 import sys
+import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,31 @@ from twofold.static.verification import check_against_reference
 from twofold.tensor.eager import Array, default_device
 from twofold.tensor.tensor import Tensor
 
+_versions = itertools.count(1)
+
+
+@dataclass
+class Compiled:
+    """A program, the graph it was made of, and which of the variables it reads only."""
+
+    program: Program
+    graph: Graph
+    constant: list[int] = field(init=False)  # positions among the state
+    _seen: tuple[list[Any], int] = ([], 0)  # the constant state's leaves (weakly), and their version
+
+    def __post_init__(self) -> None:
+        self.constant = [i for i, state in enumerate(self.graph.state) if not state.written]
+
+    def version(self, state: Sequence[Array]) -> int:
+        """A number that changes when a constant variable has been given another value. A value never changes: it is
+        enough that the leaf is the same. Leaves are held weakly, or no program could overwrite their buffers."""
+        leaves = [state[i] for i in self.constant]
+        known, number = self._seen
+        if not number or any(a() is not b for a, b in zip(known, leaves)):
+            number = next(_versions)
+            self._seen = [weakref.ref(leaf) for leaf in leaves], number
+        return number
+
 
 class GraphRunner:
     """A graph with symbolic or fixed sizes, as something to call.
@@ -36,26 +64,27 @@ class GraphRunner:
         self.variables = list(variables)
         self.device = device
         self.verify = verify
-        self.programs: dict[Any, tuple[Program, list[Spec], Graph]] = {}
+        self.programs: dict[Any, Compiled] = {}
 
     def __call__(self, arguments: Sequence[Array]) -> list[Array]:
         """Outputs for these inputs; the state variables are updated."""
         device = self.device or self._device_of(arguments)
-        program, specs, graph = self._program(arguments, device)
-        arrays = [*arguments, *(v._own for v in self.variables)]
-        buffers = [_buffer(i, a, device, program) for i, a in enumerate(arrays)]
+        compiled = self._program(arguments, device)
+        program, graph = compiled.program, compiled.graph
+        state = [v._own for v in self.variables]
+        version = compiled.version(state)
+        buffers = [_buffer(i, a, device, program) for i, a in enumerate([*arguments, *state])]
         for i in program.donated:
-            buffers[i] = _exclusive(buffers[i], device)
+            buffers[i] = _exclusive(buffers[i], state[i - len(arguments)], device)
         if self.verify or flags.get("TWOFOLD_VERIFY"):
             results = check_against_reference(graph, program, buffers, device)
         else:
-            results = program(buffers)
-        outputs = [Array(s, b, device) for s, b in zip(specs, results)]
-        count = len(self.graph.outputs)
-        for state, variable, new in zip(self.graph.state, self.variables, outputs[count:]):
-            if state.written:
-                variable.set_array(new)
-        return outputs[:count]
+            results = program(buffers, version)
+        count = len(graph.outputs)
+        for entry, variable, new in zip(graph.state, self.variables, results[count:]):
+            if entry.written:
+                variable.set_array(Array(entry.output.spec, new, device))
+        return [Array(v.spec, b, device) for v, b in zip(graph.outputs, results)]
 
     def _device_of(self, arguments: Sequence[Array]) -> Device:
         models = [v._own for v in self.variables if not getattr(v, "advances", False)]  # a generator goes along
@@ -64,14 +93,14 @@ class GraphRunner:
                 return array.device
         return default_device()
 
-    def _program(self, arguments: Sequence[Array], device: Device) -> tuple[Program, list[Spec], Graph]:
+    def _program(self, arguments: Sequence[Array], device: Device) -> Compiled:
         key = (device, tuple(a.spec for a in arguments))
         known = self.programs.get(key)
         if known is None:
             known = self.programs[key] = self._compile(arguments, device)
         return known
 
-    def _compile(self, arguments: Sequence[Array], device: Device) -> tuple[Program, list[Spec], Graph]:
+    def _compile(self, arguments: Sequence[Array], device: Device) -> Compiled:
         check_arguments(self.graph, [a.spec for a in arguments])
         sizes = bind_symbols([v.spec for v in self.graph.inputs], [a.shape for a in arguments])  # type: ignore[misc]
         graph = specialise(self.graph, sizes) if sizes else self.graph
@@ -79,13 +108,13 @@ class GraphRunner:
         first = len(graph.inputs)
         donated = [first + i for i, state in enumerate(graph.state) if state.written]
         program = device.backend.compile(graph, device, donated=donated)
-        return program, [v.spec for v in graph.all_outputs], graph
+        return Compiled(program, graph)
 
     def report(self) -> str:
         """The reports of the programs compiled so far."""
         return "\n\n".join(
-            f"{device} {', '.join(map(str, specs))}:\n{program.report()}"
-            for (device, specs), (program, _, _) in self.programs.items()
+            f"{device} {', '.join(map(str, specs))}:\n{compiled.program.report()}"
+            for (device, specs), compiled in self.programs.items()
         )
 
 
@@ -117,14 +146,16 @@ def _buffer(index: int, array: Array, device: Device, program: Program) -> Any:
     return device.backend.put(array.numpy(), device) if placed is None else placed
 
 
-def _exclusive(buffer: Any, device: Device) -> Any:
-    """A buffer that a program may overwrite: itself, or a copy if somebody else looks at it (a view, a tensor)."""
+def _exclusive(buffer: Any, leaf: Array, device: Device) -> Any:
+    """A buffer that a program may overwrite: itself, or a copy if somebody else looks at it: a view, a tensor, or the
+    record of an eager computation, which holds the leaf."""
     view = isinstance(buffer, np.ndarray) and (not buffer.flags.writeable or buffer.base is not None)
-    return device.backend.copy(buffer) if view or sys.getrefcount(buffer) > _ALONE else buffer
+    shared = sys.getrefcount(buffer) > _ALONE or sys.getrefcount(leaf) > _ALONE
+    return device.backend.copy(buffer) if view or shared else buffer
 
 
-# references to a state buffer held by nobody but its variable, as seen inside `_exclusive`:
-# the Array's slot, the list of buffers, the parameter, and getrefcount's own argument
+# references to a state buffer held by nobody but its variable, as seen inside `_exclusive`: the Array's slot, the list of
+# buffers, the parameter, and getrefcount's own argument; to the leaf: the variable, the list of state, and the same two
 _ALONE = 4
 
 

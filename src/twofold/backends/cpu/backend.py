@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,12 @@ class CpuProgram(Program):
     """A graph as machine code. Safe to call from several threads (calls take turns)."""
 
     def __init__(self, graph: Graph, donated: Sequence[int] = (), orders: Mapping[int, Sequence[int]] | None = None):
+        from twofold.backends.cpu.execution import Execution
         from twofold.backends.cpu.lowering.assemble import assemble
         from twofold.backends.cpu.lowering.donate import donate
         from twofold.backends.cpu.lowering.lower import lower
         from twofold.backends.cpu.lowering.merge import merge
+        from twofold.backends.cpu.lowering.prepare import prepared
         from twofold.backends.cpu.machine import host, num_threads
 
         self.name = graph.name
@@ -34,14 +35,12 @@ class CpuProgram(Program):
         plan = lower(graph, host(), compile_graph, orders)
         merge(plan)
         donate(plan, graph, donated)
-        self._built = assemble(plan, host(), self.threads)
         self.donated = plan.donated
+        first = len(graph.inputs)
+        constant = [plan.inputs[first + i] for i, state in enumerate(graph.state) if not state.written]
+        self._built = assemble(prepared(plan, constant), host(), self.threads)
+        self._execution = Execution(self._built, self.threads, orders or {})
         self._lock = threading.Lock()
-        self._arena = np.empty(0, np.uint8)
-        self._errors = np.zeros(1, np.int32)
-        given = orders or {}
-        self._inputs = [(v.dtype.numpy, given.get(i)) for i, v in enumerate(graph.all_inputs)]
-        self._constants = {b: np.ascontiguousarray(a) for b, a in plan.constants.items()}
         if flags.get("TWOFOLD_DEBUG") >= 2:
             debug.show(self)
 
@@ -49,6 +48,11 @@ class CpuProgram(Program):
     def arena_bytes(self) -> int:
         """Bytes of temporaries: known before the first run."""
         return self._built.arena
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of results that stay between calls: packed weights and the like."""
+        return self._built.kept
 
     @property
     def calls(self) -> Sequence[Any]:
@@ -60,86 +64,40 @@ class CpuProgram(Program):
         """The steps, in order."""
         return self._built.plan.steps
 
-    def __call__(self, buffers: Sequence[Any]) -> list[np.ndarray]:
-        plan, start = self._built.plan, time.perf_counter()
+    def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[np.ndarray]:
+        start = time.perf_counter()
         with self._lock:
-            pointers, arrays = self.pointers(buffers)
-            for segment in self._built.segments:
-                if hasattr(segment, "address"):
-                    segment.run(pointers, self.threads)
-                else:
-                    self._run_host(segment, arrays, pointers[0])
-            self._raise_errors()
+            results = self._execution.call(buffers, version)
+            if self._execution.errors[0]:
+                self._raise_error()
         if flags.get("TWOFOLD_DEBUG") >= 1:
             debug.timing(self, time.perf_counter() - start)
-        return [self._output(arrays, p, s) for p, s in zip(plan.outputs, plan.specs)]
+        return results
 
-    def pointers(self, buffers: Sequence[Any]) -> tuple[list[int], dict[Any, np.ndarray]]:
-        """The pointer table for these inputs (new outputs are made), and the arrays it points to."""
-        plan, built = self._built.plan, self._built
-        arrays = {b: _dense(x, *kind) for b, x, kind in zip(plan.inputs, buffers, self._inputs)}
-        if self._arena.nbytes < built.arena + 64:
-            self._arena = np.empty(built.arena + 64, np.uint8)
-        arrays.update(self._constants)
-        for placed, spec in zip(plan.outputs, plan.specs):
-            if placed.buffer not in arrays:
-                arrays[placed.buffer] = np.empty([placed.shape[d] for d in placed.order], spec.dtype.numpy)
-        pointers = [(self._arena.ctypes.data + 63) & ~63, self._errors.ctypes.data, *([0] * len(built.slots))]
-        for buffer, slot in built.slots.items():
-            pointers[slot] = arrays[buffer].ctypes.data
-        return pointers, arrays
+    def pointers(self, buffers: Sequence[Any]) -> tuple[list[int], Any]:
+        """The pointer table for these inputs, and what it points to: for running parts of the program by themselves."""
+        arrays = self._execution.bind(buffers)
+        return self._execution.pointers, arrays
 
-    def _output(self, arrays: dict[Any, np.ndarray], placed: Any, spec: Spec) -> np.ndarray:
-        array = arrays[placed.buffer]
-        if placed.buffer in self._constants:
-            array = array.copy()
-        if placed.is_rows:
-            return array.reshape(spec.shape)
-        return array.reshape([placed.shape[d] for d in placed.order]).transpose(np.argsort(placed.order))
-
-    def _run_host(self, step: Any, arrays: dict[Any, np.ndarray], base: int) -> None:
-        results = step.run(*(self._view(p, arrays, base) for p in step.inputs))
-        for place, result in zip(step.outputs, results):
-            self._view(place, arrays, base)[...] = result
-
-    def _view(self, placed: Any, arrays: dict[Any, np.ndarray], base: int) -> np.ndarray:
-        """A place as a NumPy array."""
-        dtype = placed.buffer.dtype.numpy
-        if placed.buffer in arrays:
-            flat = arrays[placed.buffer].reshape(-1)
-        else:
-            address = base + self._built.offsets[placed.buffer]
-            raw = (ctypes.c_char * max(1, placed.buffer.nbytes)).from_address(address)
-            flat = np.frombuffer(raw, dtype, placed.buffer.size)
-        strides = [s * dtype.itemsize for s in placed.strides]
-        return np.lib.stride_tricks.as_strided(flat[placed.offset :], placed.shape, strides)
-
-    def _raise_errors(self) -> None:
-        code = int(self._errors[0])
-        if code:
-            self._errors[0] = 0
-            message, node = self._built.plan.checks[code - 1]
-            error = IndexRangeError(f"{node.op.name}: {message}")
-            annotate(error, node.scope)
-            raise error
+    def _raise_error(self) -> None:
+        """Raise what a kernel left in the error word."""
+        errors = self._execution.errors
+        message, node = self._built.plan.checks[int(errors[0]) - 1]
+        errors[0] = 0
+        error = IndexRangeError(f"{node.op.name}: {message}")
+        annotate(error, node.scope)
+        raise error
 
     def report(self) -> str:
         built = self._built
         kernels = len({c.kernel.symbol for c in built.calls})
         lines = [
             f"{len(built.calls)} kernel calls ({kernels} different), {built.barriers} barriers, "
-            f"{len(built.segments)} segments, {self.threads} threads, arena {built.arena / 2**20:.2f} MiB"
+            f"{len(built.segments)} segments, {self.threads} threads, arena {built.arena / 2**20:.2f} MiB; "
+            f"{len(built.plan.prepare)} steps done once, {built.kept / 2**20:.2f} MiB kept"
         ]
         lines += [f"  {c.kernel.symbol}: {c.kernel.note}" for c in built.calls]
         return "\n".join(lines + built.plan.notes)
-
-
-def _dense(x: Any, dtype: np.dtype, order: Sequence[int] | None) -> np.ndarray:
-    """A buffer as the program reads it: contiguous, its dimensions in ``order``."""
-    array = np.asarray(x, dtype)
-    if order is not None:
-        array = array.transpose(order)
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
 def compile_graph(graph: Graph) -> CpuProgram:

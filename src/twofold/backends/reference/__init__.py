@@ -21,7 +21,7 @@ class ReferenceProgram(Program):
     def __init__(self, graph: Graph):
         self.graph = graph
 
-    def __call__(self, buffers: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, buffers: Sequence[np.ndarray], version: int | None = None) -> list[np.ndarray]:
         return [np.asarray(b) for b in interpret(self.graph, buffers, _located)]
 
     def report(self) -> str:

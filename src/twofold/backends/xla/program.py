@@ -58,7 +58,7 @@ class XlaProgram(Program):
         with runtime.x64():
             return put(array, self.inputs[index])
 
-    def __call__(self, buffers: Sequence[Any]) -> list[Any]:
+    def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[Any]:
         self.pending.look(AHEAD)
         with runtime.x64():
             placed = [put(b, s) for b, s in zip(buffers, self.inputs)]

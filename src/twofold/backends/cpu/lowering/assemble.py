@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from twofold.backends.cpu.emit import nest_kernel
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
-from twofold.backends.cpu.lowering.memory import Block, lifetimes, place
+from twofold.backends.cpu.lowering.memory import ALIGN, Block, lifetimes, place
 from twofold.backends.cpu.lowering.order import reordered
 from twofold.backends.cpu.lowering.split import split_reduction
 from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, Program, ProgramBuilder, Ref
 
-ARENA, ERRORS, FIRST = 0, 1, 2  # slots of the pointer table; buffers of the caller and constants follow
+Segment = Program | HostStep
+ARENA, ERRORS, KEPT, FIRST = 0, 1, 2, 3  # slots of the pointer table; buffers of the caller and constants follow
 
 
 @dataclass
@@ -30,35 +31,55 @@ class Call:
 
 @dataclass
 class Assembled:
-    """What can run: native segments and host steps in order."""
+    """What can run, in order: ``prepare`` when what it reads has changed, ``segments`` at every call.
 
-    segments: list[Program | HostStep]
-    slots: dict[Buffer, int]
-    offsets: dict[Buffer, int]
+    ``places`` says where each buffer lies; ``arena`` and ``prepare_arena`` are the bytes of temporaries of the two parts,
+    ``kept`` those of results that stay.
+    """
+
+    plan: Plan = field(repr=False)
+    places: dict[Buffer, Ref]
+    segments: list[Segment]
+    prepare: list[Segment]
     arena: int
+    prepare_arena: int
+    kept: int
     calls: list[Call]
     barriers: int
-    plan: Plan = field(repr=False)
 
 
 def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
     """Compile and link a plan for a team of ``threads``."""
-    plan.steps = reordered([part for step in plan.steps for part in _split(step)])
     fixed = [*plan.inputs, *(p.buffer for p in plan.outputs), *plan.constants]
-    slots = {b: FIRST + i for i, b in enumerate(dict.fromkeys(fixed))}
-    kernels = [_kernel(step, machine) for step in plan.steps]
-    blocks = lifetimes(plan.steps, fixed)
+    places = {b: Ref(FIRST + i) for i, b in enumerate(dict.fromkeys(fixed))}
+    kept = 0
+    for buffer in plan.kept:
+        places[buffer] = Ref(KEPT, kept)
+        kept += -(-max(1, buffer.nbytes) // ALIGN) * ALIGN
+    plan.prepare = [part for step in plan.prepare for part in _split(step)]
+    plan.steps = reordered([part for step in plan.steps for part in _split(step)])
+    once, prepare_arena = _strung(plan.prepare, machine, threads, places)
+    always, arena = _strung(plan.steps, machine, threads, places)
+    return Assembled(
+        plan, places, always.segments, once.segments, arena, prepare_arena, kept, always.calls, always.barriers
+    )
+
+
+def _strung(steps: Sequence[Step], machine: Machine, threads: int, places: dict[Buffer, Ref]) -> tuple[_Assembler, int]:
+    """The steps strung together, and the bytes of their arena; temporaries are added to ``places``."""
+    kernels = [_kernel(step, machine) for step in steps]
+    blocks = lifetimes(steps, places)
     extra = {i: _workspace(k, i, threads) for i, k in enumerate(kernels) if k is not None}
     arena = place([*blocks.values(), *(b for more in extra.values() for b in more)])
-    offsets = {b: block.offset for b, block in blocks.items()}
-    builder = _Assembler(machine, slots, offsets)
-    for i, (step, kernel) in enumerate(zip(plan.steps, kernels)):
+    places.update((b, Ref(ARENA, block.offset)) for b, block in blocks.items())
+    builder = _Assembler(machine, places)
+    for i, (step, kernel) in enumerate(zip(steps, kernels)):
         if kernel is None:
             builder.host(step)
         else:
             builder.native(step, kernel, extra[i])
     builder.close()
-    return Assembled(builder.segments, slots, offsets, arena, builder.calls, builder.barriers, plan)
+    return builder, arena
 
 
 def _split(step: Step) -> list[Step]:
@@ -84,9 +105,9 @@ def _workspace(found: tuple[Kernel, list[tuple[Buffer, int]]], at: int, threads:
 
 
 class _Assembler:
-    def __init__(self, machine: Machine, slots: dict[Buffer, int], offsets: dict[Buffer, int]):
-        self.machine, self.slots, self.offsets = machine, slots, offsets
-        self.segments: list[Program | HostStep] = []
+    def __init__(self, machine: Machine, places: dict[Buffer, Ref]):
+        self.machine, self.places = machine, places
+        self.segments: list[Segment] = []
         self.calls: list[Call] = []
         self.barriers = 0
         self._builder: ProgramBuilder | None = None
@@ -122,16 +143,12 @@ class _Assembler:
             self._builder = None
 
     def _range(self, buffer: Buffer, written: bool) -> tuple[int, int, int, bool]:
-        if buffer in self.slots:
-            return self.slots[buffer], 0, 1, written
-        start = self.offsets[buffer]
-        return ARENA, start, start + max(1, buffer.nbytes), written
+        slot, start = self.places[buffer]
+        return slot, start, start + max(1, buffer.nbytes), written
 
     def _ref(self, buffer: Buffer, at: int) -> Ref:
-        byte = at * buffer.dtype.itemsize
-        if buffer in self.slots:
-            return Ref(self.slots[buffer], byte)
-        return Ref(ARENA, self.offsets[buffer] + byte)
+        slot, start = self.places[buffer]
+        return Ref(slot, start + at * buffer.dtype.itemsize)
 
 
 def _conflict(a: tuple[int, int, int, bool], b: tuple[int, int, int, bool]) -> bool:

@@ -134,7 +134,11 @@ Step = Any  # NestStep | KernelStep | HostStep
 
 @dataclass
 class Plan:
-    """A lowered graph. Buffers that are neither inputs, outputs nor constants are temporary and live in the arena."""
+    """A lowered graph. Buffers that are neither inputs, outputs, constants nor kept are temporary and live in the arena.
+
+    ``prepare`` are steps done at the first call and again when the state they read has changed; ``kept`` are their results
+    that ``steps`` read.
+    """
 
     steps: list[Step]
     inputs: list[Buffer]
@@ -145,3 +149,5 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     donated: list[int] = field(default_factory=list)
     values: dict[Value, Placed] = field(default_factory=dict)
+    prepare: list[Step] = field(default_factory=list)
+    kept: list[Buffer] = field(default_factory=list)
