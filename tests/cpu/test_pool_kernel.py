@@ -17,6 +17,8 @@ CASES = [
     Pool(3, 7, 7, 19, 7, 7, (3, 3), (1, 1), ONE, include_pad=True),
     Pool(2, 14, 14, 9, 7, 7, (3, 3), (2, 2)),  # ceil mode: the last window hangs over
     Pool(1, 7, 12, 40, 1, 1, (7, 12), (7, 12)),  # the whole image, too wide to write out
+    Pool(2, 30, 9, 65, 15, 5, (3, 3), (2, 2), ONE),  # several bands
+    Pool(1, 11, 10, 5, 3, 3, (2, 2), (4, 4)),  # pixels that no window covers
     Pool(1, 10, 8, 3, 4, 3, (2, 3), (3, 2), ((0, 0), (1, 0)), include_pad=True),
 ]
 

@@ -82,6 +82,10 @@ def gradient(machine: Machine, pool: Pool, kind: str, ldx: int = 0, ldg: int = 0
     """Kernel (x, g, dx) for "max", (g, dx) for "mean"; ``ldx``, ``ldg``, ``ldd`` are the pixel distances of x, g,
     dx.
     """
+    from twofold.backends.cpu.kernels import max_pool_grad
+
+    if kind == "max" and max_pool_grad.pays(machine, pool):
+        return max_pool_grad.gradient(machine, pool, ldx, ldg, ldd)
     names = ["x", "g", "dx"] if kind == "max" else ["g", "dx"]
     k = KernelBuilder(machine, f"{kind}_pool_dx", names)
     f, emitter = k.f, _Emitter(k.f, pool, kind, ldx or pool.c)
@@ -171,7 +175,9 @@ class _Emitter:
 
         def body(pixel: Index, carried: list[Value]) -> list[Value]:
             values = self._read(x, pixel, counts)
-            return [(_larger if self.kind == "max" else Function.fadd)(f, a, b) for a, b in zip(carried, values)]
+            if self.kind == "max":
+                return [f.select(larger(f, a, b), b, a) for a, b in zip(carried, values)]
+            return [f.fadd(a, b) for a, b in zip(carried, values)]
 
         start = const(f.vec(), -float("inf") if self.kind == "max" else 0.0)
         result = self.taps(row, column, example, [start] * len(counts), body)
@@ -233,8 +239,8 @@ def _either(f: Function, a: Value, b: Value) -> Value:
     return f.value(a.type, f"or {a}, {b.name}")
 
 
-def _larger(f: Function, best: Value, x: Value) -> Value:
-    """x where it is larger or NaN, unless best is NaN already."""
+def larger(f: Function, best: Value, x: Value) -> Value:
+    """Where x is larger, or NaN, unless best is NaN already."""
     better = f.fcmp("ugt", x, best)
     known = f.fcmp("ord", best, best)
-    return f.select(f.value(better.type, f"and {better}, {known.name}"), x, best)
+    return f.value(better.type, f"and {better}, {known.name}")
