@@ -81,6 +81,13 @@ CASES = {
         ("%n = permute_dims(%x) {axes=(1, 2, 0)} : f32[1,3,2]  %r = permute_dims(%n) {axes=(1, 2, 0)} : f32[3,2,1]",
          "permute_dims"),
     ],
+    "product transposed": [
+        ("%a = permute_dims(%x) {axes=(0, 2, 1)} : f32[2,3,1]  %m = matmul(%a, %y) : f32[2,3,3]  "
+         "%r = permute_dims(%m) {axes=(0, 2, 1)} : f32[2,3,3]", "permute_dims permute_dims permute_dims matmul"),
+        ("%a = permute_dims(%x) {axes=(0, 2, 1)} : f32[2,3,1]  %m = matmul(%a, %y) : f32[2,3,3]  "
+         "%t = permute_dims(%m) {axes=(0, 2, 1)} : f32[2,3,3]  %r = add(%t, %m) : f32[2,3,3]",
+         "permute_dims matmul permute_dims add"),
+    ],
     "permute nothing": [(f"%r = permute_dims(%x) {{axes=(0, 1, 2)}} : {T}", "")],
     "slice of all": [
         (f"%r = slice(%x) {{starts=(0, 0, 0), stops=(2, 1, 3), steps=(1, 1, 1)}} : {T}", ""),

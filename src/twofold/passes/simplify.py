@@ -20,10 +20,11 @@ from twofold.passes.fold_constants import literal, scalar
 
 
 class Match:
-    """One node under consideration: its operands ``xs`` in the new graph, its attributes, and the type it must give."""
+    """One node under consideration: its operands ``xs`` in the new graph, its attributes, and the type it must give.
+    ``alone``: nobody else reads its first operand."""
 
-    def __init__(self, new: Rebuilt, node: Node, xs: tuple[Value, ...]):
-        self.new, self.node, self.xs = new, node, xs
+    def __init__(self, new: Rebuilt, node: Node, xs: tuple[Value, ...], alone: bool = False):
+        self.new, self.node, self.xs, self.alone = new, node, xs, alone
         self.attrs: dict[str, Any] = node.attrs
         self.out = node.outputs[0].spec if node.outputs else None
 
@@ -93,6 +94,16 @@ def _permute_twice(m: Match) -> Value | None:
         return None
     axes = tuple(inner.attrs["axes"][a] for a in m.attrs["axes"])
     return inner.inputs[0] if axes == tuple(range(len(axes))) else m.emit("permute_dims", inner.inputs[0], axes=axes)
+
+
+def _product_transposed(m: Match) -> Value | None:
+    """(a @ b)^T = b^T @ a^T: the transposes become views of the operands, the result is written in order."""
+    inner, rank = made_by(m.x, "matmul"), m.x.ndim
+    swapped = (*range(rank - 2), rank - 1, rank - 2)
+    if inner is None or not m.alone or m.attrs["axes"] != swapped or {v.ndim for v in inner.inputs} != {rank}:
+        return None
+    a, b = (m.emit("permute_dims", v, axes=swapped) for v in inner.inputs)
+    return m.emit("matmul", b, a)
 
 
 def _through(m: Match) -> Value | None:
@@ -213,6 +224,7 @@ RULES: tuple[Row, ...] = (
     Row("cast back",         ("cast",),                         _cast_back),
     Row("twice",             ("reshape", "broadcast_to"),       _through),
     Row("permute twice",     ("permute_dims",),                 _permute_twice),
+    Row("product transposed", ("permute_dims",),                _product_transposed),
     Row("permute nothing",   ("permute_dims",), lambda m: m.x if m.attrs["axes"] == tuple(range(m.x.ndim)) else None),
     Row("slice of all",      ("slice",), lambda m: m.x if _is_whole(**m.attrs, shape=m.x.shape) else None),
     Row("pad by nothing",    ("pad",),                          _no_padding),
@@ -229,11 +241,15 @@ BY_OP: dict[str, list[Row]] = {op: [r for r in RULES if op in r.ops] for op in {
 def simplify(graph: Graph) -> Graph:
     """``graph`` with every pattern of ``RULES`` replaced."""
 
+    graph = map_subgraphs(graph, simplify)
+    users, outputs = graph.users(), set(graph.all_outputs)
+
     def rule(new: Rebuilt, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
+        alone = bool(node.inputs) and len(users.get(node.inputs[0], ())) == 1 and node.inputs[0] not in outputs
         for row in BY_OP.get(node.op.name, ()):
-            found = row.rewrite(Match(new, node, inputs))
+            found = row.rewrite(Match(new, node, inputs, alone))
             if found is not None:
                 return found if node.op.multi else (found,)
         return None
 
-    return rebuild(map_subgraphs(graph, simplify), rule)
+    return rebuild(graph, rule)

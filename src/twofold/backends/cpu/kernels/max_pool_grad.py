@@ -170,7 +170,8 @@ class _Emitter:
     def _columns(self) -> list[Run]:
         """The columns of dx as runs (phase, start, count, covers): column ``at*stride + phase`` is tap ``t`` of window
         column ``at + offset`` for every (offset, t) in covers."""
-        h, runs = self.h, []
+        h = self.h
+        runs: list[Run] = []
         for phase in range(min(h.step, h.inputs)):
             last: Run | None = None
             for at in range(-(-(h.inputs - phase) // h.step)):
