@@ -8,9 +8,12 @@ SCHEDULE
     threads together copy x into strips of MR channels (with its padding as zeros) and dy into strips of NV vectors;
     barrier; then units (group, strip of dy, strip of x, kh, kw) are shared out and add the chunk to the result;
     barrier. Every weight has one owner and one order of summation.
-    The copy (1-5 % of the time) makes the strips dense: a strip of each, about 90 bytes for a pixel on AVX2, fits L1
-    for all taps, where channels-last rows of many channels would meet in a few cache sets. A chunk fits half of L2.
+    The copy makes the strips dense: a strip of each, about 90 bytes for a pixel on AVX2, fits L1 for all taps, where
+    channels-last rows of many channels would meet in a few cache sets. It takes GROUP pixels of a strip at a time, so
+    that it reads and writes whole vectors and whole lines.
+    A chunk fits half of L2, but is never so small that loading and storing the tiles would show.
     With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip.
+    For 1x1 kernels only the pixels that the stride meets are copied, and a chunk is one loop over them.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels.shapes import Conv, forward_axes, split
-from twofold.backends.cpu.kernels.tile import Operands, accumulate, flatten, shaped
+from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, shaped
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+
+GROUP = 8  # pixels of a strip copied together
+SHORTEST = 128  # pixels of a chunk, if there are as many
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,21 @@ def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, 
 
 def chunk(machine: Machine, conv: Conv, tile: int, width: int) -> tuple[int, int]:
     """(images, output rows) of a chunk: its copy fits half of L2, a strip of x and one of dy three quarters of L1."""
-    by_l2 = machine.l2 // 2 // (4 * (conv.c * conv.stride[0] * conv.stride[1] + conv.o))
-    by_l1 = machine.l1 * 3 // 4 // (4 * (tile * conv.stride[1] + width))
-    pixels = max(32, min(by_l2, by_l1))
+    vertical, horizontal = copied_strides(conv)
+    by_l2 = machine.l2 // 2 // (4 * (conv.c * vertical * horizontal + conv.o))
+    by_l1 = machine.l1 * 3 // 4 // (4 * (tile * horizontal + width))
+    pixels = min(max(SHORTEST, by_l2), by_l1)
     rows = max(1, min(conv.oh, pixels // conv.ow))
     rows = split(conv.oh, rows)[0]
     images = 1
     if rows == conv.oh:
         images = max(i for i in range(1, conv.n + 1) if conv.n % i == 0 and (i == 1 or i * rows * conv.ow <= pixels))
     return images, rows
+
+
+def copied_strides(conv: Conv) -> tuple[int, int]:
+    """The strides within the copy of x: pixels between those that a 1-wide kernel meets are left out of it."""
+    return (conv.stride[0] if conv.kh > 1 else 1, conv.stride[1] if conv.kw > 1 else 1)
 
 
 def _runs(sizes: list[int]) -> list[tuple[int, int, int]]:
@@ -78,6 +90,21 @@ def _runs(sizes: list[int]) -> list[tuple[int, int, int]]:
     return runs
 
 
+def _picked(f: Function, vectors: dict[tuple[int, int], Value], places: list[tuple[tuple[int, int], int]]) -> Value:
+    """A vector of lanes of other vectors: of the vector and lane that ``places`` tell for each of its own."""
+    lanes = f.machine.lanes
+    keys = list(dict.fromkeys(key for key, _ in places))
+    result = vectors[keys[0]]
+    at = [lane if key == keys[0] else -1 for key, lane in places]
+    for key in keys[1:]:
+        picks = [lanes + lane if key == own else old for old, (own, lane) in zip(at, places)]
+        result = f.shuffle(result, vectors[key], picks + [-1] * (lanes - len(picks)))
+        at = [i if pick >= 0 else -1 for i, pick in enumerate(picks)]
+    if len(keys) == 1:
+        result = f.shuffle(result, None, at + [-1] * (lanes - len(at)))
+    return result
+
+
 class _Builder:
     def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int):
         self.machine, self.conv, self.packed, self.ldx, self.ldy = machine, conv, packed, ldx, ldy
@@ -87,8 +114,9 @@ class _Builder:
         self.together = max(1, min(conv.kw, most // conv.cg)) if conv.dilation[1] == 1 else 1
         self.strips = [_Strips(*run) for run in _runs(split(conv.cg, most))]
         self.images, self.rows = chunk(machine, conv, most, packed.block)
-        self.in_rows = (self.rows - 1) * conv.stride[0] + (conv.kh - 1) * conv.dilation[0] + 1
-        self.in_columns = (conv.ow - 1) * conv.stride[1] + (conv.kw - 1) * conv.dilation[1] + 1
+        self.strides = copied_strides(conv)
+        self.in_rows = (self.rows - 1) * self.strides[0] + (conv.kh - 1) * conv.dilation[0] + 1
+        self.in_columns = (conv.ow - 1) * self.strides[1] + (conv.kw - 1) * conv.dilation[1] + 1
         self.x_plane = self.images * self.in_rows * self.in_columns  # pixels of a strip
         self.y_plane = self.images * self.rows * conv.ow
         self.y_width = packed.whole * packed.block + packed.rest_width  # elements for a pixel of a group
@@ -130,46 +158,75 @@ class _Builder:
     def _copy_x(self, image: Index, row: Index) -> None:
         """The rows of x that the output rows from ``row`` on read, as strips, padding included."""
         f, conv = self.f, self.conv
-        left = conv.pad[1][0]
-        right = min(self.in_columns, left + conv.w)
+        steps = [stride // copied for stride, copied in zip(conv.stride, self.strides)]
+        columns = [c for c in range(self.in_columns) if 0 <= c * steps[1] - conv.pad[1][0] < conv.w]
+        left, right = (columns[0], columns[-1] + 1) if columns else (0, 0)
         top = f.sub(f.mul(row, conv.stride[0]), conv.pad[0][0])
         with f.loop(*self._share(self.images * self.in_rows)) as loop:
             which, line = f.divmod_chain(loop.index, [self.images, self.in_rows])
-            source_line = f.add(top, line)
+            source_line = f.add(top, f.mul(line, steps[0]))
             inside = f.icmp("ult", f.index(source_line), conv.h)
             start = f.mul(f.add(f.mul(f.add(image, which), conv.h), source_line), conv.w)
-            source = f.gep(f.arg("x"), f.mul(f.sub(start, left), self.ldx))
+            source = f.gep(f.arg("x"), f.mul(f.sub(start, conv.pad[1][0]), self.ldx))
             at = f.mul(loop.index, self.in_columns)
 
             def copy() -> list[Value]:
-                for low, high, zero in ((0, left, True), (left, right, False), (right, self.in_columns, True)):
-                    self._copy_columns(source, at, low, high, zero)
+                self._copy_columns(None, at, 0, left, 0)
+                self._copy_columns(source, at, left, right, steps[1] * self.ldx)
+                self._copy_columns(None, at, right, self.in_columns, 0)
                 return []
 
             def clear() -> list[Value]:
-                self._copy_columns(source, at, 0, self.in_columns, True)
+                self._copy_columns(None, at, 0, self.in_columns, 0)
                 return []
 
             f.choose(inside, copy, clear)
 
-    def _copy_columns(self, source: Value, at: Index, low: int, high: int, zero: bool) -> None:
+    def _copy_columns(self, source: Value | None, at: Index, low: int, high: int, step: int) -> None:
+        """Columns [low, high) of all strips: ``step`` elements apart in ``source``, or zeros without one."""
+        f = self.f
+        whole = low + (high - low) // GROUP * GROUP
+        if low < whole:
+            with f.loop(low, whole, GROUP) as column:
+                self._copy_group(source, at, column.index, GROUP, step)
+        if whole < high:
+            self._copy_group(source, at, whole, high - whole, step)
+
+    def _copy_group(self, source: Value | None, at: Index, column: Index, pixels: int, step: int) -> None:
+        """``pixels`` neighbouring columns of all strips."""
+        f, conv = self.f, self.conv
+        for strips in self.strips:
+            # a whole vector may be read from all strips but those that end within a vector of the last channel
+            safe = max(0, min(strips.count, (conv.cg - self.machine.lanes - strips.first) // strips.inputs + 1))
+            if strips.inputs > self.machine.lanes:
+                safe = 0
+            for first, count, wide in ((0, safe, True), (safe, strips.count - safe, False)):
+                if not count:
+                    continue
+                with f.loop(0, conv.groups * count) as strip:
+                    group, number = f.divmod_chain(strip.index, [conv.groups, count])
+                    number = f.add(number, first)
+                    channel = f.dot([(group, conv.cg), (number, strips.inputs), (1, strips.first)])
+                    target = f.dot([(channel, self.x_plane), (f.add(at, column), strips.inputs)])
+                    target = f.gep(f.arg("workspace"), target)
+                    begin = None if source is None else f.gep(source, f.dot([(column, step), (channel, 1)]))
+                    self._copy_pixels(begin, target, pixels, strips.inputs, step, wide)
+
+    def _copy_pixels(
+        self, source: Value | None, target: Value, pixels: int, inputs: int, step: int, wide: bool
+    ) -> None:
+        """``inputs`` channels of each pixel, one behind the other; ``wide``: whole vectors may be read."""
         f, lanes = self.f, self.machine.lanes
-        if low >= high:
-            return
-        with f.loop(low, high) as column:
-            for strips in self.strips:
-                with f.loop(0, self.conv.groups * strips.count) as strip:
-                    group, number = f.divmod_chain(strip.index, [self.conv.groups, strips.count])
-                    channel = f.dot([(group, self.conv.cg), (number, strips.inputs), (1, strips.first)])
-                    pixel = f.add(at, column.index)
-                    target = f.dot([(channel, self.x_plane), (pixel, strips.inputs)])
-                    for first in range(0, strips.inputs, lanes):
-                        count = min(lanes, strips.inputs - first)
-                        value = const(f.vec(), 0.0)
-                        if not zero:
-                            place = f.dot([(column.index, self.ldx), (channel, 1)])
-                            value = f.vload(f.gep(source, f.add(place, first)), count)
-                        f.vstore(value, f.gep(f.arg("workspace"), f.add(target, first)), count)
+
+        def vector(p: int, first: int) -> Value:
+            count = lanes if wide else min(lanes, inputs - first)
+            return const(f.vec(), 0.0) if source is None else f.vload(f.gep(source, p * step + first), count)
+
+        read = {(p, first): vector(p, first) for p in range(pixels) for first in range(0, inputs, lanes)}
+        places = [((p, c // lanes * lanes), c % lanes) for p in range(pixels) for c in range(inputs)]
+        for at in range(0, len(places), lanes):
+            piece = places[at : at + lanes]
+            f.vstore(_picked(f, read, piece), f.gep(target, at), len(piece))
 
     def _copy_dy(self, image: Index, row: Index, rows: Index) -> None:
         """The output rows of dy as strips of a block of outputs, zeros beyond the last output."""
@@ -245,20 +302,32 @@ class _Builder:
             x = f.gep(x, f.mul(corner, inputs))
             dy = f.gep(f.arg("workspace"), self._y_strip(group, block))
             tile = [[f.vload(place) for place in line] for line in places]
-            with f.loop(0, f.mul(rows, self.images), carry=flatten(tile)) as loop_rows:
-                which = f.div(loop_rows.index, rows) if self.images > 1 else 0
-                line = f.sub(loop_rows.index, f.mul(which, rows)) if self.images > 1 else loop_rows.index
-                x_line = f.add(f.mul(which, self.in_rows), f.mul(line, conv.stride[0]))
-                y_line = f.add(f.mul(which, self.rows), line)
-                ops = Operands(
-                    f.gep(x, f.mul(x_line, self.in_columns * inputs)),
-                    f.gep(dy, f.mul(y_line, conv.ow * width)),
-                    conv.stride[1] * inputs,
-                    1,
-                    width,
-                    (lanes,) * vectors,
-                )
-                inner = shaped(loop_rows.carried, vectors)
-                loop_rows.carry(flatten(accumulate(f, inner, ops, conv.ow, range(len(tile)), 2)))
-            for value, place in zip(loop_rows.results, flatten(places)):
+            x_step = self.strides[1] * inputs
+            if (conv.kh, conv.kw) == (1, 1):  # all pixels of the chunk follow each other
+                ops = Operands(x, dy, x_step, 1, width, (lanes,) * vectors)
+                pixels = f.mul(f.mul(rows, self.images), conv.ow)
+                results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), 2))
+            else:
+                results = self._lines(tile, x, dy, rows, x_step, width)
+            for value, place in zip(results, flatten(places)):
                 f.vstore(value, place)
+
+    def _lines(self, tile: Tile, x: Value, dy: Value, rows: Index, x_step: int, width: int) -> list[Value]:
+        """The tile and the products of all rows of the chunk."""
+        f, conv, vectors = self.f, self.conv, len(tile[0])
+        with f.loop(0, f.mul(rows, self.images), carry=flatten(tile)) as loop:
+            which = f.div(loop.index, rows) if self.images > 1 else 0
+            line = f.sub(loop.index, f.mul(which, rows)) if self.images > 1 else loop.index
+            x_line = f.add(f.mul(which, self.in_rows), f.mul(line, self.strides[0]))
+            y_line = f.add(f.mul(which, self.rows), line)
+            ops = Operands(
+                f.gep(x, f.mul(x_line, self.in_columns * (x_step // self.strides[1]))),
+                f.gep(dy, f.mul(y_line, conv.ow * width)),
+                x_step,
+                1,
+                width,
+                (self.machine.lanes,) * vectors,
+            )
+            inner = shaped(loop.carried, vectors)
+            loop.carry(flatten(accumulate(f, inner, ops, conv.ow, range(len(tile)), 2)))
+        return loop.results
