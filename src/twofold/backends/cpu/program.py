@@ -53,6 +53,7 @@ class Kernel:
     scratch: int = 0
     level: int = 0
     note: str = ""  # what was chosen and why, for reports
+    once: bool = False  # each result is stored once, after its epilogue: so the epilogue may read what it overwrites
 
 
 class KernelBuilder:
@@ -72,7 +73,7 @@ class KernelBuilder:
         emit_barrier(self.f)
 
     def finish(self, **facts) -> Kernel:
-        """The kernel; ``facts`` are the fields of Kernel (flops, workspace, scratch, level, note)."""
+        """The kernel; ``facts`` are the fields of Kernel (flops, workspace, scratch, level, note, once)."""
         text = self.module.text()
         symbol = f"{self.name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         return Kernel(symbol, text.replace(_PLACEHOLDER, symbol), self.params, **facts)

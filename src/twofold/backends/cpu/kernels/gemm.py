@@ -105,7 +105,8 @@ class _Product:
             self._sweep(self.shape.k - last, last, False, True)
         packed = " and ".join(name for name, flag in (("a", self.packs_a), ("b", self.packs)) if flag) or "nothing"
         note = f"{self.most}x{self.width} tiles, {packed} packed, k in {self.k_block}"
-        return self.k.finish(flops=self.shape.flops, workspace=workspace, note=note)
+        once = whole + bool(rest) == 1
+        return self.k.finish(flops=self.shape.flops, workspace=workspace, note=note, once=once)
 
     def _kinds(self) -> list[tuple[int, int, int]]:
         """Panels as (first, how many, columns)."""

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from twofold.backends.cpu.loops import Buffer
-from twofold.backends.cpu.lowering.steps import NestStep, Placed, Plan, Step
+from twofold.backends.cpu.lowering.steps import KernelStep, NestStep, Placed, Plan, Step
 from twofold.ir import Graph
 
 
@@ -58,6 +58,8 @@ def safe(news: Sequence[tuple[int, Step]], olds: Sequence[tuple[int, Step]], new
 
 def same_elements(step: Step, new: Buffer, old: Buffer) -> bool:
     """Whether a step reads ``old`` only at the address at which it writes ``new`` in the same iteration."""
+    if isinstance(step, KernelStep):
+        return step.kernel.once and old in step.aligned
     if not isinstance(step, NestStep) or step.nest.each or step.nest.rdims:
         return False
     written = {s.address for s in step.nest.stores if s.buffer is new}

@@ -52,7 +52,7 @@ class Pending:
     """A kernel not yet called: where its result will lie, and ``emit(epilogue, place, epilogue's places, nodes)``.
 
     ``value`` is what the result is (None: nothing that has a name), ``steps`` are already its epilogue, ``extra`` the
-    places of their parameters; ``parts`` says how many parts its epilogue's Statistics would have (0: it takes none).
+    places of their parameters, ``aligned`` the buffers they read just where they write; ``parts`` says how many parts its epilogue's Statistics would have (0: it takes none).
     """
 
     target: Placed
@@ -62,10 +62,7 @@ class Pending:
     parts: Callable[[], int] | None = None
     steps: tuple[Any, ...] = ()
     extra: list[tuple[Buffer, int]] = field(default_factory=list)
-
-    def call(self) -> None:
-        """Append the kernel."""
-        self.emit(self.steps, self.target, self.extra, self.nodes)
+    aligned: frozenset[Buffer] = frozenset()
 
 
 @dataclass
@@ -261,7 +258,13 @@ class Lowering:
         """Emit kernels that are waiting, as they are."""
         for buffer in buffers:
             for waiting in self.pending.pop(buffer, ()):
-                waiting.call()
+                self._call(waiting)
+
+    def _call(self, waiting: Pending) -> KernelStep:
+        waiting.emit(waiting.steps, waiting.target, waiting.extra, waiting.nodes)
+        step: KernelStep = self.plan.steps[-1]
+        step.aligned = waiting.aligned
+        return step
 
     def _wait(self, waiting: Pending) -> None:
         self.pending.setdefault(waiting.target.buffer, []).append(waiting)
@@ -285,8 +288,7 @@ class Lowering:
         waiting.steps += (Statistics(channels),)
         waiting.extra.append((parts.buffer, 0))
         self._stop_waiting(waiting)
-        waiting.call()
-        self.plan.steps[-1].written.append(parts.buffer)
+        self._call(waiting).written.append(parts.buffer)
         return parts
 
     def moments_of(self, buffer: Buffer, dtype: DType) -> Moments:
@@ -313,7 +315,8 @@ class Lowering:
             extra = [*waiting.extra, *((b, 0) for b in step.buffers)]
             made = next((v for n in nodes for v in n.outputs if v.spec.shape == target.shape), None)
             steps, made_by = (*waiting.steps, step), [*waiting.nodes, *nodes]
-            self._wait(Pending(target, waiting.emit, made, made_by, waiting.parts, steps, extra))
+            aligned = waiting.aligned | _aligned(value, target, [var(v) for v in variables])
+            self._wait(Pending(target, waiting.emit, made, made_by, waiting.parts, steps, extra, aligned))
             return True
         return False
 
@@ -394,6 +397,12 @@ class Lowering:
             elif size > 1 and size_of(user.outputs[0].spec) > size and user.op.kind != "reduction":
                 return f"{user.op.name} would compute it again for each of {size_of(user.outputs[0].spec)} elements"
         return ""
+
+
+def _aligned(value: Expr, target: Placed, index: Sequence[Affine]) -> frozenset[Buffer]:
+    """The buffers that ``value`` reads only where ``target`` has the same element."""
+    own, read = target.address(index), loads(value)
+    return frozenset(l.extra[0] for l in read) - {l.extra[0] for l in read if l.extra[1] != own}
 
 
 def _same_form(a: Placed, b: Placed) -> bool:

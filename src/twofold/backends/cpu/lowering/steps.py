@@ -86,12 +86,14 @@ class NestStep:
 
 @dataclass
 class KernelStep:
-    """A generated kernel; ``places`` answer to its parameters, as (buffer, element offset)."""
+    """A generated kernel; ``places`` answer to its parameters, as (buffer, element offset). Its epilogue reads ``aligned``
+    buffers only at the element that it computes."""
 
     kernel: Kernel
     places: list[tuple[Buffer, int]]
     written: list[Buffer]
     nodes: list[Node] = field(default_factory=list)
+    aligned: frozenset[Buffer] = frozenset()
 
     def reads(self) -> list[Buffer]:
         return list(dict.fromkeys(b for b, _ in self.places))
@@ -103,6 +105,7 @@ class KernelStep:
         swap = lambda b: new if b is old else b
         self.places = [(swap(b), at) for b, at in self.places]
         self.written = [swap(b) for b in self.written]
+        self.aligned = frozenset(map(swap, self.aligned))
 
 
 @dataclass
