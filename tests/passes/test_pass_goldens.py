@@ -18,12 +18,14 @@ from twofold.passes import optimise, specialise
 from twofold.passes.common_subexpressions import common_subexpressions
 from twofold.passes.dead_code import dead_code
 from twofold.passes.fold_constants import fold_constants
+from twofold.passes.fold_scales import fold_scales
 from twofold.passes.simplify import simplify
 
 PASSES = {
     "common_subexpressions": common_subexpressions,
     "dead_code": dead_code,
     "fold_constants": fold_constants,
+    "fold_scales": lambda graph: dead_code(fold_scales(graph)),
     "optimise": optimise,
     "simplify": simplify,
     "specialise": lambda graph: specialise(graph, {"N": 8}),

@@ -176,6 +176,14 @@ class Graph:
         """Names of the symbolic dims of the inputs."""
         return {name for v in self.all_inputs for d in v.shape for name in symbols_in(d)}
 
+    def unchanging(self) -> set[Value]:
+        """Values made of constants and of state that the graph does not write: the same at call after call."""
+        out = {s.input for s in self.state if not s.written}
+        for node in self.nodes:
+            if node.op.pure and node.op.kind != "control" and all(v in out for v in node.inputs):
+                out.update(node.outputs)
+        return out
+
     def users(self) -> dict[Value, list[Node]]:
         """Which nodes read each value."""
         out: dict[Value, list[Node]] = {}

@@ -69,7 +69,7 @@ def forward(
     ldy: int = 0,
 ) -> Choice:
     """Kernel (x, prepared weights, y, ...epilogue). ``source`` is the order the weights come in (default: plain);
-    ``constant`` weights are prepared once, so their preparation costs nothing."""
+    ``constant`` weights are prepared once: only fetching them costs."""
     packed = packed_weights(machine, conv)
     prepare = _repack(machine, conv, source, packed)
     if lanes.fits(machine, conv):
@@ -177,8 +177,9 @@ def winograd_cycles(machine: Machine, conv: Conv, constant: bool) -> float:
     rounds = 1 if plan.staged else sum(blocks for _, blocks, _ in plan.sizes)
     size = 4 * winograd.weights_size(packed)
     stream = max(0.0, rounds * size / _STREAM - products) if size > machine.l2 // 2 else 0.0
-    once = 0.0 if constant else columns[1] * conv.c * _WEIGHT_TRANSFORM + size / _WRITE
-    return products + transforms + stream + once
+    transformed = 0.0 if constant else columns[1] * conv.c * _WEIGHT_TRANSFORM
+    memory = size / _WRITE  # written now, or kept and fetched from memory: four times what direct convolution reads
+    return products + transforms + stream + transformed + memory
 
 
 def _repack(machine: Machine, conv: Conv, source: Source | None, packed: Packed) -> tuple[Prepare, ...]:

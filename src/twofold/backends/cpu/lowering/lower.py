@@ -84,6 +84,7 @@ class Lowering:
         self.places: dict[Value, Placed] = {}
         self.users = graph.users()
         self.outputs = set(graph.all_outputs)
+        self.unchanging = graph.unchanging()  # what is made of these is worked out once
         self.reads = self._count_reads()
         self.orders: dict[Value, tuple[int, ...]] = {}  # the order in memory that a value should have
         self.pending: dict[Buffer, list[Pending]] = {}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.steps import HostStep, Plan, Step
 
-GROWTH = 4  # a result may be this many times larger than what it is made of: Winograd's 6x6 points of a 3x3 kernel
+GROWTH = 5  # a result may be this many times larger than what it is made of: Winograd makes 6x6 points of 3x3 and pads
 SMALL = 1 << 16  # bytes: results up to this size are kept whatever they are made of
 
 

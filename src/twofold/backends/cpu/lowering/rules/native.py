@@ -76,15 +76,15 @@ def input_grad(low: Lowering, node: Node) -> bool:
 def _convolve(low: Lowering, node: Node, shape: Conv, x: Value, w: Value, forward: bool) -> bool:
     source, ldx = low.channels_last(x)
     pick = choose.forward if forward else choose.data_gradient
-    target = low.allocate(node.outputs[0], CHANNELS_LAST)
+    target, constant = low.allocate(node.outputs[0], CHANNELS_LAST), w in low.unchanging
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
-        choice = _generated(pick, low.machine, shape, epilogue, None, False, ldx, pixel_distance(place))
+        choice = _generated(pick, low.machine, shape, epilogue, None, constant, ldx, pixel_distance(place))
         weight = _weights(low, w, choice)
         places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
         low.kernel(choice.kernel, places, place.buffer, nodes)
 
-    low.defer(node, target, emit, (lambda: choose.parts(low.machine, shape)) if forward else None)
+    low.defer(node, target, emit, (lambda: choose.parts(low.machine, shape, constant)) if forward else None)
     return True
 
 
