@@ -12,7 +12,7 @@ outside).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 from twofold.backends.cpu.kernels.shapes import Conv
@@ -114,9 +114,15 @@ def apply2(f: Function, matrix: Matrix, grid: Sequence[Sequence[Value]]) -> list
     return [apply(f, matrix, row) for row in zip(*columns)]
 
 
+def apart(size: int) -> int:
+    """The distance (in elements) between the 36 matrices of ``size`` elements that a transform writes or reads
+    together: an odd number of cache lines, so that no two of the 36 meet in a set of the caches."""
+    return (-(-size // 16) | 1) * 16
+
+
 def panel_size(packed: Packed) -> int:
-    """Elements of one of the 36 matrices of transformed weights."""
-    return (packed.whole * packed.block + packed.rest_width) * packed.ins
+    """Elements from one of the 36 matrices of transformed weights to the next."""
+    return apart((packed.whole * packed.block + packed.rest_width) * packed.ins)
 
 
 def weights_size(packed: Packed) -> int:
@@ -128,36 +134,46 @@ def transform_weights(machine: Machine, packed: Packed, flip: bool = False) -> K
     """Kernel (w, u): U = G g G'. ``flip`` turns the taps around, as the data gradient wants (with backward packing).
 
     SCHEDULE: one vector of outputs at a time: 9 loads, the transform in registers, 36 stores; rows shared among
-    threads. More than fits L2 is stored past the caches (2-3 times faster: nothing is read first), if ``u`` is aligned.
+    threads. More than fits L2 is stored past the caches, whole lines at a time, if ``u`` is aligned: nothing is read
+    first (2-3 times faster).
     """
     k = KernelBuilder(machine, "winograd_weights", ["w", "u"])
     f = k.f
-    if machine.vector_bits < 512 or 4 * weights_size(packed) <= machine.l2:
-        _transform_weights(f, packed, flip, f.vstore)
+    if 4 * weights_size(packed) <= machine.l2:
+        _transform_weights(f, packed, flip, False)
     else:
-        with f.when(aligned := f.is_aligned(f.arg("u"), 4 * machine.lanes)):
-            _transform_weights(f, packed, flip, f.stream)
+        with f.when(aligned := f.is_aligned(f.arg("u"), 64)):
+            _transform_weights(f, packed, flip, True)
         with f.when(f.value("i1", f"xor {aligned}, true")):
-            _transform_weights(f, packed, flip, f.vstore)
+            _transform_weights(f, packed, flip, False)
     return k.finish(note="Winograd weights")
 
 
-def _transform_weights(f: Function, packed: Packed, flip: bool, store: Callable[[Value, Value], None]) -> None:
+def _transform_weights(f: Function, packed: Packed, flip: bool, stream: bool) -> None:
     lanes = f.machine.lanes
+    # what is streamed is gathered in the stack: lines written in parts, or one here and one there, take as long as more
+    rows = max(r for r in (1, 2, 4, 8) if packed.ins % r == 0) if stream else 1
     for first, count, outs in packed.kinds():
         width = -(-outs // lanes) * lanes
-        low, high = f.share(count * packed.ins, f.arg("tid"), f.arg("n"))
+        parked = f.stack(POINTS * rows * width, "float") if stream else None
+        low, high = f.share(count * packed.ins // rows, f.arg("tid"), f.arg("n"))
         with f.loop(low, high) as loop:
-            block, row = f.divmod_chain(loop.index, [count, packed.ins])
-            block = f.add(block, first)
+            block, row = f.divmod_chain(loop.index, [count, packed.ins // rows])
+            block, row = f.add(block, first), f.mul(row, rows)
             source = f.gep(f.arg("w"), f.add(packed.panel(f, 0, block), f.mul(row, width)))
             target = f.gep(f.arg("u"), f.dot([(block, packed.ins * packed.block), (row, width)]))
-            for at in range(0, width, lanes):
-                taps = [f.vload(f.gep(source, t * packed.ins * width + at)) for t in range(9)]
+            base, step = (parked, rows * width) if parked else (target, panel_size(packed))
+            with f.loop(0, rows * width, lanes) as piece:
+                taps = [f.vload(f.gep(source, f.add(piece.index, t * packed.ins * width))) for t in range(9)]
                 taps = taps[::-1] if flip else taps
                 grid = apply2(f, G, [taps[3 * i : 3 * i + 3] for i in range(3)])
                 for point, value in enumerate(value for line in grid for value in line):
-                    store(value, f.gep(target, point * panel_size(packed) + at))
+                    f.vstore(value, f.gep(base, f.add(piece.index, point * step)))
+            if parked:
+                with f.loop(0, POINTS) as point:
+                    line = f.gep(target, f.mul(point.index, panel_size(packed)))
+                    for at in range(0, rows * width, lanes):
+                        f.stream(f.vload(f.gep(parked, f.add(f.mul(point.index, step), at))), f.gep(line, at))
 
 
 class TileGrid:

@@ -103,8 +103,8 @@ class _Builder:
         self.f: Function = self.k.f
         self.v_pitch = -(-conv.c // 16) * 16 + 16
         self.m_pitch = packed.whole * packed.block + packed.rest_width + 16
-        self.v_size = wg.POINTS * plan.largest * self.v_pitch
-        self.bytes = -(-4 * (self.v_size + wg.POINTS * plan.largest * self.m_pitch) // 64) * 64
+        self.v_size = wg.POINTS * wg.apart(plan.largest * self.v_pitch)
+        self.bytes = -(-4 * (self.v_size + wg.POINTS * wg.apart(plan.largest * self.m_pitch)) // 64) * 64
 
     def kernel(self, flops: int) -> Kernel:
         f, plan = self.f, self.plan
@@ -145,7 +145,7 @@ class _Builder:
             corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
             pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, wg.IN, zero)
             target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
-            wg.emit_transform(f, wg.BT, pixels, wg.IN, conv.c, target, tiles * self.v_pitch)
+            wg.emit_transform(f, wg.BT, pixels, wg.IN, conv.c, target, wg.apart(tiles * self.v_pitch))
 
     def _products(self, tiles: int) -> None:
         f, packed = self.f, self.packed
@@ -157,8 +157,8 @@ class _Builder:
                 point, block = f.divmod_chain(unit.index, [wg.POINTS, count])
                 block = f.add(block, first)
                 u = f.gep(f.arg("u"), f.dot([(point, wg.panel_size(packed)), (block, packed.ins * packed.block)]))
-                v = f.gep(self.v, f.mul(point, tiles * self.v_pitch))
-                m = f.gep(self.m, f.dot([(point, tiles * self.m_pitch), (block, packed.block)]))
+                v = f.gep(self.v, f.mul(point, wg.apart(tiles * self.v_pitch)))
+                m = f.gep(self.m, f.dot([(point, wg.apart(tiles * self.m_pitch)), (block, packed.block)]))
                 at = 0
                 runs = split(tiles, most)
                 for size in sorted(set(runs), reverse=True):
@@ -206,7 +206,7 @@ class _Builder:
     ) -> None:
         f, (oh, ow) = self.f, self.plan.grid.outputs
         image, row, column = position
-        step = tiles * self.m_pitch
+        step = wg.apart(tiles * self.m_pitch)
         loads = [f.vload(f.gep(source, f.add(channel, point * step))) for point in range(wg.POINTS)]
         grid = wg.apply2(f, wg.AT, [loads[wg.IN * i : wg.IN * i + wg.IN] for i in range(wg.IN)])
         start = f.add(f.mul(f.add(f.mul(image, oh), row), ow), column)

@@ -39,8 +39,8 @@ class _Builder:
         self.v_pitch = -(-conv.c // 16) * 16 + 16
         self.z_pitch = packed.whole * packed.block + packed.rest_width + 16
         largest = self.blocks[0][2]
-        self.z_at = wg.POINTS * largest * self.v_pitch
-        self.sums_at = self.z_at + wg.POINTS * largest * self.z_pitch
+        self.z_at = wg.POINTS * wg.apart(largest * self.v_pitch)
+        self.sums_at = self.z_at + wg.POINTS * wg.apart(largest * self.z_pitch)
         self.k = KernelBuilder(machine, "winograd_dw", ["x", "dy", "dw", "workspace"])
         self.f: Function = self.k.f
 
@@ -79,10 +79,10 @@ class _Builder:
             corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
             pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, wg.IN, zero)
             target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
-            wg.emit_transform(f, wg.BT, pixels, wg.IN, conv.c, target, tiles * self.v_pitch)
+            wg.emit_transform(f, wg.BT, pixels, wg.IN, conv.c, target, wg.apart(tiles * self.v_pitch))
             pixels = wg.gather_pointers(f, f.arg("dy"), grid.outputs, self.ldy, (row, column), image, wg.OUT, zero)
             target = f.gep(self.z, f.mul(tile.index, self.z_pitch))
-            wg.emit_transform(f, wg.transposed(wg.AT), pixels, wg.OUT, conv.o, target, tiles * self.z_pitch)
+            wg.emit_transform(f, wg.transposed(wg.AT), pixels, wg.OUT, conv.o, target, wg.apart(tiles * self.z_pitch))
 
     def _products(self, tiles: int) -> None:
         """sums[point][block][input][output] += v' z: tiles of MR inputs x NV vectors of outputs."""
@@ -95,8 +95,8 @@ class _Builder:
             with f.loop(*self._share(wg.POINTS * count)) as unit:
                 point, block = f.divmod_chain(unit.index, [wg.POINTS, count])
                 block = f.add(block, first)
-                v = f.gep(self.v, f.mul(point, tiles * self.v_pitch))
-                z = f.gep(self.z, f.dot([(point, tiles * self.z_pitch), (block, packed.block)]))
+                v = f.gep(self.v, f.mul(point, wg.apart(tiles * self.v_pitch)))
+                z = f.gep(self.z, f.dot([(point, wg.apart(tiles * self.z_pitch)), (block, packed.block)]))
                 base = f.gep(self.sums, f.dot([(point, wg.panel_size(packed)), (block, packed.ins * packed.block)]))
                 runs, at = split(packed.ins, most), 0
                 for size in sorted(set(runs), reverse=True):
