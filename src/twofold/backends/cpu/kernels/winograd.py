@@ -170,10 +170,10 @@ def _transform_weights(f: Function, packed: Packed, flip: bool, stream: bool) ->
                 for point, value in enumerate(value for line in grid for value in line):
                     f.vstore(value, f.gep(base, f.add(piece.index, point * step)))
             if parked:
-                with f.loop(0, POINTS) as point:
-                    line = f.gep(target, f.mul(point.index, panel_size(packed)))
+                with f.loop(0, POINTS) as matrix:
+                    line = f.gep(target, f.mul(matrix.index, panel_size(packed)))
                     for at in range(0, rows * width, lanes):
-                        f.stream(f.vload(f.gep(parked, f.add(f.mul(point.index, step), at))), f.gep(line, at))
+                        f.stream(f.vload(f.gep(parked, f.add(f.mul(matrix.index, step), at))), f.gep(line, at))
 
 
 class TileGrid:

@@ -6,28 +6,37 @@ ALGORITHM
 SCHEDULE
     All threads together, in blocks of tiles: transform x and dy (shared by tile), barrier, add the block to the 36 sums
     (shared by point and block of outputs), barrier. At the end the sums are transformed to the 9 taps in packed order.
-    A block has as many tiles as amortise loading and storing the sums, while one point's operands fit half of L2.
+    A block has as many tiles as amortise loading and storing the sums.
+    If few tiles are all (small images, many channels), the sums never reach memory: a unit is a block of outputs and
+    some inputs, whose 36 sums stay in L2 until they are transformed.
 """
 
 from __future__ import annotations
 
 from twofold.backends.cpu.kernels import winograd as wg
 from twofold.backends.cpu.kernels.shapes import Conv, blocks, split
-from twofold.backends.cpu.kernels.tile import Operands, accumulate
+from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, zeros
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.llvm import Function, Index, const
+from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
+FEW = 64  # tiles: with more, reading x and dy for every unit costs more than the sums
+TOGETHER = 8  # tiles of inputs whose 36 sums are kept until they are transformed
+
 
 def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0) -> Kernel:
-    """Kernel (x, dy, dw, workspace): ``dw`` in forward ``packed`` order."""
+    """Kernel (x, dy, dw, workspace[, scratch]): ``dw`` in forward ``packed`` order."""
     return _Builder(machine, conv, packed, ldx or conv.c, ldy or conv.o).kernel()
 
 
 def block_tiles(machine: Machine, conv: Conv) -> int:
-    """Tiles in a block: 64 to 256, one point's rows of x and dy in half of L2."""
-    return max(64, min(256, machine.l2 // 2 // (4 * (conv.c + conv.o))))
+    """Tiles in a block: 64, so that x and dy are transformed near where they are used; 128, if one point's rows of x
+    and dy fit half of L2, where the sums are so large that passing over them costs more."""
+    sums = 4 * wg.POINTS * conv.c * conv.o
+    if sums <= 8 * machine.l2:
+        return 64
+    return max(64, min(128, machine.l2 // 2 // (4 * (conv.c + conv.o))))
 
 
 class _Builder:
@@ -36,24 +45,33 @@ class _Builder:
         self.lanes = machine.lanes
         self.grid = wg.TileGrid(conv.n, (conv.h, conv.w), (conv.oh, conv.ow), (conv.pad[0][0], conv.pad[1][0]))
         self.blocks = blocks(self.grid.count, block_tiles(machine, conv))
+        self.at_once = self.grid.count <= FEW
+        if self.at_once:
+            self.blocks = [(0, 1, self.grid.count)]
+        largest = self.blocks[0][2]
         self.v_pitch = -(-conv.c // 16) * 16 + 16
         self.z_pitch = packed.whole * packed.block + packed.rest_width + 16
-        largest = self.blocks[0][2]
         self.z_at = wg.POINTS * wg.apart(largest * self.v_pitch)
         self.sums_at = self.z_at + wg.POINTS * wg.apart(largest * self.z_pitch)
-        self.k = KernelBuilder(machine, "winograd_dw", ["x", "dy", "dw", "workspace"])
+        memory = ["workspace", "scratch"] if self.at_once else ["workspace"]
+        self.k = KernelBuilder(machine, "winograd_dw", ["x", "dy", "dw", *memory])
         self.f: Function = self.k.f
 
     def kernel(self) -> Kernel:
         f, memory = self.f, self.f.arg("workspace")
         self.v, self.z, self.sums = memory, f.gep(memory, self.z_at), f.gep(memory, self.sums_at)
+        note = f"Winograd weight gradient, blocks of {self.blocks[0][2]} tiles"
+        if self.at_once:
+            self._transform(0, self.grid.count)
+            self.k.barrier()
+            scratch = self._all(self.grid.count)
+            return self.k.finish(flops=self.conv.flops, workspace=4 * self.sums_at, scratch=scratch, note=note)
         self._clear()
         for first, count, tiles in self.blocks:
             with f.loop(0, count) as block:
                 self._block(f.add(f.mul(block.index, tiles), first), tiles)
         self._taps()
         size = 4 * (self.sums_at + wg.weights_size(self.packed))
-        note = f"Winograd weight gradient, blocks of {self.blocks[0][2]} tiles"
         return self.k.finish(flops=self.conv.flops, workspace=size, note=note)
 
     def _share(self, total: int) -> tuple[Index, Index]:
@@ -84,46 +102,95 @@ class _Builder:
             target = f.gep(self.z, f.mul(tile.index, self.z_pitch))
             wg.emit_transform(f, wg.transposed(wg.AT), pixels, wg.OUT, conv.o, target, wg.apart(tiles * self.z_pitch))
 
+    def _runs(self, vectors: int) -> list[tuple[int, int, int]]:
+        """The inputs in runs of one register tile each, as (first input, how many runs, inputs of each)."""
+        runs, at, kinds = split(self.packed.ins, self.machine.accumulators(vectors) // vectors), 0, []
+        for size in sorted(set(runs), reverse=True):
+            kinds.append((at, runs.count(size), size))
+            at += size * runs.count(size)
+        return kinds
+
+    def _product(self, tile: Tile, point: Index, row: Index, block: Index, tiles: int, outs: int) -> Tile:
+        """``tile`` and the products of inputs from ``row`` on with one block of outputs, over all tiles of images."""
+        f, lanes = self.f, self.lanes
+        v = f.gep(self.v, f.add(f.mul(point, wg.apart(tiles * self.v_pitch)), row))
+        z = f.gep(self.z, f.dot([(point, wg.apart(tiles * self.z_pitch)), (block, self.packed.block)]))
+        counts = tuple(min(lanes, outs - at) for at in range(0, outs, lanes))
+        return accumulate(f, tile, Operands(v, z, self.v_pitch, 1, self.z_pitch, counts), tiles, range(len(tile)), 2)
+
+    def _places(self, base: Value, size: int, width: int) -> list[list[Value]]:
+        """Where the vectors of a tile of sums lie."""
+        return [[self.f.gep(base, p * width + at) for at in range(0, width, self.lanes)] for p in range(size)]
+
     def _products(self, tiles: int) -> None:
         """sums[point][block][input][output] += v' z: tiles of MR inputs x NV vectors of outputs."""
-        f, packed, lanes = self.f, self.packed, self.lanes
+        f, packed = self.f, self.packed
         for first, count, outs in packed.kinds():
-            vectors = -(-outs // lanes)
-            width = vectors * lanes
-            most = self.machine.accumulators(vectors) // vectors
-            counts = tuple(min(lanes, outs - at) for at in range(0, outs, lanes))
+            vectors = -(-outs // self.lanes)
+            width = vectors * self.lanes
             with f.loop(*self._share(wg.POINTS * count)) as unit:
                 point, block = f.divmod_chain(unit.index, [wg.POINTS, count])
                 block = f.add(block, first)
-                v = f.gep(self.v, f.mul(point, wg.apart(tiles * self.v_pitch)))
-                z = f.gep(self.z, f.dot([(point, wg.apart(tiles * self.z_pitch)), (block, packed.block)]))
                 base = f.gep(self.sums, f.dot([(point, wg.panel_size(packed)), (block, packed.ins * packed.block)]))
-                runs, at = split(packed.ins, most), 0
-                for size in sorted(set(runs), reverse=True):
-                    with f.loop(0, runs.count(size)) as run:
+                for at, runs, size in self._runs(vectors):
+                    with f.loop(0, runs) as run:
                         row = f.add(f.mul(run.index, size), at)
-                        sums = f.gep(base, f.mul(row, width))
-                        places = [[f.gep(sums, p * width + j * lanes) for j in range(vectors)] for p in range(size)]
+                        places = self._places(f.gep(base, f.mul(row, width)), size, width)
                         begin = [[f.vload(p) for p in line] for line in places]
-                        ops = Operands(f.gep(v, row), z, self.v_pitch, 1, self.z_pitch, counts)
-                        tile = accumulate(f, begin, ops, tiles, range(size), 2)
-                        for line, values in zip(places, tile):
-                            for place, value in zip(line, values):
-                                f.vstore(value, place)
-                    at += size * runs.count(size)
+                        tile = self._product(begin, point, row, block, tiles, outs)
+                        for place, value in zip(flatten(places), flatten(tile)):
+                            f.vstore(value, place)
 
     def _taps(self) -> None:
-        """dw = G' sums G, one vector of outputs at a time."""
-        f, packed, lanes = self.f, self.packed, self.lanes
+        """dw = G' sums G, one row of a block of outputs at a time."""
+        f, packed = self.f, self.packed
         for first, count, outs in packed.kinds():
-            width = -(-outs // lanes) * lanes
+            width = -(-outs // self.lanes) * self.lanes
             with f.loop(*self._share(count * packed.ins)) as loop:
                 block, row = f.divmod_chain(loop.index, [count, packed.ins])
                 block = f.add(block, first)
                 source = f.gep(self.sums, f.dot([(block, packed.ins * packed.block), (row, width)]))
-                target = f.gep(f.arg("dw"), f.add(packed.panel(f, 0, block), f.mul(row, width)))
-                for at in range(0, width, lanes):
-                    loads = [f.vload(f.gep(source, p * wg.panel_size(packed) + at)) for p in range(wg.POINTS)]
-                    grid = wg.apply2(f, wg.transposed(wg.G), [loads[6 * i : 6 * i + 6] for i in range(6)])
-                    for tap, value in enumerate(value for line in grid for value in line):
-                        f.vstore(value, f.gep(target, tap * packed.ins * width + at))
+                self._tap_row(source, wg.panel_size(packed), block, row, width)
+
+    def _tap_row(self, source: Value, step: int, block: Index, row: Index, width: int) -> None:
+        """The 9 taps of one input and a block of outputs, from the 36 sums ``step`` elements apart."""
+        f, packed = self.f, self.packed
+        target = f.gep(f.arg("dw"), f.add(packed.panel(f, 0, block), f.mul(row, width)))
+        with f.loop(0, width, self.lanes) as vector:
+            loads = [f.vload(f.gep(source, f.add(vector.index, p * step))) for p in range(wg.POINTS)]
+            grid = wg.apply2(f, wg.transposed(wg.G), [loads[6 * i : 6 * i + 6] for i in range(6)])
+            for tap, value in enumerate(value for line in grid for value in line):
+                f.vstore(value, f.gep(target, f.add(vector.index, tap * packed.ins * width)))
+
+    def _all(self, tiles: int) -> int:
+        """Products and taps of a block of outputs and a few runs of inputs at a time; bytes of scratch it takes."""
+        f, packed = self.f, self.packed
+        largest = self.machine.registers * self.lanes  # elements of a tile, at most
+        scratch = 4 * wg.POINTS * wg.apart(TOGETHER * largest)
+        for first, count, outs in packed.kinds():
+            for at, runs, size in self._runs(-(-outs // self.lanes)):
+                groups = -(-runs // TOGETHER)
+                with f.loop(*self._share(groups * count)) as unit:
+                    group, block = f.divmod_chain(unit.index, [groups, count])
+                    start = f.mul(group, TOGETHER)
+                    stop = f.imin(f.add(start, TOGETHER), runs) if runs % TOGETHER else f.add(start, TOGETHER)
+                    self._unit(f.add(block, first), (start, stop), (at, size), tiles, outs, scratch)
+        return scratch
+
+    def _unit(
+        self, block: Index, runs: tuple[Index, Index], inputs: tuple[int, int], tiles: int, outs: int, scratch: int
+    ) -> None:
+        """The taps of one block of outputs and the inputs of ``runs``; ``inputs`` are (first, of each run)."""
+        f, (at, size), (start, stop) = self.f, inputs, runs
+        width = -(-outs // self.lanes) * self.lanes
+        step = wg.apart(TOGETHER * size * width)
+        sums = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), scratch), "i8")
+        with f.loop(0, wg.POINTS) as point, f.loop(start, stop) as run:
+            row = f.add(f.mul(run.index, size), at)
+            tile = self._product(zeros(f, size, width // self.lanes), point.index, row, block, tiles, outs)
+            base = f.dot([(point.index, step), (f.sub(run.index, start), size * width)])
+            for place, value in zip(flatten(self._places(f.gep(sums, base), size, width)), flatten(tile)):
+                f.vstore(value, place)
+        with f.loop(0, f.mul(f.sub(stop, start), size)) as line:
+            row = f.add(f.add(f.mul(start, size), at), line.index)
+            self._tap_row(f.gep(sums, f.mul(line.index, width)), step, block, row, width)
