@@ -12,6 +12,7 @@ outside).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -227,19 +228,26 @@ def zero_row(f: Function, channels: int) -> Value:
 
 
 def emit_transform(
-    f: Function, matrix: Matrix, pointers: Sequence[Value], side: int, channels: int, target: Value, point_step: int
+    f: Function, matrix: Matrix, pointers: Sequence[Value], ld: int, channels: int, target: Value, point_step: int
 ) -> None:
     """``target[point][c] = (matrix @ pixels @ matrix')[point]`` for all channels; the pixels come from ``pointers``.
 
+    What the tile to the right has besides, ``OUT`` pixels (of ``ld`` elements) further on, is prefetched on the way.
+
     The pointers are parked on the stack: a vector of channels needs all the registers for its values.
     """
+    side = math.isqrt(len(pointers))
     slots = f.stack(len(pointers))
     for i, pointer in enumerate(pointers):
         f.store(pointer, f.gep(slots, i, "ptr"))
     lanes = f.machine.lanes
 
     def vector(channel: Index, count: int) -> None:
-        loads = [f.vload(f.gep(f.load("ptr", f.gep(slots, i, "ptr")), channel), count) for i in range(len(pointers))]
+        pixels = [f.gep(f.load("ptr", f.gep(slots, i, "ptr")), channel) for i in range(len(pointers))]
+        loads = [f.vload(pixel, count) for pixel in pixels]
+        for i, pixel in enumerate(pixels):
+            if i % side >= side - OUT:
+                f.prefetch(f.gep(pixel, OUT * ld))
         grid = apply2(f, matrix, [loads[side * i : side * i + side] for i in range(side)])
         for point, value in enumerate(value for line in grid for value in line):
             f.vstore(value, f.gep(target, f.add(channel, point * point_step)), None)

@@ -145,7 +145,7 @@ class _Builder:
             corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
             pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, wg.IN, zero)
             target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
-            wg.emit_transform(f, wg.BT, pixels, wg.IN, conv.c, target, wg.apart(tiles * self.v_pitch))
+            wg.emit_transform(f, wg.BT, pixels, self.ldx, conv.c, target, wg.apart(tiles * self.v_pitch))
 
     def _products(self, tiles: int) -> None:
         f, packed = self.f, self.packed

@@ -97,10 +97,10 @@ class _Builder:
             corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
             pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, wg.IN, zero)
             target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
-            wg.emit_transform(f, wg.BT, pixels, wg.IN, conv.c, target, wg.apart(tiles * self.v_pitch))
+            wg.emit_transform(f, wg.BT, pixels, self.ldx, conv.c, target, wg.apart(tiles * self.v_pitch))
             pixels = wg.gather_pointers(f, f.arg("dy"), grid.outputs, self.ldy, (row, column), image, wg.OUT, zero)
             target = f.gep(self.z, f.mul(tile.index, self.z_pitch))
-            wg.emit_transform(f, wg.transposed(wg.AT), pixels, wg.OUT, conv.o, target, wg.apart(tiles * self.z_pitch))
+            wg.emit_transform(f, wg.transposed(wg.AT), pixels, self.ldy, conv.o, target, wg.apart(tiles * self.z_pitch))
 
     def _runs(self, vectors: int) -> list[tuple[int, int, int]]:
         """The inputs in runs of one register tile each, as (first input, how many runs, inputs of each)."""
