@@ -18,7 +18,7 @@ from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.shapes import Axis, Conv, forward_axes, gradient_axes
 from twofold.backends.cpu.kernels.tile import Operands, accumulate, best_shape, flatten, shaped, zeros
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.llvm import Function, Index, Value
+from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
@@ -133,11 +133,42 @@ def _build(
     part = 0
     for one in passes:
         if one.v.outputs and one.h.outputs:
-            sweep = _Sweep(k.f, machine, one, packed, epilogue, part)
-            for kind in packed.kinds():
-                sweep.emit(*kind)
-            part += one.n * -(-one.v.outputs // sweep.rows)
+            rows = row_block(machine, one, packed)
+            if one.v.taps and one.h.taps:
+                sweep = _Sweep(k.f, machine, one, packed, epilogue, part)
+                for kind in packed.kinds():
+                    sweep.emit(*kind)
+            else:
+                _untouched(k.f, one, packed.groups * packed.outs, rows, epilogue, part)
+            part += one.n * -(-one.v.outputs // rows)
     return k.finish(flops=flops, note=f"direct, block of {packed.block} outputs")
+
+
+def _untouched(f: Function, one: Pass, channels: int, rows: int, epilogue: ep.Epilogue, first_part: int) -> None:
+    """A pass that no product reaches (the gradient between the pixels a stride meets): zeros and the epilogue, pixel by
+    pixel with all channels, so that memory is written as it lies."""
+    lanes = f.machine.lanes
+    whole = channels - channels % lanes
+    kinds = [(0, whole, lanes)] if whole else []
+    kinds += [(whole, channels, channels - whole)] if whole < channels else []
+    blocks = -(-one.v.outputs // rows)
+    with f.loop(*f.share(one.n * blocks, f.arg("tid"), f.arg("n"))) as unit:
+        image, block = f.divmod_chain(unit.index, [one.n, blocks])
+        part = f.add(first_part, unit.index)
+        for step in epilogue:
+            for start, stop, count in kinds:
+                with f.loop(start, stop, lanes) as channel:
+                    step.begin(f, part, channel.index, count)
+        start = f.mul(block, rows)
+        with f.loop(start, f.imin(f.add(start, rows), one.v.outputs)) as row, f.loop(0, one.h.outputs) as column:
+            line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row.index, one.v.out_step)))
+            across = f.add(one.h.out_first, f.mul(column.index, one.h.out_step))
+            pixel = f.add(f.add(one.pixel_first, f.mul(line, one.h.extent)), across)
+            for low, high, count in kinds:
+                with f.loop(low, high, lanes) as channel:
+                    site = ep.Site(pixel, channel.index, count)
+                    [value] = ep.finish_column(f, epilogue, [const(f.vec(), 0.0)], [site], part)
+                    f.vstore(value, f.gep(f.arg("y"), f.add(f.mul(pixel, one.ldy), channel.index)), count)
 
 
 class _Sweep:
@@ -199,15 +230,14 @@ class _Sweep:
         f, one, vectors = self.f, self.one, len(self.counts)
         tile = zeros(f, size, vectors)
         column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
-        if one.v.taps and one.h.taps:
-            low, high = self.taps
-            if (low, high) == (0, 1):
-                tile = self._tap_row(tile, 0, column, size, example)
-            else:
-                with f.loop(low, high, carry=flatten(tile)) as tap:
-                    inner = shaped(tap.carried, vectors)
-                    tap.carry(flatten(self._tap_row(inner, tap.index, column, size, example)))
-                tile = shaped(tap.results, vectors)
+        low, high = self.taps
+        if (low, high) == (0, 1):
+            tile = self._tap_row(tile, 0, column, size, example)
+        else:
+            with f.loop(low, high, carry=flatten(tile)) as tap:
+                inner = shaped(tap.carried, vectors)
+                tap.carry(flatten(self._tap_row(inner, tap.index, column, size, example)))
+            tile = shaped(tap.results, vectors)
         self._store(tile, at, size)
 
     def _tap_row(self, tile, tap: Index, column: Index, size: int, example: int):
