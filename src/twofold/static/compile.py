@@ -23,7 +23,7 @@ from twofold.static.differentiate import DifferentiableRunner
 from twofold.static.runner import GraphRunner, as_array
 from twofold.static.trace import Traced, argument_names, is_array_like, spec_of, trace
 from twofold.tensor.eager import Array
-from twofold.tensor.tensor import Tensor, wrap
+from twofold.tensor.tensor import Tensor
 
 log = logging.getLogger("twofold")
 MANY_RETRACES = 8
@@ -61,14 +61,22 @@ class CompiledFunction:
         self.verify = verify
         self.retraces: list[str] = []
         self._entries: dict[Signature, list[_Entry]] = {}
+        self._quick: dict[Any, _Entry] = {}  # the entry last used for arguments like these, see `_quick_key`
         self._last: Signature | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_builder() is not None:  # inside another trace: part of that program
             return self.function(*args, **kwargs)
-        leaves, signature = self._signature(args, kwargs)
-        entry = self._entry(signature, args, kwargs)
-        arguments = [as_array(leaf) for leaf in leaves]
+        key = None if kwargs else _quick_key(args)
+        entry = self._quick.get(key)
+        if entry is None or _broken_guard(entry.traced):
+            leaves, signature = self._signature(args, kwargs)
+            entry = self._entry(signature, args, kwargs)
+            if key is not None:
+                self._quick[key] = entry
+            arguments = [as_array(leaf) for leaf in leaves]
+        else:
+            arguments = [a._own for a in args]
         arguments += [leaf._grad.value for leaf in entry.traced.gradient_inputs]
         return self._deliver(entry.traced, self._run(entry, arguments))
 
@@ -170,13 +178,28 @@ class CompiledFunction:
 
     @staticmethod
     def _deliver(traced: Traced, results: list[Array]) -> Any:
-        outputs, gradients = results[: traced.returned], iter(results[traced.returned :])
+        values: list[Any] = [Tensor(r) for r in results]
+        if len(values) == 1 and traced.outputs.kind == "leaf" and not traced.gradients:
+            return values[0]
+        gradients = iter(values[traced.returned :])
         for leaf, present in traced.gradients:
-            leaf.grad = Tensor(next(gradients)) if present else None
-        values: list[Any] = list(map(wrap, outputs))
+            leaf.grad = next(gradients) if present else None
+        values = values[: traced.returned]
         for place, constant in sorted(traced.constants.items()):
             values.insert(place, constant)
         return unflatten(traced.outputs, values)
+
+
+def _quick_key(args: tuple) -> Any:
+    """What a trace depends on among arguments that are all concrete tensors, in a form that is quick to make and to look
+    up; None for others."""
+    key: list[Any] = [context.grad_enabled]
+    for a in args:
+        if type(a) is not Tensor or type(a._own) is not Array:
+            return None
+        value = a._own
+        key += value.spec.shape, value.spec.dtype, value.requires_grad
+    return tuple(key)
 
 
 def _hashable(leaf: Any) -> Any:

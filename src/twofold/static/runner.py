@@ -9,7 +9,6 @@ import itertools
 import sys
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,26 +28,30 @@ from twofold.tensor.tensor import Tensor
 _versions = itertools.count(1)
 
 
-@dataclass
 class Compiled:
     """A program, the graph it was made of, and which of the variables it reads only."""
 
-    program: Program
-    graph: Graph
-    constant: list[int] = field(init=False)  # positions among the state
-    _seen: tuple[list[Any], int] = ([], 0)  # the constant state's leaves (weakly), and their version
-
-    def __post_init__(self) -> None:
-        self.constant = [i for i, state in enumerate(self.graph.state) if not state.written]
+    def __init__(self, program: Program, graph: Graph, device: Device):
+        self.program, self.graph, self.device = program, graph, device
+        self.specs = [v.spec for v in graph.outputs]
+        self.verify = bool(flags.get("TWOFOLD_VERIFY"))
+        self.constant = [i for i, state in enumerate(graph.state) if not state.written]
+        first = len(graph.outputs)
+        self.written = [(i, first + i) for i, state in enumerate(graph.state) if state.written]  # variable, result
+        self._seen: tuple[list[Any], int] = [], 0  # the constant state's leaves (weakly), and their version
 
     def version(self, state: Sequence[Array]) -> int:
         """A number that changes when a constant variable has been given another value. A value never changes: it is
         enough that the leaf is the same. Leaves are held weakly, or no program could overwrite their buffers."""
-        leaves = [state[i] for i in self.constant]
         known, number = self._seen
-        if not number or any(a() is not b for a, b in zip(known, leaves)):
-            number = next(_versions)
-            self._seen = [weakref.ref(leaf) for leaf in leaves], number
+        if number:
+            for i, leaf in zip(self.constant, known):
+                if leaf() is not state[i]:
+                    break
+            else:
+                return number
+        number = next(_versions)
+        self._seen = [weakref.ref(state[i]) for i in self.constant], number
         return number
 
 
@@ -65,40 +68,42 @@ class GraphRunner:
         self.device = device
         self.verify = verify
         self.programs: dict[Any, Compiled] = {}
+        models = [v for v in self.variables if v.ndim and not getattr(v, "advances", False)]  # a generator goes along
+        self._anchor = models[0] if models else None  # where this variable lives, the program runs
 
     def __call__(self, arguments: Sequence[Array]) -> list[Array]:
         """Outputs for these inputs; the state variables are updated."""
         device = self.device or self._device_of(arguments)
-        compiled = self._program(arguments, device)
-        program, graph = compiled.program, compiled.graph
+        key: list[Any] = [device.name]
+        for a in arguments:
+            key += a.spec.shape, a.spec.dtype
+        compiled = self.programs.get(tuple(key))
+        if compiled is None:
+            compiled = self.programs[tuple(key)] = self._compile(arguments, device)
+        return self._run(compiled, arguments)
+
+    def _run(self, compiled: Compiled, arguments: Sequence[Array]) -> list[Array]:
+        program, device = compiled.program, compiled.device
         state = [v._own for v in self.variables]
         version = compiled.version(state)
-        buffers = [_buffer(i, a, device, program) for i, a in enumerate([*arguments, *state])]
+        buffers = [
+            a.buffer if a.device is device else _buffer(i, a, device, program)
+            for i, a in enumerate([*arguments, *state])
+        ]
         for i in program.donated:
             buffers[i] = _exclusive(buffers[i], state[i - len(arguments)], device)
-        if self.verify or flags.get("TWOFOLD_VERIFY"):
-            results = check_against_reference(graph, program, buffers, device)
+        if compiled.verify or self.verify:
+            results = check_against_reference(compiled.graph, program, buffers, device)
         else:
             results = program(buffers, version)
-        count = len(graph.outputs)
-        for entry, variable, new in zip(graph.state, self.variables, results[count:]):
-            if entry.written:
-                variable.set_array(Array(entry.output.spec, new, device))
-        return [Array(v.spec, b, device) for v, b in zip(graph.outputs, results)]
+        for i, at in compiled.written:
+            self.variables[i].set_buffer(results[at], device)
+        return [Array(spec, buffer, device) for spec, buffer in zip(compiled.specs, results)]
 
     def _device_of(self, arguments: Sequence[Array]) -> Device:
-        models = [v._own for v in self.variables if not getattr(v, "advances", False)]  # a generator goes along
-        for array in [*models, *arguments]:
-            if array.ndim:
-                return array.device
-        return default_device()
-
-    def _program(self, arguments: Sequence[Array], device: Device) -> Compiled:
-        key = (device, tuple(a.spec for a in arguments))
-        known = self.programs.get(key)
-        if known is None:
-            known = self.programs[key] = self._compile(arguments, device)
-        return known
+        if self._anchor is not None:
+            return self._anchor._own.device
+        return next((array.device for array in arguments if array.ndim), None) or default_device()
 
     def _compile(self, arguments: Sequence[Array], device: Device) -> Compiled:
         check_arguments(self.graph, [a.spec for a in arguments])
@@ -108,13 +113,13 @@ class GraphRunner:
         first = len(graph.inputs)
         donated = [first + i for i, state in enumerate(graph.state) if state.written]
         program = device.backend.compile(graph, device, donated=donated)
-        return Compiled(program, graph)
+        return Compiled(program, graph, device)
 
     def report(self) -> str:
         """The reports of the programs compiled so far."""
         return "\n\n".join(
-            f"{device} {', '.join(map(str, specs))}:\n{compiled.program.report()}"
-            for (device, specs), compiled in self.programs.items()
+            f"{c.device} {', '.join(str(v.spec) for v in c.graph.inputs)}:\n{c.program.report()}"
+            for c in self.programs.values()
         )
 
 

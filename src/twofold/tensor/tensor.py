@@ -357,10 +357,15 @@ class Variable(Tensor):
         self._own = value
 
     def set_array(self, value: Any) -> None:
-        """Take over a concrete value as it is, on its device (what a compiled program does after a step)."""
-        flag = self._own.requires_grad
-        self._own = _leaf(value, self)
-        self._own.requires_grad = flag
+        """Take over a concrete value as it is, on its device."""
+        self.set_buffer(value.buffer, value.device, value.spec)
+
+    def set_buffer(self, buffer: Any, device: Device, spec: Spec | None = None) -> None:
+        """Have the numbers in a buffer on ``device`` (what a compiled program does after a step); ``spec`` if it is not the
+        old one. Every change of a variable's numbers gives it a new leaf."""
+        leaf = Array(spec or self._own.spec, buffer, device)
+        leaf.owner, leaf.requires_grad = self, self._own.requires_grad
+        self._own = leaf
 
     def _moved(self, name: Any) -> Tensor:
         return Tensor._moved(self, name)

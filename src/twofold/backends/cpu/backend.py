@@ -39,8 +39,10 @@ class CpuProgram(Program):
         first = len(graph.inputs)
         constant = [plan.inputs[first + i] for i, state in enumerate(graph.state) if not state.written]
         self._built = assemble(prepared(plan, constant), host(), self.threads)
-        self._execution = Execution(self._built, self.threads, orders or {})
+        shapes: list[Any] = [v.shape for v in graph.all_inputs]
+        self._execution = Execution(self._built, self.threads, shapes, orders or {})
         self._lock = threading.Lock()
+        self._timed = flags.get("TWOFOLD_DEBUG") >= 1
         if flags.get("TWOFOLD_DEBUG") >= 2:
             debug.show(self)
 
@@ -65,12 +67,12 @@ class CpuProgram(Program):
         return self._built.plan.steps
 
     def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[np.ndarray]:
-        start = time.perf_counter()
+        start = time.perf_counter() if self._timed else 0.0
         with self._lock:
             results = self._execution.call(buffers, version)
-            if self._execution.errors[0]:
+            if self._execution.failed:
                 self._raise_error()
-        if flags.get("TWOFOLD_DEBUG") >= 1:
+        if self._timed:
             debug.timing(self, time.perf_counter() - start)
         return results
 
@@ -81,9 +83,8 @@ class CpuProgram(Program):
 
     def _raise_error(self) -> None:
         """Raise what a kernel left in the error word."""
-        errors = self._execution.errors
-        message, node = self._built.plan.checks[int(errors[0]) - 1]
-        errors[0] = 0
+        message, node = self._built.plan.checks[self._execution.failed - 1]
+        self._execution.failed = 0
         error = IndexRangeError(f"{node.op.name}: {message}")
         annotate(error, node.scope)
         raise error

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from twofold.backends.cpu import team
-from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.assemble import ARENA, ERRORS, FIRST, KEPT, Assembled, Segment
 from twofold.backends.cpu.lowering.steps import HostStep, Placed
 
@@ -22,51 +21,57 @@ from twofold.backends.cpu.lowering.steps import HostStep, Placed
 class Execution:
     """The memory of one program. One call at a time: the caller holds a lock.
 
-    ``orders`` gives the order in memory of the dimensions of inputs that are not row-major.
+    ``shapes`` are the inputs'; ``orders`` gives the order in memory of the dimensions of those that are not row-major.
     """
 
-    def __init__(self, built: Assembled, threads: int, orders: Mapping[int, Sequence[int]]):
-        self.built, self.threads, self.orders = built, threads, orders
+    def __init__(
+        self, built: Assembled, threads: int, shapes: Sequence[tuple[int, ...]], orders: Mapping[int, Sequence[int]]
+    ):
+        self.built, self.threads = built, threads
         plan = built.plan
-        self._slots = {
-            b: built.places[b].slot for b in (*plan.inputs, *(p.buffer for p in plan.outputs), *plan.constants)
-        }
-        self._inputs = [(b, self._slots[b], orders.get(i)) for i, b in enumerate(plan.inputs)]
-        self._known: list[Callable[[], Any]] = [_nobody] * len(self._inputs)
-        self._constants = {b: np.ascontiguousarray(a) for b, a in plan.constants.items()}
+        taken = {*plan.inputs, *plan.constants}
         self._results = [_Result(p, tuple(map(int, s.shape))) for p, s in zip(plan.outputs, plan.specs)]
-        taken = {*self._constants, *plan.inputs}
-        self._made = {r.buffer: r.shape for r in reversed(self._results) if r.buffer not in taken}
-        self._table = (ctypes.c_void_p * (FIRST + len(self._slots)))()
+        self._made = {
+            r.buffer: (r.shape, r.buffer.dtype.numpy) for r in reversed(self._results) if r.buffer not in taken
+        }
+        self._constants = {b: np.ascontiguousarray(a) for b, a in plan.constants.items()}
+        # what a call works with: the inputs, the outputs it makes, the constants
+        self._at = {b: i for i, b in enumerate([*plan.inputs, *self._made, *self._constants])}
+        known = [*(s if i not in orders else None for i, s in enumerate(shapes)), *(s for s, _ in self._made.values())]
+        for r in self._results:
+            r.at, r.copied = self._at[r.buffer], r.buffer in self._constants
+            r.plain = not r.copied and r.axes is None and known[r.at] == r.shape
+        self._inputs = [(built.places[b].slot, b.dtype.numpy, orders.get(i)) for i, b in enumerate(plan.inputs)]
+        self._fresh = [(built.places[b].slot, *kind) for b, kind in self._made.items()]
+        self._known: list[Callable[[], Any]] = [_nobody] * len(self._inputs)
+        self._table = (ctypes.c_void_p * (FIRST + len(self._at)))()
         self._address = ctypes.addressof(self._table)
         self._memory: dict[int, np.ndarray] = {}  # slot -> bytes
         self._version: int | None = None  # of the state that the kept results were made of
-        self.errors = np.zeros(1, np.int32)
-        self._table[ERRORS] = address_of(self.errors)
+        self._errors = ctypes.c_int32()
+        self._table[ERRORS] = ctypes.addressof(self._errors)
         for buffer, array in self._constants.items():
-            self._table[self._slots[buffer]] = address_of(array)
+            self._table[built.places[buffer].slot] = address_of(array)
 
     def call(self, buffers: Sequence[Any], version: int | None) -> list[np.ndarray]:
         """The outputs; prepares first what is not up to date (see ``Program``)."""
         arrays = self.bind(buffers, version)
         self._run(self.built.segments, arrays)
-        return [result.of(arrays[result.buffer], result.buffer in self._constants) for result in self._results]
+        return [arrays[r.at] if r.plain else r.of(arrays[r.at]) for r in self._results]
 
-    def bind(self, buffers: Sequence[Any], version: int | None = None) -> dict[Buffer, np.ndarray]:
-        """Point the table at these inputs and at fresh outputs, see that what is kept is up to date; the arrays."""
-        table, known = self._table, self._known
-        arrays = dict(self._constants)
-        for i, ((buffer, slot, order), x) in enumerate(zip(self._inputs, buffers, strict=True)):
-            if known[i]() is not x:
-                array = dense(x, buffer.dtype.numpy, order)
-                table[slot] = address_of(array)
-                known[i] = weakref.ref(x) if array is x else _nobody
-                x = array
-            arrays[buffer] = x
-        for buffer, shape in self._made.items():
-            array = arrays[buffer] = np.empty(shape, buffer.dtype.numpy)
-            table[self._slots[buffer]] = address_of(array)
-        if ARENA not in self._memory:
+    def bind(self, buffers: Sequence[Any], version: int | None = None) -> list[np.ndarray]:
+        """Point the table at these inputs and at fresh outputs, see that what is kept is up to date; the arrays that the
+        table points to."""
+        table, arrays = self._table, list(buffers)
+        for i, known in enumerate(self._known):
+            if known() is not arrays[i]:
+                arrays[i] = self._point(i, arrays[i])
+        for slot, shape, dtype in self._fresh:
+            array = np.empty(shape, dtype)
+            table[slot] = address_of(array)
+            arrays.append(array)
+        arrays += self._constants.values()
+        if not self._memory:
             self._reserve(ARENA, self.built.arena)
             self._reserve(KEPT, self.built.kept)
         if self.built.prepare and (version is None or version != self._version):
@@ -74,11 +79,28 @@ class Execution:
         return arrays
 
     @property
+    def failed(self) -> int:
+        """The error word that kernels write: which of the plan's checks failed; 0: none."""
+        return self._errors.value
+
+    @failed.setter
+    def failed(self, code: int) -> None:
+        self._errors.value = code
+
+    @property
     def pointers(self) -> list[int]:
         """The table as numbers, after ``bind``."""
         return [p or 0 for p in self._table]
 
-    def _prepare(self, arrays: dict[Buffer, np.ndarray], version: int | None) -> None:
+    def _point(self, i: int, x: Any) -> np.ndarray:
+        """Point input ``i`` at a buffer, or at a dense copy."""
+        slot, dtype, order = self._inputs[i]
+        array = dense(x, dtype, order)
+        self._table[slot] = address_of(array)
+        self._known[i] = weakref.ref(x) if array is x else _nobody
+        return array
+
+    def _prepare(self, arrays: list[np.ndarray], version: int | None) -> None:
         """Work out what is kept, in an arena that is given back at once."""
         self._version, arena = None, self._table[ARENA]
         scratch = _bytes(self.built.prepare_arena)
@@ -87,26 +109,28 @@ class Execution:
             self._run(self.built.prepare, arrays)
         finally:
             self._table[ARENA] = arena
-        self._version = None if self.errors[0] else version
+        self._version = None if self.failed else version
 
     def _reserve(self, slot: int, size: int) -> None:
         self._memory[slot] = _bytes(size)
         self._table[slot] = _aligned(self._memory[slot])
 
-    def _run(self, segments: Sequence[Segment], arrays: dict[Buffer, np.ndarray]) -> None:
+    def _run(self, segments: Sequence[Segment], arrays: list[np.ndarray]) -> None:
         for segment in segments:
             if isinstance(segment, HostStep):
                 results = segment.run(*(self._view(p, arrays) for p in segment.inputs))
                 for place, result in zip(segment.outputs, results):
                     self._view(place, arrays)[...] = result
+            elif segment.small:
+                segment.run_alone(self._address)
             else:
                 team.get(self.threads).run(segment.address, self._address)
 
-    def _view(self, placed: Placed, arrays: dict[Buffer, np.ndarray]) -> np.ndarray:
+    def _view(self, placed: Placed, arrays: list[np.ndarray]) -> np.ndarray:
         """A place as a NumPy array."""
         buffer, dtype = placed.buffer, placed.buffer.dtype.numpy
-        if buffer in arrays:
-            flat = arrays[buffer].reshape(-1)
+        if buffer in self._at:
+            flat = arrays[self._at[buffer]].reshape(-1)
         else:
             slot, offset = self.built.places[buffer]
             raw = (ctypes.c_char * max(1, buffer.nbytes)).from_address((self._table[slot] or 0) + offset)
@@ -116,18 +140,21 @@ class Execution:
 
 
 class _Result:
-    """How an output is seen in the buffer that holds it."""
+    """How an output is seen in the array that holds it, number ``at`` of a call; a ``plain`` one is that array."""
+
+    __slots__ = ("at", "axes", "buffer", "copied", "plain", "shape")
 
     def __init__(self, placed: Placed, shape: tuple[int, ...]):
         self.buffer, self.shape = placed.buffer, shape
         self.axes: Sequence[int] | None = None
+        self.at, self.copied, self.plain = 0, False, False
         if not placed.is_rows:
             self.shape = tuple(placed.shape[d] for d in placed.order)
             self.axes = tuple(map(int, np.argsort(placed.order)))
 
-    def of(self, array: np.ndarray, copied: bool) -> np.ndarray:
+    def of(self, array: np.ndarray) -> np.ndarray:
         """The output; where it fills an input's place, the very buffer that came in."""
-        if copied:
+        if self.copied:
             array = array.copy()
         if array.shape != self.shape:
             array = array.reshape(self.shape)

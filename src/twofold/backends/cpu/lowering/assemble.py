@@ -17,6 +17,7 @@ from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, Program, ProgramBuilder, Ref
 
 Segment = Program | HostStep
+SMALL = 100e-6  # seconds of work for which no team is woken: that may take as long
 ARENA, ERRORS, KEPT, FIRST = 0, 1, 2, 3  # slots of the pointer table; buffers of the caller and constants follow
 
 
@@ -104,6 +105,13 @@ def _workspace(found: tuple[Kernel, list[tuple[Buffer, int]]], at: int, threads:
     return [Block(-(-size // 64) * 64, at, at) for size in sizes if size]
 
 
+def _seconds(step: Step, kernel: Kernel) -> float:
+    """Roughly how long one core takes."""
+    iterations = step.nest.work if isinstance(step, NestStep) else 0
+    touched = sum(b.nbytes for b in dict.fromkeys([*step.reads(), *step.writes()]))
+    return kernel.flops / 40e9 + iterations / 1e9 + touched / 10e9
+
+
 class _Assembler:
     def __init__(self, machine: Machine, places: dict[Buffer, Ref]):
         self.machine, self.places = machine, places
@@ -111,13 +119,14 @@ class _Assembler:
         self.calls: list[Call] = []
         self.barriers = 0
         self._builder: ProgramBuilder | None = None
+        self._work = 0.0  # seconds of the open segment
         self._pending: list[tuple[int, int, int, bool]] = []  # (slot, start, stop, written) since the last barrier
 
     def native(self, step: Step, found: tuple[Kernel, list[tuple[Buffer, int]]], extra: Sequence[Block]) -> None:
         """Append a kernel, after a barrier if it needs one."""
         kernel, places = found
         if self._builder is None:
-            self._builder, self._pending = ProgramBuilder(self.machine), []
+            self._builder, self._pending, self._work = ProgramBuilder(self.machine), [], 0.0
         touched = [self._range(b, True) for b in step.writes()] + [self._range(b, False) for b in step.reads()]
         touched += [(ARENA, block.offset, block.offset + block.size, True) for block in extra]
         if any(_conflict(a, b) for a in touched for b in self._pending):
@@ -130,6 +139,7 @@ class _Assembler:
             refs.append(Ref(ERRORS))
         refs += [Ref(ARENA, block.offset) for block in extra]
         self._builder.call(kernel, refs)
+        self._work += _seconds(step, kernel)
         self.calls.append(Call(kernel, refs, step))
 
     def host(self, step: HostStep) -> None:
@@ -139,7 +149,7 @@ class _Assembler:
     def close(self) -> None:
         """Finish the native segment that is open."""
         if self._builder is not None:
-            self.segments.append(self._builder.finish())
+            self.segments.append(self._builder.finish(small=self._work < SMALL))
             self._builder = None
 
     def _range(self, buffer: Buffer, written: bool) -> tuple[int, int, int, bool]:
