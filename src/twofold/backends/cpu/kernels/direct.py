@@ -159,8 +159,8 @@ def _untouched(f: Function, one: Pass, channels: int, rows: int, epilogue: ep.Ep
             for start, stop, count in kinds:
                 with f.loop(start, stop, lanes) as channel:
                     step.begin(f, part, channel.index, count)
-        start = f.mul(block, rows)
-        with f.loop(start, f.imin(f.add(start, rows), one.v.outputs)) as row, f.loop(0, one.h.outputs) as column:
+        top = f.mul(block, rows)
+        with f.loop(top, f.imin(f.add(top, rows), one.v.outputs)) as row, f.loop(0, one.h.outputs) as column:
             line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row.index, one.v.out_step)))
             across = f.add(one.h.out_first, f.mul(column.index, one.h.out_step))
             pixel = f.add(f.add(one.pixel_first, f.mul(line, one.h.extent)), across)
