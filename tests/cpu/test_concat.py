@@ -51,7 +51,7 @@ def _train(device: str) -> tuple[list[float], np.ndarray, dict[str, np.ndarray]]
 
 
 def test_training_equals_the_reference():
-    expected, given = _train("reference"), _train("native")
+    expected, given = _train("reference"), _train("cpu")
     np.testing.assert_allclose(given[0], expected[0], rtol=1e-5)
     np.testing.assert_allclose(given[1], expected[1], rtol=1e-3, atol=1e-4)
     for name, value in expected[2].items():
@@ -79,7 +79,7 @@ def test_a_part_used_elsewhere_and_twice(twice):
         return y, tw.concat([z, z if twice else y, x], axis=1)
 
     outcomes = []
-    for device in ("reference", "native"):
+    for device in ("reference", "cpu"):
         with tw.device(device):
             outcomes.append([r.numpy() for r in tw.compile(f)(tw.tensor(x), tw.tensor(w))])
     for expected, given in zip(*outcomes):

@@ -18,7 +18,7 @@ RNG = np.random.default_rng(5)
 
 @pytest.fixture(autouse=True)
 def _native():
-    with tw.device("native"):
+    with tw.device("cpu"):
         yield
 
 
@@ -200,7 +200,7 @@ def test_several_threads_and_a_change_between_their_calls():
     failures: list[str] = []
 
     def work(x, expected):
-        with tw.no_grad(), tw.device("native"):
+        with tw.no_grad(), tw.device("cpu"):
             for _ in range(20):
                 if not np.allclose(f(x).numpy(), expected, rtol=2e-4, atol=2e-5):
                     failures.append("wrong")

@@ -23,8 +23,7 @@ from twofold.ir import Graph, Op, Spec
 
 # device kind -> module under twofold.backends with a `BACKEND`
 KINDS = {
-    "cpu": "reference",
-    "native": "cpu",
+    "cpu": "cpu",
     "reference": "reference",
     "gpu": "xla",
     "cuda": "xla",

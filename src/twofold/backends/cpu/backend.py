@@ -112,7 +112,7 @@ class CpuBackend(HostBackend):
     name = "cpu"
 
     def devices(self) -> list[Device]:
-        return [Device("cpu"), Device("native")]
+        return [Device("cpu")]
 
     def run(
         self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device

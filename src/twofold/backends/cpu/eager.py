@@ -1,4 +1,4 @@
-"""Eager ops worth a compiled kernel: convolutions and pools. Everything else is quick enough, or quicker, in NumPy.
+"""Eager ops worth a compiled kernel: convolutions, pools, batch norm. Everything else is quick enough, or quicker, in NumPy.
 
 A program is kept for each op, shapes, attributes and layout of the operands; images stay channels-last between such ops.
 """
@@ -25,7 +25,7 @@ _lock = threading.Lock()
 
 def is_heavy(op: Op, specs: Sequence[Spec], attrs: dict[str, Any]) -> bool:
     """Whether the op goes through a compiled program."""
-    if op.kind not in ("conv", "pool"):
+    if op.kind not in ("conv", "pool", "normalization"):
         return False
     out = specs[0]
     return out.dtype is float32 and out.ndim == 4 and int(np.prod(out.shape)) >= LEAST_OUTPUT  # type: ignore[arg-type]

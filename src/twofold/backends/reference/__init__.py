@@ -42,7 +42,7 @@ class ReferenceBackend(HostBackend):
     name = "reference"
 
     def devices(self) -> list[Device]:
-        return [Device("cpu"), Device("reference")]
+        return [Device("reference")]
 
     def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
         return ReferenceProgram(graph)

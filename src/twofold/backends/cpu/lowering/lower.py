@@ -51,8 +51,9 @@ Emit = Callable[[Any, Placed, list[tuple[Buffer, int]], list[Node]], None]
 class Pending:
     """A kernel not yet called: where its result will lie, and ``emit(epilogue, place, epilogue's places, nodes)``.
 
-    ``value`` is what the result is (None: nothing that has a name), ``steps`` are already its epilogue, ``extra`` the
-    places of their parameters, ``aligned`` the buffers they read just where they write; ``parts`` says how many parts its epilogue's Statistics would have (0: it takes none).
+    ``value`` is what the result is (None: nothing that has a name). ``steps`` are already its epilogue, ``extra`` the
+    places of their parameters, ``aligned`` the buffers that they read just where they write. ``parts`` says how many parts
+    its epilogue's Statistics would have (None: it takes none).
     """
 
     target: Placed
