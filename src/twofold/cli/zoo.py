@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from twofold import zoo
 from twofold.cli.common import Json, emit, table
 
 
-def command(json: Json = False) -> None:
+def command(
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy against operations to this PNG file.")] = None,
+    json: Json = False,
+) -> None:
     """List the networks: year, parameters, multiply-adds, published error, paper."""
+    if plot is not None:
+        from twofold.viz import bubbles
+
+        shown = bubbles(plot)
+        emit({"picture": str(plot), "networks": shown}, json, f"{plot}: {len(shown)} networks")
+        return
     entries = [zoo.info(name) for name in zoo.names()]
     records: list[dict[str, Any]] = [
         {"name": e.name, "year": e.year, "params": e.params, "macs": e.macs, "input": list(e.input_shape), "classes": e.classes,

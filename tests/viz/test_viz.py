@@ -1,0 +1,49 @@
+"""Pictures: what is on them, not only that they are there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import twofold as tw
+from twofold import viz
+from twofold.viz.bubbles import plotted
+from twofold.viz.tiles import grid
+
+
+def test_bubbles_show_every_network_with_a_published_error(tmp_path):
+    shown = viz.bubbles(tmp_path / "zoo.png")
+    assert {"alexnet", "vgg16", "resnet50", "squeezenet1_0"} <= set(shown)
+    assert shown == [e.name for e in plotted([tw.zoo.info(n) for n in tw.zoo.names()])]
+    with Image.open(tmp_path / "zoo.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape[1] > 900 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # coloured bubbles, not blank
+
+
+def test_a_grid_holds_each_image_at_its_place_stretched_to_its_range():
+    images = np.arange(3 * 2 * 2 * 3, dtype=np.float64).reshape(3, 2, 2, 3)
+    out = grid(images)
+    assert out.shape == (7, 7, 3) and out.dtype == np.float32
+    np.testing.assert_allclose(out[1:3, 4:6], (images[1] - 12) / 11, rtol=1e-6)
+    assert (out[0] == 1).all() and (out[4:6, 4:6] == 1).all()  # the frame, and the place of no image
+
+
+def test_filters_of_colours_and_of_many_channels(tmp_path):
+    w = np.random.default_rng(0).normal(size=(5, 3, 4, 4))
+    picture = viz.filters(tw.tensor(w), tmp_path / "f.png", "first layer")
+    one = w[0].transpose(1, 2, 0)
+    np.testing.assert_allclose(picture[1:5, 1:5], (one - one.min()) / (one.max() - one.min()), rtol=1e-5)
+    assert (tmp_path / "f.png").stat().st_size > 500
+    grey = viz.filters(w[:, :2])
+    assert (grey[..., 0] == grey[..., 1]).all()
+    with pytest.raises(tw.ShapeError, match="expected \\(out, in, height, width\\)"):
+        viz.filters(w[0])
+
+
+def test_activations_are_the_layer_s_maps_and_leave_the_model_as_it_was():
+    model = tw.nn.Sequential(tw.nn.Conv2d(1, 4, 3), tw.nn.ReLU())
+    x = tw.tensor(np.random.default_rng(0).normal(size=(1, 6, 6)).astype(np.float32))
+    picture = viz.activations(model, "1", x)
+    maps = model(x.reshape((1, 1, 6, 6))).numpy()[0]
+    np.testing.assert_allclose(picture, grid(np.repeat(maps[..., None], 3, -1)), rtol=1e-6)
