@@ -83,6 +83,7 @@ def write_inputs(network: str, kind: str, batch: int, folder: Path) -> None:
         model = tw.zoo.create(network)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, *entry.input_shape)).astype(np.float32)
+    calibrate(model, tw.tensor(x))
     model.eval()
     with tw.no_grad():
         classes = int(model(tw.tensor(x[:1])).shape[-1])
@@ -91,6 +92,24 @@ def write_inputs(network: str, kind: str, batch: int, folder: Path) -> None:
     (folder / "meta.json").write_text(json.dumps({"network": network, "options": options}))
     tw.save_weights(model, folder / "model.safetensors")
     tw.export(model, (tw.tensor(x),), str(folder / "model.onnx"))
+
+
+def calibrate(model, x) -> None:
+    """Give batch norms the statistics of these images: with those of a fresh network activations can vanish, and
+    arithmetic on denormal numbers would be measured."""
+    import twofold as tw
+
+    norms = [m for m in model.modules() if type(m).__name__.startswith("BatchNorm")]
+    if not norms:
+        return
+    before = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 1.0
+    model.train()
+    with tw.no_grad():
+        model(x)
+    for m, momentum in zip(norms, before):
+        m.momentum = momentum
 
 
 def measure(network: str, mode: str, threads: int, peers: list[str], pythons: dict[str, str], rounds: int) -> dict:
