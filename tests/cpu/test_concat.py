@@ -67,6 +67,27 @@ def test_nothing_is_copied():
     assert copies == [], program.report()
 
 
+def test_statistics_of_nested_concatenations():
+    """The middle one has no batch norm of its own: its new part must be gathered for the outer one."""
+    rng = np.random.default_rng(2)
+    x, *ws = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 8, 8), *[(4, 3, 3, 3)] * 4))
+
+    def f(x, *ws):
+        a, b, c, d = (F.conv2d(x, w, padding=1) for w in ws)
+        inner = tw.concat([a, b], axis=1)
+        middle = tw.concat([inner, c], axis=1)
+        outer = tw.concat([middle, d], axis=1)
+        norms = (F.batch_norm(y, None, None, training=True) for y in (inner, outer))
+        return *norms, F.max_pool2d(middle, 2)
+
+    outcomes = []
+    for device in ("reference", "cpu"):
+        with tw.device(device):
+            outcomes.append([r.numpy() for r in tw.compile(f)(*map(tw.tensor, (x, *ws)))])
+    for expected, given in zip(*outcomes):
+        np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_part_used_elsewhere_and_twice(twice):
     """A part that is an output as well, and a value that is two parts of one concatenation."""

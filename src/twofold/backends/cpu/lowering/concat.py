@@ -26,6 +26,16 @@ class Homes:
     of: dict[Value, Placed] = field(default_factory=dict)
     slots: dict[Node, list[Placed]] = field(default_factory=dict)
 
+    def parts(self, value: Value) -> list[tuple[Value, Placed]]:
+        """The smallest parts of a concatenation and where they lie: parts that are concatenated there themselves are
+        opened. Empty if ``value`` is no planned concatenation."""
+        node = value.producer
+        found: list[tuple[Value, Placed]] = []
+        for part, slot in zip(node.inputs, self.slots.get(node, ())) if node is not None else ():
+            inner = self.parts(part) if self.of.get(part) == slot else []
+            found += inner or [(part, slot)]
+        return found
+
 
 def homes(graph: Graph) -> Homes:
     """Plan all concatenations of images, the largest first."""

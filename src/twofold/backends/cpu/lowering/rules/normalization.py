@@ -45,13 +45,13 @@ def _moments(low: Lowering, node: Node, x: Value) -> tuple[Placed, Placed]:
     """Mean and variance of every channel of ``x``. Those of a concatenation are its parts', each gathered once however
     many layers read it."""
     average, variance = node.outputs[1:]
-    slots = low.homes.slots.get(x.producer) if x.producer is not None else None
-    if not slots:
+    parts = low.homes.parts(x)
+    if not parts:
         mean, var_ = low.allocate(average), low.allocate(variance)
         _gather(low, node, x, None, mean, var_)
         return mean, var_
-    whole = low.moments_of(slots[0].buffer, average.dtype)
-    for part, slot in zip(x.producer.inputs, slots):  # type: ignore[union-attr]
+    whole = low.moments_of(parts[0][1].buffer, average.dtype)
+    for part, slot in parts:
         if slot.offset not in whole.done:
             whole.done.add(slot.offset)
             _gather(low, node, part, slot, *(_channels(m, slot) for m in (whole.mean, whole.variance)))
