@@ -141,6 +141,11 @@ def promote(a: DType, b: DType) -> DType:
     )
 
 
+def sum_dtype(dtype: DType) -> DType:
+    """The dtype in which sums over ``dtype`` are gathered: float32 for 16-bit floats."""
+    return float32 if dtype.is_floating and dtype.bits == 16 else dtype
+
+
 def scalar_dtype(value: bool | int | float, meets: DType | None) -> DType:
     """The dtype a Python scalar takes beside an array of dtype ``meets`` (None: on its own)."""
     own = _PYTHON[bool if isinstance(value, (bool, np.bool_)) else int if isinstance(value, int) else float]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from twofold.base.dtypes import sum_dtype
 from twofold.base.errors import ArgumentError
 from twofold.base.shapes import axis_index
 from twofold.ir import Value
@@ -51,7 +52,7 @@ def log_softmax(x: Any, axis: int = -1) -> Value:
 
 def widened(x: Value) -> Value:
     """16-bit floats as float32: what sums over many elements are computed in."""
-    return cast(x, "float32") if x.dtype.is_floating and x.dtype.bits == 16 else x
+    return cast(x, sum_dtype(x.dtype))
 
 
 def gelu(x: Any, approximate: str = "none") -> Value:

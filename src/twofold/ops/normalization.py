@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from twofold.base.dtypes import DType, float32
+from twofold.base.dtypes import as_dtype, sum_dtype
 from twofold.base.errors import ArgumentError, DtypeError, ShapeError
 from twofold.base.shapes import product, show
 from twofold.ir import Op, Sample, Spec, Value, bind, register
@@ -46,29 +46,24 @@ def _affine(y: Value, weight: Value | None, bias: Value | None) -> Value:
 # ---- batch norm in training: one op, so that its backward is the closed formula -------------------------------------
 
 
-def _statistics_dtype(dtype: DType) -> DType:
-    """The dtype in which sums over ``dtype`` are gathered."""
-    return float32 if dtype.is_floating and dtype.bits == 16 else dtype
-
-
 def _train_infer(x: Spec, weight: Spec, bias: Spec, *, eps: float) -> tuple[Spec, Spec, Spec]:
     _check_channels("batch_norm", x, weight, bias)
-    wide = _statistics_dtype(x.dtype)
-    if not x.dtype.is_floating or {weight.dtype, bias.dtype} - {x.dtype, wide}:
+    sums = sum_dtype(x.dtype)
+    if not x.dtype.is_floating or {weight.dtype, bias.dtype} - {x.dtype, sums}:
         raise DtypeError(
             f"batch_norm_train: x has dtype {x.dtype.name}, weight {weight.dtype.name}, bias {bias.dtype.name}; expected a "
-            f"floating x, and parameters of its dtype or of {wide.name}"
+            f"floating x, and parameters of its dtype or of {sums.name}"
         )
-    channels = Spec((x.shape[1],), wide)
+    channels = Spec((x.shape[1],), sums)
     return x, channels, channels
 
 
 def _train_ref(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, eps: float) -> tuple[np.ndarray, ...]:
     axes, shape = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
-    narrow = x.dtype.itemsize == 2
-    wide, weight, bias = (a.astype(np.float32) if narrow else a for a in (x, weight, bias))
-    average = wide.mean(axis=axes)
-    centred = wide - average.reshape(shape)
+    sums = sum_dtype(as_dtype(x.dtype)).numpy
+    values, weight, bias = (a.astype(sums, copy=False) for a in (x, weight, bias))
+    average = values.mean(axis=axes)
+    centred = values - average.reshape(shape)
     variance = (centred * centred).mean(axis=axes)
     scale = weight / np.sqrt(variance + np.asarray(eps, weight.dtype))
     y = centred * scale.reshape(shape) + bias.reshape(shape)
@@ -86,11 +81,11 @@ def _train_vjp(gs: Any, ys: Any, x: Value, weight: Value, _bias: Value, *, eps: 
     inverse = 1.0 / sqrt(variance + eps)
     parts, d_weight, d_bias = [], None, None
     if g is not None:
-        wide, scale = cast(g, average.dtype), cast(weight, average.dtype) * inverse
-        d_bias, with_x = sum_(wide, axis=axes), sum_(wide * centred, axis=axes)
+        given, scale = cast(g, average.dtype), cast(weight, average.dtype) * inverse
+        d_bias, with_x = sum_(given, axis=axes), sum_(given * centred, axis=axes)
         d_weight = with_x * inverse
         slope = with_x * scale * inverse * inverse / count
-        parts += [wide * laid(scale), -laid(d_bias * scale / count), -(centred * laid(slope))]
+        parts += [given * laid(scale), -laid(d_bias * scale / count), -(centred * laid(slope))]
     if g_average is not None:
         parts.append(laid(g_average / count))
     if g_variance is not None:
@@ -122,7 +117,7 @@ def batch_norm_train(
     """``x`` ``(N, C, *spatial)`` normalised per channel by its own statistics; also the batch mean and the *biased*
     variance, each ``(C,)``. Ioffe and Szegedy 2015."""
     _check_channels("batch_norm", x, weight, bias)
-    dtype = _statistics_dtype(x.dtype)
+    dtype = sum_dtype(x.dtype)
     channels = (x.shape[1],)
     weight = full(channels, 1.0, dtype, like=x) if weight is None else cast(weight, dtype)
     bias = full(channels, 0.0, dtype, like=x) if bias is None else cast(bias, dtype)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels.shapes import split
+from twofold.backends.cpu.kernels.shapes import runs, split
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, best_shape, zeros
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -232,17 +232,12 @@ class _Product:
 
 def _walk(f: Function, sizes: list[int], body: Callable[[Index, int], None]) -> None:
     """``body(start, size)`` for consecutive pieces; equal neighbours become a loop."""
-    at = 0
-    while sizes:
-        size = sizes[0]
-        count = sum(1 for s in sizes if s == size)  # sizes come sorted, larger first
+    for at, count, size in runs(sizes):
         if count == 1:
             body(at, size)
         else:
             with f.loop(0, count) as loop:
                 body(f.add(f.mul(loop.index, size), at), size)
-        at += count * size
-        sizes = sizes[count:]
 
 
 def _dots(machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int) -> Kernel:

@@ -7,7 +7,9 @@ strided convolution is ``stride`` of them, one for each phase of the input posit
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofold.base.errors import ShapeError
@@ -125,6 +127,16 @@ def split(total: int, largest: int) -> list[int]:
     return [base + 1] * extra + [base] * (count - extra)
 
 
+def runs(sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Consecutive pieces as runs of equal neighbours: (first, how many, size)."""
+    found, at = [], 0
+    for size, same in itertools.groupby(sizes):
+        count = len(list(same))
+        found.append((at, count, size))
+        at += count * size
+    return found
+
+
 def blocks(total: int, target: int) -> list[tuple[int, int, int]]:
     """``total`` cut into blocks of about ``target``, as (first, how many, size): all of one size if a size within a
     third of ``target`` divides the total (every size costs code), else of two neighbouring sizes."""
@@ -132,8 +144,4 @@ def blocks(total: int, target: int) -> list[tuple[int, int, int]]:
     whole = next((size for size in near if total % size == 0), 0)
     if whole:
         return [(0, total // whole, whole)]
-    sizes, at, runs = split(total, target), 0, []
-    for size in sorted(set(sizes), reverse=True):
-        runs.append((at, sizes.count(size), size))
-        at += size * sizes.count(size)
-    return runs
+    return runs(split(total, target))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twofold.backends.cpu.kernels.shapes import Conv, forward_axes, split
+from twofold.backends.cpu.kernels.shapes import Conv, forward_axes, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, shaped
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
@@ -77,19 +77,6 @@ def copied_strides(conv: Conv) -> tuple[int, int]:
     return (conv.stride[0] if conv.kh > 1 else 1, conv.stride[1] if conv.kw > 1 else 1)
 
 
-def _runs(sizes: list[int]) -> list[tuple[int, int, int]]:
-    """Equal neighbours as (start, how many, size)."""
-    runs: list[tuple[int, int, int]] = []
-    at = 0
-    for size in sizes:
-        if runs and runs[-1][2] == size:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1, size)
-        else:
-            runs.append((at, 1, size))
-        at += size
-    return runs
-
-
 def _picked(f: Function, vectors: dict[tuple[int, int], Value], places: list[tuple[tuple[int, int], int]]) -> Value:
     """A vector of lanes of other vectors: of the vector and lane that ``places`` tell for each of its own."""
     lanes = f.machine.lanes
@@ -112,7 +99,7 @@ class _Builder:
         vectors = -(-min(packed.outs, packed.block) // machine.lanes)
         most = machine.accumulators(vectors) // vectors
         self.together = max(1, min(conv.kw, most // conv.cg)) if conv.dilation[1] == 1 else 1
-        self.strips = [_Strips(*run) for run in _runs(split(conv.cg, most))]
+        self.strips = [_Strips(*run) for run in runs(split(conv.cg, most))]
         self.images, self.rows = chunk(machine, conv, most, packed.block)
         self.strides = copied_strides(conv)
         self.in_rows = (self.rows - 1) * self.strides[0] + (conv.kh - 1) * conv.dilation[0] + 1

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import winograd as wg
-from twofold.backends.cpu.kernels.shapes import Conv, blocks, split
+from twofold.backends.cpu.kernels.shapes import Conv, blocks, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, accumulate, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
@@ -159,15 +159,12 @@ class _Builder:
                 u = f.gep(f.arg("u"), f.dot([(point, wg.panel_size(packed)), (block, packed.ins * packed.block)]))
                 v = f.gep(self.v, f.mul(point, wg.apart(tiles * self.v_pitch)))
                 m = f.gep(self.m, f.dot([(point, wg.apart(tiles * self.m_pitch)), (block, packed.block)]))
-                at = 0
-                runs = split(tiles, most)
-                for size in sorted(set(runs), reverse=True):
-                    with f.loop(0, runs.count(size)) as run:
+                for at, many, size in runs(split(tiles, most)):
+                    with f.loop(0, many) as run:
                         row = f.add(f.mul(run.index, size), at)
                         self._product(
                             f.gep(v, f.mul(row, self.v_pitch)), u, f.gep(m, f.mul(row, self.m_pitch)), size, width
                         )
-                    at += size * runs.count(size)
 
     def _product(self, v: Value, u: Value, m: Value, size: int, width: int) -> None:
         f, vectors, ins = self.f, width // self.lanes, self.packed.ins

@@ -14,7 +14,7 @@ SCHEDULE
 from __future__ import annotations
 
 from twofold.backends.cpu.kernels import winograd as wg
-from twofold.backends.cpu.kernels.shapes import Conv, blocks, split
+from twofold.backends.cpu.kernels.shapes import Conv, blocks, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
@@ -104,11 +104,7 @@ class _Builder:
 
     def _runs(self, vectors: int) -> list[tuple[int, int, int]]:
         """The inputs in runs of one register tile each, as (first input, how many runs, inputs of each)."""
-        runs, at, kinds = split(self.packed.ins, self.machine.accumulators(vectors) // vectors), 0, []
-        for size in sorted(set(runs), reverse=True):
-            kinds.append((at, runs.count(size), size))
-            at += size * runs.count(size)
-        return kinds
+        return runs(split(self.packed.ins, self.machine.accumulators(vectors) // vectors))
 
     def _product(self, tile: Tile, point: Index, row: Index, block: Index, tiles: int, outs: int) -> Tile:
         """``tile`` and the products of inputs from ``row`` on with one block of outputs, over all tiles of images."""
@@ -132,8 +128,8 @@ class _Builder:
                 point, block = f.divmod_chain(unit.index, [wg.POINTS, count])
                 block = f.add(block, first)
                 base = f.gep(self.sums, f.dot([(point, wg.panel_size(packed)), (block, packed.ins * packed.block)]))
-                for at, runs, size in self._runs(vectors):
-                    with f.loop(0, runs) as run:
+                for at, many, size in self._runs(vectors):
+                    with f.loop(0, many) as run:
                         row = f.add(f.mul(run.index, size), at)
                         places = self._places(f.gep(base, f.mul(row, width)), size, width)
                         begin = [[f.vload(p) for p in line] for line in places]
@@ -168,20 +164,21 @@ class _Builder:
         largest = self.machine.registers * self.lanes  # elements of a tile, at most
         scratch = 4 * wg.POINTS * wg.apart(TOGETHER * largest)
         for first, count, outs in packed.kinds():
-            for at, runs, size in self._runs(-(-outs // self.lanes)):
-                groups = -(-runs // TOGETHER)
+            for at, many, size in self._runs(-(-outs // self.lanes)):
+                groups = -(-many // TOGETHER)
                 with f.loop(*self._share(groups * count)) as unit:
                     group, block = f.divmod_chain(unit.index, [groups, count])
                     start = f.mul(group, TOGETHER)
-                    stop = f.imin(f.add(start, TOGETHER), runs) if runs % TOGETHER else f.add(start, TOGETHER)
+                    stop = f.add(start, TOGETHER)
+                    stop = f.imin(stop, many) if many % TOGETHER else stop
                     self._unit(f.add(block, first), (start, stop), (at, size), tiles, outs, scratch)
         return scratch
 
     def _unit(
-        self, block: Index, runs: tuple[Index, Index], inputs: tuple[int, int], tiles: int, outs: int, scratch: int
+        self, block: Index, span: tuple[Index, Index], inputs: tuple[int, int], tiles: int, outs: int, scratch: int
     ) -> None:
-        """The taps of one block of outputs and the inputs of ``runs``; ``inputs`` are (first, of each run)."""
-        f, (at, size), (start, stop) = self.f, inputs, runs
+        """The taps of one block of outputs and the inputs of the runs in ``span``; ``inputs`` are (first, of each run)."""
+        f, (at, size), (start, stop) = self.f, inputs, span
         width = -(-outs // self.lanes) * self.lanes
         step = wg.apart(TOGETHER * size * width)
         sums = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), scratch), "i8")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from twofold.backends.cpu.emit import nest_kernel
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
-from twofold.backends.cpu.lowering.memory import ALIGN, Block, lifetimes, place
+from twofold.backends.cpu.lowering.memory import Block, lifetimes, padded, place
 from twofold.backends.cpu.lowering.order import reordered
 from twofold.backends.cpu.lowering.split import split_reduction
 from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
@@ -56,7 +56,7 @@ def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
     kept = 0
     for buffer in plan.kept:
         places[buffer] = Ref(KEPT, kept)
-        kept += -(-max(1, buffer.nbytes) // ALIGN) * ALIGN
+        kept += padded(buffer.nbytes)
     plan.prepare = [part for step in plan.prepare for part in _split(step)]
     plan.steps = reordered([part for step in plan.steps for part in _split(step)])
     once, prepare_arena = _strung(plan.prepare, machine, threads, places)
@@ -102,7 +102,7 @@ def _kernel(step: Step, machine: Machine) -> tuple[Kernel, list[tuple[Buffer, in
 def _workspace(found: tuple[Kernel, list[tuple[Buffer, int]]], at: int, threads: int) -> list[Block]:
     kernel = found[0]
     sizes = [kernel.workspace, kernel.scratch * threads]
-    return [Block(-(-size // 64) * 64, at, at) for size in sizes if size]
+    return [Block(padded(size), at, at) for size in sizes if size]
 
 
 def _seconds(step: Step, kernel: Kernel) -> float:

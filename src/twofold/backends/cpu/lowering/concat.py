@@ -8,6 +8,7 @@ it) is a view of it.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field, replace
 
 from twofold.backends.cpu.loops import Buffer
@@ -70,22 +71,24 @@ def _plan(node: Node, found: Homes) -> None:
         found.of[out] = replace(first, shape=tuple(map(int, out.shape)))
         found.slots[node] = there  # type: ignore[assignment]
         return
-    whole = found.of.setdefault(out, _whole(out))
-    slots, start = [], 0
-    for v in node.inputs:
-        slot = replace(whole, shape=tuple(map(int, v.shape)), offset=whole.offset + start)
+    found.slots[node] = slices(found.of.setdefault(out, _whole(out)), node)
+    for v, slot in zip(node.inputs, found.slots[node]):
         found.of.setdefault(v, slot)
-        slots.append(slot)
-        start += int(v.shape[1])
-    found.slots[node] = slots
+
+
+def slices(whole: Placed, node: Node) -> list[Placed]:
+    """Where the operands of a concatenation belong in the place of its result."""
+    axis, slots, start = node.attrs["axis"], [], 0
+    for v in node.inputs:
+        shape = tuple(map(int, v.shape))
+        slots.append(replace(whole, shape=shape, offset=whole.offset + start * whole.strides[axis]))
+        start += shape[axis]
+    return slots
 
 
 def _whole(out: Value) -> Placed:
     shape = tuple(map(int, out.shape))
-    size = 1
-    for d in shape:
-        size *= d
-    return Placed(Buffer(out.dtype, size, "concat"), shape, row_strides(shape, CHANNELS_LAST))
+    return Placed(Buffer(out.dtype, math.prod(shape), "concat"), shape, row_strides(shape, CHANNELS_LAST))
 
 
 def _side_by_side(places: list[Placed]) -> bool:

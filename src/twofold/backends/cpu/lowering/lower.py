@@ -282,7 +282,7 @@ class Lowering:
         if the kernel that makes it still waits and can gather them."""
         placed = self.places.get(value)
         known = self.pending.get(placed.buffer, ()) if placed is not None else ()
-        waiting = next((p for p in known if p.value is value and p.parts is not None), None)
+        waiting = next((p for p in known if p.value is value), None)
         if waiting is None or waiting.parts is None:
             return None
         channels = int(value.shape[1])
@@ -382,8 +382,7 @@ class Lowering:
 
     def _is_cheap(self, value: Value) -> bool:
         """Whether computing the formula again costs less than storing it: little arithmetic on one array in memory."""
-        placed = Placed(Buffer(value.dtype, 0), tuple(map(int, value.shape)), row_strides(value.shape))  # type: ignore[arg-type]
-        e = self.formulas[value]([var(Var(d, "i")) for d in placed.shape])
+        e = self.formulas[value]([var(Var(int(d), "i")) for d in value.shape])
         large = {l.extra for l in loads(e) if 2 * l.extra[0].size > size_of(value.spec)}
         waits = any(buffer in self.pending for buffer, _ in large)
         return len(large) <= 1 and not waits and work(e) <= CHEAP

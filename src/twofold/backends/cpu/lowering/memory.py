@@ -21,6 +21,11 @@ class Block:
     offset: int = 0
 
 
+def padded(size: int) -> int:
+    """Bytes that ``size`` bytes take in an arena: whole cache lines, and at least one."""
+    return -(-max(1, size) // ALIGN) * ALIGN
+
+
 def lifetimes(steps: Sequence[Step], fixed: Iterable[Buffer]) -> dict[Buffer, Block]:
     """When each temporary (any buffer that is not ``fixed``) is needed."""
     outside, blocks = set(fixed), {}
@@ -29,7 +34,7 @@ def lifetimes(steps: Sequence[Step], fixed: Iterable[Buffer]) -> dict[Buffer, Bl
             if buffer in outside:
                 continue
             if buffer not in blocks:
-                blocks[buffer] = Block(-(-max(1, buffer.nbytes) // ALIGN) * ALIGN, at, at)
+                blocks[buffer] = Block(padded(buffer.nbytes), at, at)
             blocks[buffer].last = at
     return blocks
 

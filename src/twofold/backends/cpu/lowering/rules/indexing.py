@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Affine, Expr, Nest, Store, Var, const, from_index, load, op, var
 from twofold.backends.cpu.loops.index import dynamic
-from twofold.backends.cpu.lowering.rules.reduction import converted, wide
+from twofold.backends.cpu.lowering.rules.reduction import converted
 from twofold.backends.cpu.lowering.steps import Placed
-from twofold.base.dtypes import bool_, int64
+from twofold.base.dtypes import bool_, int64, sum_dtype
 from twofold.ir import Node, Spec, Value
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _one_hot(low: Lowering, node: Node) -> Any:
 
 def _start(low: Lowering, node: Node, spec: Spec, at: Any) -> Placed:
     """The array a scatter writes into: a copy of something, or zeros in the accumulation dtype."""
-    target = low.temporary(Spec(spec.shape, wide(spec.dtype)), node.op.name)
+    target = low.temporary(Spec(spec.shape, sum_dtype(spec.dtype)), node.op.name)
     low.map(spec, target, at, [node])
     return target
 
@@ -121,7 +121,7 @@ def _variables(value: Value) -> list[Var]:
 
 
 def _zeros(node: Node) -> Any:
-    zero = const(wide(node.outputs[0].dtype), 0)
+    zero = const(sum_dtype(node.outputs[0].dtype), 0)
     return lambda index: zero
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from twofold.backends.cpu.loops import Accumulator, Var, acc, const, op, var
 from twofold.backends.cpu.lowering.rules import native
 from twofold.backends.cpu.lowering.rules.elementwise import broadcast_index
-from twofold.backends.cpu.lowering.rules.reduction import converted, wide
+from twofold.backends.cpu.lowering.rules.reduction import converted
+from twofold.base.dtypes import sum_dtype
 from twofold.ir import Node
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def product_sum(dtype: Any, a: Any, b: Any) -> Accumulator:
     """The accumulator of a sum of products, in the wide dtype."""
-    d = wide(dtype)
+    d = sum_dtype(dtype)
     a, b = converted(a, d), converted(b, d)
     if d.is_floating:
         return Accumulator(d, const(d, 0), op("fma", d, a, b, acc(0, d)), "add")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from twofold.backends.cpu.loops import Affine, Expr, const, constant, floordiv, in_range, mod
 from twofold.backends.cpu.loops.expr import TRUE, both, select, with_guard
+from twofold.backends.cpu.lowering.concat import slices
 from twofold.backends.cpu.lowering.rules.elementwise import broadcast_index
 from twofold.backends.cpu.lowering.steps import At, row_strides
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST
@@ -79,16 +79,10 @@ def _pad(node: Node, ats: Sequence[At], index: Sequence[Affine]) -> Expr:
 
 def _concat(low: Lowering, node: Node) -> None:
     """Every part writes its slice, unless it lies there already."""
-    out, axis = node.outputs[0], node.attrs["axis"]
+    out = node.outputs[0]
     slots = low.homes.slots.get(node)
     target = low.homes.of[out] if slots else low.allocate(out)
-    if slots is None:
-        slots, start = [], 0
-        for v in node.inputs:
-            offset = target.offset + start * target.strides[axis]
-            slots.append(replace(target, shape=tuple(v.shape), offset=offset))  # type: ignore[arg-type]
-            start += int(v.shape[axis])
-    for v, slot in zip(node.inputs, slots):
+    for v, slot in zip(node.inputs, slots or slices(target, node)):
         if low.places.get(v) == slot or slot in low.filled:
             continue
         if v not in low.places and low.homes.of.get(v) == slot:

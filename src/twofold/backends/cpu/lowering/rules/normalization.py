@@ -6,6 +6,7 @@ Both gather sums of ``x - k``, ``k`` a value of the channel itself, so that a la
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from twofold.backends.cpu.loops import Accumulator, Expr, Var, acc, const, const
 from twofold.backends.cpu.lowering.rules.reduction import converted
 from twofold.backends.cpu.lowering.steps import Placed
 from twofold.base.dtypes import DType, float64
-from twofold.ir import Node, Spec, Value
+from twofold.ir import Node, Value
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
@@ -106,7 +107,7 @@ def _finish(
 ) -> None:  # fmt: skip
     """The nest that adds up ``value`` and ``square`` (about ``shift``) and stores the moments."""
     zero, out = const(dtype, 0), mean.buffer.dtype
-    count = const(dtype, _count(node.inputs[0].spec))
+    count = const(dtype, math.prod(int(d) for i, d in enumerate(node.inputs[0].shape) if i != 1))
     totals = [Accumulator(dtype, zero, _op("add", acc(k, dtype), e), "add") for k, e in enumerate((value, square))]
     apart = _op("divide", acc(0, dtype), count)
     spread = _op("subtract", _op("divide", acc(1, dtype), count), _op("multiply", apart, apart))
@@ -119,12 +120,6 @@ def _finish(
 
 def _op(name: str, a: Expr, b: Expr) -> Expr:
     return op(name, a.dtype, a, b)
-
-
-def _count(spec: Spec) -> int:
-    from twofold.backends.cpu.lowering.lower import size_of
-
-    return size_of(spec) // max(1, int(spec.shape[1]))
 
 
 NESTS: dict[str, Any] = {"batch_norm_train": _batch_norm_train}

@@ -9,9 +9,9 @@ from twofold.backends.cpu.loops import Accumulator, Affine, Expr, Var, acc, cons
 from twofold.backends.cpu.loops.expr import select
 from twofold.backends.cpu.lowering.rules import native
 from twofold.backends.cpu.lowering.rules.conv import back, guarded, tap, variables
-from twofold.backends.cpu.lowering.rules.reduction import converted, lowest, wide
+from twofold.backends.cpu.lowering.rules.reduction import converted, lowest
 from twofold.backends.cpu.lowering.steps import Placed, row_strides
-from twofold.base.dtypes import DType, bool_, int32
+from twofold.base.dtypes import DType, bool_, int32, sum_dtype
 from twofold.ir import Node, Spec, Value
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _winners(low: Lowering, node: Node, x: Value, shape: Sequence[Any]) -> Place
 
 def _sum(low: Lowering, node: Node, out: list[Var], k: list[Var], term: Expr, final: Any = None) -> None:
     y = node.outputs[0]
-    d = wide(y.dtype)
+    d = sum_dtype(y.dtype)
     total = Accumulator(d, const(d, 0), op("add", d, acc(0, d), converted(term, d)))
     _reduce(low, node, y, out, k, total, final)
 
@@ -127,7 +127,7 @@ def _avg_pool(low: Lowering, node: Node) -> None:
     n, c, *p = out = variables(y.shape)
     k = variables(node.attrs["window"], "r")
     places, inside = tap(node, p, k, x.shape[2:])
-    d = wide(y.dtype)
+    d = sum_dtype(y.dtype)
     count = _count(node, [var(v) for v in p], x.shape[2:], d)
     term = guarded(low.placed(x).at, [var(n), var(c), *places], inside)
     _sum(low, node, out, k, term, lambda total: op("divide", d, total, count))
@@ -140,7 +140,7 @@ def _avg_grad(low: Lowering, node: Node) -> None:
     n, c, *i = out = variables(y.shape)
     k = variables(node.attrs["window"], "r")
     places, there = back(node, i, k, g.shape[2:])
-    d = wide(y.dtype)
+    d = sum_dtype(y.dtype)
     count = _count(node, places, y.shape[2:], d)
     value = converted(guarded(low.placed(g).at, [var(n), var(c), *places], there), d)
     term = select(there, op("divide", d, value, count), const(d, 0))

@@ -8,7 +8,7 @@ import numpy as np
 
 from twofold.backends.cpu.loops import Accumulator, Expr, Nest, Store, Var, acc, const, from_index, op, var
 from twofold.backends.cpu.loops.expr import select
-from twofold.base.dtypes import DType, bool_, float32, int64
+from twofold.base.dtypes import DType, bool_, int64, sum_dtype
 from twofold.ir import Node
 
 if TYPE_CHECKING:
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 COMBINE = {"sum": "add", "prod": "multiply", "max": "maximum", "min": "minimum", "any": "logical_or", "all": "logical_and"}
 
 OF_BOOLS = {"sum": "logical_or", "prod": "logical_and", "max": "logical_or", "min": "logical_and"}
-
-
-def wide(dtype: DType) -> DType:
-    """The dtype in which a dtype is accumulated."""
-    return float32 if dtype.is_floating and dtype.bits == 16 else dtype
 
 
 def lowest(dtype: DType, sign: int = -1) -> Expr:
@@ -48,7 +43,7 @@ def converted(e: Expr, dtype: DType) -> Expr:
 def _reduction(low: Lowering, node: Node) -> None:
     x, out, axes = node.inputs[0], node.outputs[0], node.attrs["axes"]
     name, target = node.op.name, low.allocate(out)
-    dtype = wide(x.dtype)
+    dtype = sum_dtype(x.dtype)
     everything = [Var(int(d), "r" if i in axes else "i") for i, d in enumerate(x.shape)]
     kept = [v for i, v in enumerate(everything) if i not in axes]
     rdims = [v for i, v in enumerate(everything) if i in axes]
