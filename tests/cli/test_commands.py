@@ -42,16 +42,27 @@ def test_training_leaves_checkpoints_curves_and_a_checked_onnx_file(trained):
     assert progress.epoch == 2 and progress.settings["network"] == "lenet5"
 
 
-def test_two_runs_have_the_same_bits_eager_training_comes_close_and_resuming_a_finished_run_does_nothing(tmp_path, capsys):
-    whole, again, eager = tmp_path / "whole", tmp_path / "again", tmp_path / "eager"
-    for folder, extra in ((whole, ()), (again, ()), (eager, ("--eager",))):
-        assert call(capsys, "train", "--epochs", 3, "--output", folder, *extra)[0] == 0
+def test_two_runs_have_the_same_bits_and_resuming_a_finished_run_does_nothing(tmp_path, capsys):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    for folder in (whole, again):
+        assert call(capsys, "train", "--epochs", 3, "--output", folder)[0] == 0
     code, out, err = call(capsys, "train", "--epochs", 3, "--output", whole, "--resume", "--json")
     assert code == 0 and json.loads(out)["epochs"] == 3 and "epoch   3/3" not in err  # nothing was left to do
-    a, b, c = (read_checkpoint(p / "last.safetensors") for p in (whole, again, eager))
-    for name in a[0]:
-        np.testing.assert_array_equal(a[0][name], b[0][name], err_msg=name)
-    assert abs(a[1].history[-1]["val_loss"] - c[1].history[-1]["val_loss"]) < 0.05  # sums in another order, for 3 epochs
+    a, b = (read_checkpoint(p / "last.safetensors")[0] for p in (whole, again))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_eager_training_comes_to_the_weights_of_compiled_training(tmp_path, capsys):
+    """On the reference, where both add up in the same order: elsewhere three epochs drive rounding apart."""
+    found = []
+    for folder, extra in ((tmp_path / "compiled", ()), (tmp_path / "eager", ("--eager",))):
+        run = ("train", "--epochs", 3, "--device", "reference", "--output", folder, *extra)
+        assert call(capsys, *run)[0] == 0
+        found.append(read_checkpoint(folder / "last.safetensors")[0])
+    a, b = found
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-4, err_msg=name)
 
 
 def test_evaluate_gives_the_accuracy_that_training_reported(trained, capsys):
