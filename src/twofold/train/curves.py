@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from twofold.base.files import atomic_write
+from twofold.base.figures import new_figure, save
 
 
 def have_matplotlib() -> bool:
@@ -18,11 +18,7 @@ def have_matplotlib() -> bool:
 
 def plot_history(history: Sequence[dict[str, Any]], path: str | os.PathLike, title: str = "") -> None:
     """Loss and accuracy by epoch, training and validation, written to ``path`` as PNG (needs matplotlib)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 3.6)
     epochs = [row["epoch"] for row in history]
     for axes, name, scale in zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100)):
         for key, label, style in ((name, "training", "-"), (f"val_{name}", "validation", "--")):
@@ -35,5 +31,4 @@ def plot_history(history: Sequence[dict[str, Any]], path: str | os.PathLike, tit
         axes.legend()
     if title:
         figure.suptitle(title)
-    with atomic_write(path) as stream:
-        figure.savefig(stream, format="png", dpi=120)
+    save(figure, path)

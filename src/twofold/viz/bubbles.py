@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
-from twofold.viz.figure import new_figure, save
+from twofold.base.figures import new_figure, save
 from twofold.zoo import info, names
 from twofold.zoo.registry import Entry
 
-DATA = "ImageNet val"
 AREA = 6.0  # square points for a million parameters
 
 
@@ -29,11 +29,10 @@ def bubbles(path: str | os.PathLike, entries: Sequence[Entry] | None = None) -> 
     shown = plotted([info(n) for n in names()] if entries is None else entries)
     figure = new_figure(10, 6.5)
     axes = figure.subplots()
-    families = sorted({e.paper.year for e in shown})
-    for k, year in enumerate(families):
+    for k, year in enumerate(sorted({e.paper.year for e in shown})):
         chosen = [e for e in shown if e.paper.year == year]
         axes.scatter(
-            [e.macs / 1e9 for e in chosen], [100 - (e.error.top1 or 0) for e in chosen if e.error],
+            [e.macs / 1e9 for e in chosen], [_accuracy(e) for e in chosen],
             s=[max(4.0, AREA * e.params / 1e6) for e in chosen], alpha=0.45, color=f"C{k}", label=str(year),
         )  # fmt: skip
     _label(axes, shown)
@@ -49,17 +48,22 @@ def bubbles(path: str | os.PathLike, entries: Sequence[Entry] | None = None) -> 
     return [e.name for e in shown]
 
 
-def _label(axes: object, shown: Sequence[Entry]) -> None:
+def _accuracy(e: Entry) -> float:
+    """Published top-1 accuracy in percent."""
+    assert e.error is not None and e.error.top1 is not None  # `plotted` saw to it
+    return 100 - e.error.top1
+
+
+def _label(axes: Any, shown: Sequence[Entry]) -> None:
     """Names beside the bubbles; one that would lie on another moves down."""
     taken: list[tuple[float, float]] = []
-    for e in sorted(shown, key=lambda e: (-(100 - (e.error.top1 or 0)) if e.error else 0, e.macs)):
-        accuracy = 100 - (e.error.top1 or 0) if e.error else 0.0
-        x, y = e.macs / 1e9, accuracy
+    for e in sorted(shown, key=lambda e: (-_accuracy(e), e.macs)):
+        x, y = e.macs / 1e9, _accuracy(e)
         while any(abs(y - b) < 0.75 and 0.4 < x / a < 2.5 for a, b in taken):
             y -= 0.25
         taken.append((x, y))
         arrow = {"arrowstyle": "-", "alpha": 0.35, "linewidth": 0.6}
-        axes.annotate(e.name, (x, accuracy), (x * 1.06, y), fontsize=7, va="center", arrowprops=arrow)  # type: ignore[attr-defined]
+        axes.annotate(e.name, (x, _accuracy(e)), (x * 1.06, y), fontsize=7, va="center", arrowprops=arrow)
 
 
 __all__ = ["bubbles", "plotted"]

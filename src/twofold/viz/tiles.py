@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from twofold.base.errors import ShapeError
+from twofold.base.figures import new_figure, save
 from twofold.base.shapes import show
 from twofold.nn import Module
 from twofold.tensor import Tensor, no_grad
-from twofold.viz.figure import new_figure, save
 
 
 def filters(weight: Any, path: str | os.PathLike | None = None, title: str = "") -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import Any
 from twofold.base.errors import MissingDependencyError
 from twofold.base.files import atomic_write
 
+DPI = 120
+
 
 def new_figure(width: float, height: float) -> Any:
     """A matplotlib figure of this size in inches; MissingDependencyError without matplotlib."""
@@ -24,4 +26,4 @@ def new_figure(width: float, height: float) -> Any:
 def save(figure: Any, path: str | os.PathLike) -> None:
     """Write the figure to ``path`` as PNG, atomically."""
     with atomic_write(path) as stream:
-        figure.savefig(stream, format="png", dpi=110)
+        figure.savefig(stream, format="png", dpi=DPI)
