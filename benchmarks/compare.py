@@ -34,7 +34,7 @@ NETWORKS = [
 MODES = {"infer1": ("infer", 1), "infer8": ("infer", 8), "train8": ("train", 8)}
 INFERENCE = ["onnxruntime", "openvino", "torch", "torch channels-last"]
 TRAINING = ["torch", "torch channels-last"]
-TOLERANCE = {"infer": 2e-3, "train": 2e-3}  # of the largest logit; of the loss: Winograd against direct, deep networks
+TOLERANCE = 2e-3  # of the largest logit; of the loss: Winograd against direct, deep networks
 LEAST_SECONDS = 0.2  # of steps in one turn
 
 
@@ -69,18 +69,12 @@ class Peer:
         self.process.wait()
 
 
-def write_inputs(network: str, kind: str, batch: int, folder: Path) -> None:
+def write_inputs(network: str, batch: int, folder: Path) -> None:
     """The model with random weights (as ONNX and safetensors), images and labels."""
     import twofold as tw
 
     tw.random.seed(0)
-    options = {"aux_logits": False} if network == "googlenet" else {}
-    entry = tw.zoo.info(network)
-    try:
-        model = tw.zoo.create(network, **options)
-    except (TypeError, tw.TwofoldError):
-        options = {}
-        model = tw.zoo.create(network)
+    entry, model = tw.zoo.info(network), tw.zoo.create(network)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((batch, *entry.input_shape)).astype(np.float32)
     calibrate(model, tw.tensor(x))
@@ -89,19 +83,17 @@ def write_inputs(network: str, kind: str, batch: int, folder: Path) -> None:
         classes = int(model(tw.tensor(x[:1])).shape[-1])
     np.save(folder / "x.npy", x)
     np.save(folder / "y.npy", rng.integers(0, classes, batch))
-    (folder / "meta.json").write_text(json.dumps({"network": network, "options": options}))
+    (folder / "meta.json").write_text(json.dumps({"network": network}))
     tw.save_weights(model, folder / "model.safetensors")
     tw.export(model, (tw.tensor(x),), str(folder / "model.onnx"))
 
 
-def calibrate(model, x) -> None:
+def calibrate(model: Any, x: Any) -> None:
     """Give batch norms the statistics of these images: with those of a fresh network activations can vanish, and
     arithmetic on denormal numbers would be measured."""
     import twofold as tw
 
     norms = [m for m in model.modules() if type(m).__name__.startswith("BatchNorm")]
-    if not norms:
-        return
     before = [m.momentum for m in norms]
     for m in norms:
         m.momentum = 1.0
@@ -120,7 +112,7 @@ def measure(network: str, mode: str, threads: int, peers: list[str], pythons: di
     row: dict[str, Any] = {"network": network, "mode": mode, "batch": batch, "threads": threads, "peers": {}}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_inputs(network, kind, batch, folder)
+        write_inputs(network, batch, folder)
         wanted = [p for p in (INFERENCE if kind == "infer" else TRAINING) if p in peers]
         workers = [Peer(name, pythons.get(name, sys.executable), threads) for name in ["twofold", *wanted]]
         steps = {}
@@ -138,29 +130,26 @@ def measure(network: str, mode: str, threads: int, peers: list[str], pythons: di
         for worker in workers:
             if worker.name in steps:
                 row["peers"][worker.name].update(worker.ask(do="output"))
-        check(row, kind)
+        check(row["peers"])
         for worker in workers:
             worker.close()
+    for found in row["peers"].values():
+        if seconds := found.pop("seconds", None):
+            found["ms"] = median(seconds) * 1e3
+            found["quartiles_ms"] = [float(q) * 1e3 for q in np.quantile(seconds, [0.25, 0.75])]
     return row
 
 
-def check(row: dict, kind: str) -> None:
+def check(peers: dict[str, dict]) -> None:
     """Every peer's first result against ours; a peer that differs is marked and not counted."""
-    ours = row["peers"]["twofold"]
-    if "output" not in ours:
+    outputs = {name: np.load(found.pop("output")) for name, found in peers.items() if "output" in found}
+    if "twofold" not in outputs:
         return
-    expected = np.load(ours["output"])
-    for found in row["peers"].values():
-        if "output" in found:
-            gap = float(np.abs(np.load(found["output"]) - expected).max() / max(1e-6, np.abs(expected).max()))
-            found["gap"] = gap
-            if not gap < TOLERANCE[kind]:
-                found["error"] = f"its result differs by {gap:.1e} of the largest value"
-        found.pop("output", None)
-        if found.get("seconds"):
-            found["ms"] = median(found["seconds"]) * 1e3
-            found["quartiles_ms"] = [float(q) * 1e3 for q in np.quantile(found["seconds"], [0.25, 0.75])]
-            del found["seconds"]
+    largest = max(1e-6, np.abs(outputs["twofold"]).max())
+    for name, output in outputs.items():
+        peers[name]["gap"] = gap = float(np.abs(output - outputs["twofold"]).max() / largest)
+        if not gap < TOLERANCE:
+            peers[name]["error"] = f"its result differs by {gap:.1e} of the largest value"
 
 
 def best_peer(row: dict) -> tuple[str, float] | None:

@@ -28,8 +28,7 @@ def twofold(folder: Path, mode: str, threads: int) -> Step:
     import twofold as tw
     from twofold.nn import functional as F
 
-    meta = json.loads((folder / "meta.json").read_text())
-    model = tw.zoo.create(meta["network"], **meta["options"])
+    model = tw.zoo.create(json.loads((folder / "meta.json").read_text())["network"])
     tw.load_weights(model, folder / "model.safetensors")
     x, y = tw.tensor(np.load(folder / "x.npy")), tw.tensor(np.load(folder / "y.npy"))
     if mode == "infer":
@@ -49,8 +48,7 @@ def twofold(folder: Path, mode: str, threads: int) -> Step:
 
     @tw.compile
     def train(x, y):
-        out = model(x)
-        loss = F.cross_entropy(out[0] if isinstance(out, tuple) else out, y)
+        loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
