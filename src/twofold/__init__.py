@@ -23,6 +23,7 @@ from twofold.base.errors import (
     MissingDependencyError, NonFiniteError, OutOfMemoryError, ShapeError, TraceError, TwofoldError, UnsafeFileError,
     UnsupportedOpError, VerificationError, WeightsError,
 )  # fmt: skip
+from twofold.ops.precision import autocast
 from twofold.tensor import (
     Tensor, Variable, asarray, checkpoint, custom_vjp, enable_grad, grad, gradients, hvp, jvp, no_grad, tensor,
     value_and_grad, vjp,

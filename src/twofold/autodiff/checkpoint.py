@@ -19,7 +19,7 @@ from twofold.autodiff.gradients import gradients
 from twofold.base.errors import GradientError
 from twofold.base.tree import flatten, unflatten
 from twofold.ir import Graph, Node, Op, Spec, Value, bind, context, current_builder, grad_mode, interpret, register
-from twofold.ir.builder import Builder, noting_assignments
+from twofold.ir.builder import Builder, noting_assignments, precision_mode
 from twofold.ir.subgraph import Part, share_inputs, written_variables
 from twofold.ir.values import serials
 from twofold.ops.convert import value
@@ -34,13 +34,15 @@ def checkpoint(function: Callable[..., Any]) -> Callable[..., Any]:
         leaves, structure = flatten((args, kwargs))
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Value)]
         inputs = [leaves[i] for i in places]
+        policy = context.precision  # of both runs
 
         def call(*values: Value) -> Any:
             filled = list(leaves)
             for i, v in zip(places, values):
                 filled[i] = v
             positional, named = unflatten(structure, filled)
-            return function(*positional, **named)
+            with precision_mode(policy):
+                return function(*positional, **named)
 
         builder = current_builder(inputs)
         return _eager(call, inputs) if builder is None else _recorded(builder, call, inputs)

@@ -3,7 +3,8 @@
     walk the producers of ``ys`` backwards;  at each node ask its op's ``vjp`` for the inputs' cotangents;  add them up
 
 It reads only ``Value.producer`` and op records, so eager arrays and symbolic values are served by the same lines, and
-since ``vjp`` rows are written with ops, gradients can be differentiated again.
+since ``vjp`` rows are written with ops, gradients can be differentiated again. They are computed in the dtypes that were
+recorded, whatever precision is asked for around the call.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from twofold.base.errors import GradientError, ShapeError
 from twofold.base.shapes import show
-from twofold.ir import Node, Value, grad_mode
+from twofold.ir import Node, Value, grad_mode, precision_mode
 from twofold.ops import full, sum_to
 from twofold.ops.convert import cast
 
@@ -39,7 +40,7 @@ def gradients(
     order = producers(ys, stop)
     useful = _leading_to(order, wanted)
     cotangents: dict[tuple[int, int], Value] = {}
-    with grad_mode(create_graph):
+    with grad_mode(create_graph), precision_mode(None):
         for y, g in zip(ys, grad_ys or [None] * len(ys)):
             _accumulate(cotangents, y, _seed(y, g))
         for node in reversed(order):

@@ -27,6 +27,7 @@ class _Context(threading.local):
     def __init__(self) -> None:
         self.builders: list[Builder] = []
         self.grad_enabled = True
+        self.precision: Any = None  # what operands are cast to, see ``precision_mode``
         self.scope: tuple[str, ...] = ()
         self.assigned: dict[int, tuple[Any, Value]] | None = None  # see ``noting_assignments``
 
@@ -38,6 +39,8 @@ eager_bind: list[Callable[..., Any]] = []  # filled by twofold.tensor
 def bind(op: Op | str, *inputs: Value, **attrs: Any) -> Any:
     """Apply an op to values: recorded or computed, by the rule above. Returns a Value, or a tuple for a ``multi`` op."""
     op = OPS[op] if isinstance(op, str) else op
+    if context.precision is not None:
+        inputs = context.precision.operands(op, inputs)
     builder = current_builder(inputs)
     if builder is not None:
         return builder.append(op, inputs, attrs)
@@ -62,6 +65,17 @@ def grad_mode(enabled: bool) -> Iterator[None]:
         yield
     finally:
         context.grad_enabled = before
+
+
+@contextlib.contextmanager
+def precision_mode(policy: Any) -> Iterator[None]:
+    """The operands of ops applied in the block, on this thread, are those that ``policy.operands(op, values)`` gives
+    (None: as they are). ``ops.precision`` has the policies; what is replayed or differentiated keeps its dtypes."""
+    before, context.precision = context.precision, policy
+    try:
+        yield
+    finally:
+        context.precision = before
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from twofold.base.dims import Dim, Sym, substitute
 from twofold.base.errors import GraphError, TwofoldError
-from twofold.ir.builder import bind, context, current_builder, grad_mode, recording, scope
+from twofold.ir.builder import bind, context, current_builder, grad_mode, precision_mode, recording, scope
 from twofold.ir.interpret import interpret
 from twofold.ir.op import OPS, Op
 from twofold.ir.values import Graph, Node, Spec, State, Value
@@ -155,7 +155,7 @@ def inline(graph: Graph, arguments: Sequence[Value]) -> list[Value]:
     if len(arguments) != len(graph.all_inputs):
         raise GraphError(f"graph {graph.name!r} takes {len(graph.all_inputs)} values; got {len(arguments)}")
     builder = current_builder(arguments)
-    with recording(builder) if builder is not None else contextlib.nullcontext():
+    with precision_mode(None), recording(builder) if builder is not None else contextlib.nullcontext():
         return interpret(graph, arguments, _bind_node)
 
 

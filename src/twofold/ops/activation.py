@@ -25,6 +25,7 @@ from twofold.ops.elementwise import (
     tanh,
     where,
 )
+from twofold.ops.precision import beside, in_float32
 from twofold.ops.reduction import max as max_
 from twofold.ops.reduction import sum as sum_
 
@@ -35,6 +36,7 @@ def _centred(x: Value, axis: int) -> Value:
     return x - where(isfinite(peak), peak, 0.0)
 
 
+@in_float32
 def softmax(x: Any, axis: int = -1) -> Value:
     """``exp(x) / sum(exp(x))`` along ``axis``; does not overflow. 16-bit floats are computed in float32."""
     x = value(x)
@@ -43,6 +45,7 @@ def softmax(x: Any, axis: int = -1) -> Value:
     return cast(e / sum_(e, axis=axis, keepdims=True), x.dtype)
 
 
+@in_float32
 def log_softmax(x: Any, axis: int = -1) -> Value:
     """``log(softmax(x))`` along ``axis``, without forming the softmax."""
     x = value(x)
@@ -79,7 +82,8 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Value:
 
 def prelu(x: Any, weight: Any) -> Value:
     """Leaky ReLU with a learned slope: one for all, or one for each channel (dimension 1). He et al. 2015."""
-    x, weight = value(x), value(weight)
+    x = value(x)
+    weight = beside(value(weight), x)
     if weight.size != 1 and x.ndim > 2:
         weight = weight[(slice(None), *(None,) * (x.ndim - 2))]
     return where(x > 0, x, x * weight)

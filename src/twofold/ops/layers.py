@@ -16,6 +16,7 @@ from twofold.ops.matmul import matmul
 from twofold.ops.movement import concat, matrix_transpose, slice_along
 from twofold.ops.normalization import per_channel
 from twofold.ops.pool import avg_pool, max_pool
+from twofold.ops.precision import beside
 from twofold.ops.random import bernoulli
 from twofold.ops.reduction import max as max_
 from twofold.ops.reduction import mean
@@ -57,7 +58,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Value:
             f"{weight.shape[1]} (shape {show(weight.shape)}); check in_features"
         )
     y = matmul(x, matrix_transpose(weight))
-    return y if bias is None else y + bias
+    return y if bias is None else y + beside(value(bias), y)
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ def _convolution(rank: int) -> Callable[..., Value]:
         _check_rank(function.__name__, rank, x, weight)
         around = pads(padding, rank, tuple(weight.shape[2:]), strides, dilated)
         y = conv(x, weight, strides=strides, padding=around, dilation=dilated, groups=groups)
-        return y if bias is None else y + per_channel(bias, y.ndim)
+        return y if bias is None else y + beside(per_channel(bias, y.ndim), y)
 
     function.__name__ = function.__qualname__ = f"conv{rank}d"
     function.__doc__ = (
@@ -108,7 +109,7 @@ def _transposed(rank: int) -> Callable[..., Value]:
         y = conv_input_grad(
             x, weight, strides=strides, padding=around, dilation=dilated, groups=groups, input_shape=shape
         )
-        return y if bias is None else y + per_channel(bias, y.ndim)
+        return y if bias is None else y + beside(per_channel(bias, y.ndim), y)
 
     function.__name__ = function.__qualname__ = f"conv_transpose{rank}d"
     function.__doc__ = (

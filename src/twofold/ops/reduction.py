@@ -99,12 +99,14 @@ def _widened(x: Value, dtype: Any) -> Value:
 
 def sum(x: Any, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Value:
     """Sum over ``axis`` (an int, a tuple, or None for all). Integers accumulate in 64 bits unless ``dtype`` is given."""
-    return _reduce(SUM, _widened(value(x), dtype), axis, keepdims)
+    total = _reduce(SUM, _widened(value(x), dtype), axis, keepdims)
+    return total if dtype is None else cast(total, dtype)
 
 
 def prod(x: Any, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Value:
     """Product over ``axis``; the gradient is exact where elements are zero."""
-    return _reduce(PROD, _widened(value(x), dtype), axis, keepdims)
+    total = _reduce(PROD, _widened(value(x), dtype), axis, keepdims)
+    return total if dtype is None else cast(total, dtype)
 
 
 def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Value:
@@ -136,7 +138,8 @@ def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Value:
     x = value(x)
     if not x.dtype.is_floating:
         raise DtypeError(f"mean: dtype {x.dtype.name}; expected a floating dtype; cast with .astype(tw.float32)")
-    return _reduce(SUM, x, axis, keepdims) / dim_value(_count(x, axis), x.dtype)
+    total = _reduce(SUM, x, axis, keepdims)
+    return total / dim_value(_count(x, axis), total.dtype)
 
 
 def var(x: Any, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Value:
@@ -144,7 +147,7 @@ def var(x: Any, *, axis: Any = None, correction: float = 0.0, keepdims: bool = F
     x = value(x)
     centred = x - mean(x, axis=axis, keepdims=True)
     total = _reduce(SUM, centred * centred, axis, keepdims)
-    return total / (dim_value(_count(x, axis), x.dtype) - correction)
+    return total / (dim_value(_count(x, axis), total.dtype) - correction)
 
 
 def std(x: Any, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Value:

@@ -7,6 +7,7 @@ changed, and says what.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import sys
@@ -18,6 +19,7 @@ from twofold.backends import Device, device_group
 from twofold.base import flags
 from twofold.base.tree import Structure, flatten, unflatten
 from twofold.ir import Graph, Spec, context, current_builder
+from twofold.ops.precision import Policy, autocast
 from twofold.passes import optimise
 from twofold.static.differentiate import DifferentiableRunner
 from twofold.static.runner import GraphRunner, as_array
@@ -31,13 +33,14 @@ MANY_RETRACES = 8
 
 @dataclass(frozen=True)
 class Signature:
-    """What a trace depends on among the arguments: their nest, specs, fixed leaves, and which ask for gradients."""
+    """What a trace depends on: the arguments' nest, specs, fixed leaves, which ask for gradients; and modes around it."""
 
     structure: Structure
     specs: tuple[Spec, ...]
     fixed: tuple[tuple[int, Any], ...]
     tracked: tuple[bool, ...]
     grad_enabled: bool
+    precision: Policy | None
 
 
 @dataclass
@@ -52,13 +55,15 @@ class CompiledFunction:
     compiled, ``retraces`` why it was traced again."""
 
     def __init__(
-        self, function: Callable[..., Any], *, devices: Any = None, shard_state: bool = False, verify: bool = False
-    ):
+        self, function: Callable[..., Any], *, devices: Any = None, shard_state: bool = False, verify: bool = False,
+        precision: Any = None,
+    ):  # fmt: skip
         functools.update_wrapper(self, function, updated=())
         self.function = function
         self.devices = devices
         self.shard_state = shard_state
         self.verify = verify
+        self._mode = contextlib.nullcontext if precision is None else functools.partial(autocast, precision)
         self.retraces: list[str] = []
         self._entries: dict[Signature, list[_Entry]] = {}
         self._quick: dict[Any, _Entry] = {}  # the entry last used for arguments like these, see `_quick_key`
@@ -66,7 +71,8 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_builder() is not None:  # inside another trace: part of that program
-            return self.function(*args, **kwargs)
+            with self._mode():
+                return self.function(*args, **kwargs)
         key = None if kwargs else _quick_key(args)
         entry = self._quick.get(key)
         if entry is None or _broken_guard(entry.traced):
@@ -107,7 +113,8 @@ class CompiledFunction:
         arrays = [leaf for leaf in leaves if is_array_like(leaf)]
         fixed = tuple((i, _hashable(leaf)) for i, leaf in enumerate(leaves) if not is_array_like(leaf))
         tracked = tuple(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in arrays)
-        return arrays, Signature(structure, tuple(map(spec_of, arrays)), fixed, tracked, context.grad_enabled)
+        specs = tuple(map(spec_of, arrays))
+        return arrays, Signature(structure, specs, fixed, tracked, context.grad_enabled, context.precision)
 
     def _entry(self, signature: Signature, args: tuple, kwargs: dict[str, Any]) -> _Entry:
         known = self._entries.setdefault(signature, [])
@@ -118,7 +125,8 @@ class CompiledFunction:
                 return entry
         if self._last is not None:
             self._say_why(broken or self._changed(signature, args, kwargs))
-        traced = trace(self.function, args, kwargs, requires_grad=signature.tracked)
+        with self._mode():
+            traced = trace(self.function, args, kwargs, requires_grad=signature.tracked)
         runner = GraphRunner(traced.graph, traced.variables, self._device(), verify=self.verify)
         known.append(_Entry(traced, runner))
         self._last = signature
@@ -150,11 +158,9 @@ class CompiledFunction:
                 return f"argument {names[place]!r}: {a[1]!r} became {b[1]!r}; what is not an array is fixed in a trace"
         if new.tracked != old.tracked:
             return "an argument's requires_grad changed"
-        return (
-            "gradients were switched on or off"
-            if new.grad_enabled != old.grad_enabled
-            else "the argument kinds changed"
-        )
+        if new.grad_enabled != old.grad_enabled:
+            return "gradients were switched on or off"
+        return "autocast around the call changed" if new.precision != old.precision else "the argument kinds changed"
 
     def _say_why(self, reason: str) -> None:
         name = getattr(self, "__name__", "function")
@@ -193,7 +199,7 @@ class CompiledFunction:
 def _quick_key(args: tuple) -> Any:
     """What a trace depends on among arguments that are all concrete tensors, in a form that is quick to make and to look
     up; None for others."""
-    key: list[Any] = [context.grad_enabled]
+    key: list[Any] = [context.grad_enabled, context.precision]
     for a in args:
         if type(a) is not Tensor or type(a._own) is not Array:
             return None
@@ -225,14 +231,16 @@ def _broken_guard(traced: Traced) -> str:
 
 
 def compile(
-    function: Callable[..., Any] | None = None, *, devices: Any = None, shard_state: bool = False, verify: bool = False
-) -> Any:
+    function: Callable[..., Any] | None = None, *, devices: Any = None, shard_state: bool = False, verify: bool = False,
+    precision: Any = None,
+) -> Any:  # fmt: skip
     """``function`` (or a Module) compiled to a static program for each set of argument shapes.
 
     ``devices``: where to run, by default where the variables live; a list, or ``"all"`` (all of the default device's
     kind), runs it data parallel: the first dimension of each argument, the batch, is split over them. ``shard_state``
     also splits the variables over the devices instead of keeping all on each. ``verify``: run the reference backend
-    beside the program and name the first node that differs. Usable as a decorator, with or without arguments.
+    beside the program and name the first node that differs. ``precision``: that of ``tw.autocast`` for the function, by
+    default the one around the call. Usable as a decorator, with or without arguments.
 
     >>> import twofold as tw
     >>> @tw.compile
@@ -242,5 +250,9 @@ def compile(
     [2.0, 4.0]
     """
     if function is None:
-        return functools.partial(compile, devices=devices, shard_state=shard_state, verify=verify)
-    return CompiledFunction(function, devices=devices, shard_state=shard_state, verify=verify)
+        return functools.partial(
+            compile, devices=devices, shard_state=shard_state, verify=verify, precision=precision
+        )  # fmt: skip
+    return CompiledFunction(
+        function, devices=devices, shard_state=shard_state, verify=verify, precision=precision
+    )  # fmt: skip

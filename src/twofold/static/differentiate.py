@@ -13,16 +13,17 @@ from typing import Any
 
 from twofold import autodiff
 from twofold.backends import Device
-from twofold.ir import Builder, Graph, Node, Op, State, Value, bind, context, recording
+from twofold.ir import Builder, Graph, Node, Op, State, Value, bind, context, precision_mode, recording
 from twofold.ir.builder import SymbolicValue
 from twofold.static.runner import GraphRunner
 from twofold.tensor.eager import Array, Outputs
 
 
 def replay(nodes: Sequence[Node], environment: dict[Value, Value]) -> None:
-    """Apply the nodes again to the values in ``environment``: recorded or computed, whatever is going on."""
+    """Apply the nodes again to the values in ``environment``: recorded or computed, whatever is going on. Dtypes stay."""
     for node in nodes:
-        results = bind(node.op, *(environment[v] for v in node.inputs), **node.attrs)
+        with precision_mode(None):
+            results = bind(node.op, *(environment[v] for v in node.inputs), **node.attrs)
         for old, new in zip(node.outputs, results if node.op.multi else (results,)):
             new.detached = new.detached or old.detached
             environment[old] = new
