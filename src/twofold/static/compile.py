@@ -18,8 +18,8 @@ from typing import Any
 from twofold.backends import Device, device_group
 from twofold.base import flags
 from twofold.base.tree import Structure, flatten, unflatten
-from twofold.ir import Graph, Spec, context, current_builder
-from twofold.ops.precision import Policy, autocast
+from twofold.ir import Graph, Spec, context, current_builder, precision_mode
+from twofold.ops.precision import Policy, policy_of
 from twofold.passes import optimise
 from twofold.static.differentiate import DifferentiableRunner
 from twofold.static.runner import GraphRunner, as_array
@@ -63,7 +63,7 @@ class CompiledFunction:
         self.devices = devices
         self.shard_state = shard_state
         self.verify = verify
-        self._mode = contextlib.nullcontext if precision is None else functools.partial(autocast, precision)
+        self._mode = contextlib.nullcontext if precision is None else functools.partial(precision_mode, policy_of(precision))
         self.retraces: list[str] = []
         self._entries: dict[Signature, list[_Entry]] = {}
         self._quick: dict[Any, _Entry] = {}  # the entry last used for arguments like these, see `_quick_key`

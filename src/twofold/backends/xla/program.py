@@ -70,12 +70,13 @@ class XlaProgram(Program):
             self.pending.add(flag, self.messages)
         return results
 
-    def text(self) -> str:
-        """The compiled program's HLO: fusions, library calls, collectives."""
+    def text(self, compiled: bool = True) -> str:
+        """The compiled program's HLO: fusions, library calls, collectives. Not ``compiled``: the HLO that XLA is given."""
         jax = runtime.load()
         with runtime.x64():
             shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype.numpy) for v in self.graph.all_inputs]
-            return self.function.lower(*shapes).compile().as_text()
+            lowered = self.function.lower(*shapes)
+            return lowered.compile().as_text() if compiled else lowered.as_text(dialect="hlo")
 
     def report(self) -> str:
         """What became of the graph: one program, and how its values lie."""
