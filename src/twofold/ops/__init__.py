@@ -15,6 +15,7 @@ from twofold.ops import (
     linalg,
     matmul,
     movement,
+    normalization,
     pool,
     random,
     reduction,
@@ -41,6 +42,6 @@ __all__ = [
     "ELEMENTWISE", "arange", "arrange", "as_numpy", "barrier", "cast", "clip", "constant", "control", "conv", "creation",
     "detach",
     "dim_value", "elementwise", "full", "gather", "identity", "indexing", "iota", "is_scalar", "linalg", "matmul", "movement",
-    "pool",
+    "normalization", "pool",
     "random", "reduction", "safe_divide", "sets", "sorting", "sum_to", "together", "value", "where",
 ]  # fmt: skip
