@@ -63,7 +63,9 @@ class CompiledFunction:
         self.devices = devices
         self.shard_state = shard_state
         self.verify = verify
-        self._mode = contextlib.nullcontext if precision is None else functools.partial(precision_mode, policy_of(precision))
+        self._mode = (
+            contextlib.nullcontext if precision is None else functools.partial(precision_mode, policy_of(precision))
+        )
         self.retraces: list[str] = []
         self._entries: dict[Signature, list[_Entry]] = {}
         self._quick: dict[Any, _Entry] = {}  # the entry last used for arguments like these, see `_quick_key`

@@ -28,10 +28,12 @@ class CpuProgram(Program):
         from twofold.backends.cpu.lowering.lower import lower
         from twofold.backends.cpu.lowering.merge import merge
         from twofold.backends.cpu.lowering.prepare import prepared
+        from twofold.backends.cpu.lowering.widen import widened
         from twofold.backends.cpu.machine import host, num_threads
 
         self.name = graph.name
         self.threads = num_threads()
+        graph = widened(graph)
         plan = lower(graph, host(), compile_graph, orders)
         merge(plan)
         donate(plan, graph, donated)

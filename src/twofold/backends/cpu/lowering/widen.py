@@ -1,0 +1,38 @@
+"""Products, pools and batch norms of 16-bit floats as float32 ones between casts, for the kernels are float32.
+
+    %2 = conv(%0, %1) : bf16[...]      becomes      %2 = cast(conv(cast(%0), cast(%1)))
+
+The numbers are the same: these ops are computed in float32 and rounded once wherever they run. 16 bits are thus a way to
+store here, not to compute: what waits for the backward pass takes less room, and each cast takes time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twofold.base.dtypes import sum_dtype
+from twofold.ir import Graph, Node, Value
+from twofold.ir.rewrite import Rebuilt, rebuild
+
+KINDS = frozenset(("conv", "matmul", "pool", "normalization"))
+
+
+def widened(graph: Graph) -> Graph:
+    """``graph`` with its 16-bit nodes of ``KINDS`` in float32; itself if there are none. Two readers of one value get a
+    cast each: merged, the float32 copy would live from the forward pass to the backward."""
+    return rebuild(graph, _rule) if any(_is_narrow(node) for node in graph.nodes) else graph
+
+
+def _is_narrow(node: Node) -> bool:
+    return node.op.kind in KINDS and any(sum_dtype(v.dtype) is not v.dtype for v in node.inputs)
+
+
+def _rule(new: Rebuilt, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
+    if not _is_narrow(node):
+        return None
+
+    def cast(x: Value, dtype: object) -> Value:
+        return x if x.dtype is dtype else new.emit("cast", (x,), {"dtype": dtype}, node.scope)[0]
+
+    wide = new.emit(node.op, [cast(x, sum_dtype(x.dtype)) for x in inputs], node.attrs, node.scope)
+    return [cast(y, old.dtype) for y, old in zip(wide, node.outputs)]
