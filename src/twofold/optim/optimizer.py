@@ -133,12 +133,15 @@ class Optimizer:
         for group in self.param_groups:
             group["lr"] = value
 
+    def parameters(self) -> Iterator[Variable]:
+        """The parameters of all groups."""
+        return (p for group in self.param_groups for p in group.params)
+
     # -- training ------------------------------------------------------------------------------------------------------
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""
-        for group in self.param_groups:
-            for p in group.params:
-                p.grad = None
+        for p in self.parameters():
+            p.grad = None
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
@@ -176,6 +179,11 @@ class Optimizer:
         yield from ((f"lr.{g.number}", g.rate) for g in self.param_groups)
         yield from ((f"step.{i}", v) for i, v in enumerate(self._steps))
         yield from ((f"{slot}.{i}", v) for slot, table in self._state.items() for i, v in table.items())
+
+    def variables(self) -> Iterator[Variable]:
+        """All that ``step`` may write: the parameters, then the state."""
+        yield from self.parameters()
+        yield from (v for _, v in self.named_variables())
 
     def state_dict(self) -> dict[str, Any]:
         """``{"state": {name: array}, "groups": [settings]}``: everything ``load_state_dict`` needs, as copies."""
