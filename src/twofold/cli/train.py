@@ -42,6 +42,7 @@ def command(
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints within an epoch.")] = 30.0,
     eager: Annotated[bool, typer.Option("--eager", help="Run each step as a dynamic graph; same numbers.")] = False,
+    precision: Annotated[str, typer.Option(help="fp32, or mixed: bf16, or fp16 with loss scaling.")] = "fp32",
     device: DeviceName = None,
     json: Json = False,
 ) -> None:
@@ -50,7 +51,9 @@ def command(
     use_device(device)
     output = output or DEFAULT_OUTPUT / f"{network}-{data}"
     train_set, val_set = (datasets.load(data, split, data_dir) for split in ("train", "test"))
-    settings = settings_for(network, data, train_set, recipe, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    settings = settings_for(
+        network, data, train_set, recipe, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, precision=precision
+    )
     if resume:
         settings = _resumed(output, settings, epochs)
     trainer = _trainer(
@@ -61,7 +64,7 @@ def command(
     note(
         f"{settings.network} ({trainer.model.num_parameters():,} parameters) on {data}: {len(train_set):,} images to train, "
         f"{len(val_set):,} to validate, {settings.epochs} epochs of {len(trainer.train)} steps, "
-        f"on {device or tw.tensor(0).device}"
+        f"on {device or tw.tensor(0).device}" + ("" if precision == "fp32" else f" in {precision}")
     )
     history = trainer.run(settings.epochs, Reporter(settings.epochs))
     result = _finish(trainer, settings, output, history, time.perf_counter() - began)
@@ -71,7 +74,7 @@ def command(
 def _resumed(output: Path, settings: Settings, epochs: int | None) -> Settings:
     """The settings that the checkpoint was made with; only the number of epochs may change."""
     old = Settings.from_json(read_checkpoint(output / LAST)[1].settings, output / LAST)
-    for name in ("network", "data", "recipe", "batch_size", "seed"):
+    for name in ("network", "data", "recipe", "batch_size", "seed", "precision"):
         before, now = getattr(old, name), getattr(settings, name)
         if before != now:
             raise ArgumentError(
@@ -101,7 +104,7 @@ def _trainer(
     return Trainer(
         model, batches, loader(prepare(val_set, settings), settings, training=False, workers=workers),
         optimizer=optimizer, schedule=schedule, schedule_steps=not schedule.needs_metric, output=output,
-        settings=settings.to_json(), compiled=not eager, clip=clip, checkpoint_every=every,
+        settings=settings.to_json(), compiled=not eager, clip=clip, checkpoint_every=every, precision=settings.precision,
     )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def restore(tensors: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: 
     if missing or unexpected:
         raise FormatError(
             f"{path}: does not fit this training: missing {missing[:5] or 'nothing'}, "
-            f"unexpected {unexpected[:5] or 'nothing'}; resume with the network and optimizer it was made with"
+            f"unexpected {unexpected[:5] or 'nothing'}; resume with the network, optimizer and precision it was made with"
         )
     for name, variable in tensors.items():
         if tuple(arrays[name].shape) != tuple(variable.shape):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 import twofold as tw
 from twofold.base.errors import NonFiniteError
+from twofold.ops.precision import policy_of
 from twofold.train.evaluate import main_output
 
 
@@ -16,7 +18,7 @@ def finite(tensor: Any) -> bool:
     return bool(np.isfinite(np.asarray(tensor.numpy(), np.float64)).all())
 
 
-def first_nonfinite(model: Any, images: Any) -> str:
+def first_nonfinite(model: Any, images: Any, precision: Any = "fp32") -> str:
     """Which layer, run one by one on ``images``, is the first to give NaN or infinity; empty if none does."""
     if not finite(images):
         return "the images themselves"
@@ -36,7 +38,7 @@ def first_nonfinite(model: Any, images: Any) -> str:
     leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
     try:
-        with tw.no_grad():
+        with tw.no_grad(), tw.autocast(precision):
             model(images)
     finally:
         for handle in handles:
@@ -44,15 +46,21 @@ def first_nonfinite(model: Any, images: Any) -> str:
     return found[0] if found else ""
 
 
-def explain(model: Any, images: Any, loss: float, epoch: int, step: int, rate: float) -> NonFiniteError:
-    """The error for a loss that is not a number."""
-    place = first_nonfinite(model, images)
+def explain(
+    model: Any, images: Any, loss: float, epoch: int, step: int, rate: float, precision: Any = "fp32"
+) -> NonFiniteError:
+    """The error for a loss, or for gradients, that are not numbers."""
+    place = first_nonfinite(model, images, precision)
     where = (
         f"the first value that is not finite is in {place}"
         if place
         else "every layer's output is finite: it is the loss itself, or its gradient"
     )
+    what = f"gradients are not finite, at the smallest loss scale (loss {loss:.4g})"
+    what = what if math.isfinite(loss) else f"loss is {loss}"
+    range_ = "--precision bf16 (float16 ends at 65504), " if policy_of(precision) is policy_of("fp16") else ""
     return NonFiniteError(
-        f"loss is {loss} at epoch {epoch}, step {step} (learning rate {rate:g}): {where}. "
-        "Try a smaller --lr, a warm-up, or gradient clipping; the parameters are kept as they were before this step"
+        f"{what} at epoch {epoch}, step {step} (learning rate {rate:g}): {where}. "
+        f"Try {range_}a smaller --lr, a warm-up, or gradient clipping; "
+        "the parameters are kept as they were before this step"
     )

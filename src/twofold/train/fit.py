@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import twofold as tw
+from twofold.base.dtypes import float16
 from twofold.base.errors import ArgumentError
+from twofold.ops.precision import policy_of
+from twofold.optim.loss_scale import LossScale, keep_if, present
 from twofold.train.checkpoint import STATE_KEY, Progress, read_checkpoint, restore, save_checkpoint
 from twofold.train.curves import have_matplotlib, plot_history
 from twofold.train.diagnose import explain
@@ -28,13 +31,15 @@ class Trainer:
         self, model: Any, train: Any, val: Any = None, *, optimizer: Any, schedule: Any = None,
         criterion: Callable[[Any, Any], Any] | None = None, output: Any = None, settings: dict[str, Any] | None = None,
         compiled: bool = True, devices: Any = None, clip: float | None = None, checkpoint_every: float = 30.0,
-        schedule_steps: bool = False,
+        schedule_steps: bool = False, precision: Any = "fp32",
     ):  # fmt: skip
         self.model, self.train, self.val = model, train, val
         self.optimizer, self.schedule = optimizer, schedule
         self.criterion = criterion or criterion_of(model)
         self.output = None if output is None else Path(output)
         self.clip, self.checkpoint_every, self.schedule_steps = clip, checkpoint_every, schedule_steps
+        self.precision, policy = precision, policy_of(precision)
+        self.loss_scale = LossScale() if policy is not None and policy.low is float16 else None
         self.progress = Progress(settings=settings or {})
         self.step = tw.compile(self._step, devices=devices) if compiled else self._step
         self.compiled = compiled
@@ -43,34 +48,43 @@ class Trainer:
             self.output.mkdir(parents=True, exist_ok=True)
 
     # -- one step ------------------------------------------------------------------------------------------------------
-    def _step(self, images: Any, labels: Any) -> tuple[Any, Any]:
-        """Forward, backward, update. Where the loss is not finite every variable keeps its value."""
-        output = self.model(images)
-        loss = self.criterion(output, labels)
+    def _step(self, images: Any, labels: Any) -> tuple[Any, Any, Any]:
+        """Forward, backward, update. Where the loss is not finite every variable keeps its value; in float16 also where a
+        gradient is not. Returns the loss, how many predictions are right, and whether the training is lost."""
+        before = present([*self.optimizer.variables(), *self.model.buffers()])
+        with tw.autocast(self.precision):
+            output = self.model(images)
+            loss = self.criterion(output, labels)
         self.optimizer.zero_grad()
-        loss.backward()
+        fine = self._backward(loss)
         if self.clip is not None:
             tw.nn.utils.clip_grad_norm_(list(self.model.parameters()), self.clip)
-        before = {name: +variable for name, variable in self._updated().items()}
         self.optimizer.step()
         self.optimizer.zero_grad()
-        fine = tw.isfinite(loss.detach())
-        for name, variable in self._updated().items():
-            variable.assign(tw.where(fine, variable, before[name]))
+        keep_if(fine, before)
+        lost = tw.logical_not(fine)
+        if self.loss_scale is not None:  # a smaller scale may help
+            lost = tw.logical_and(lost, self.loss_scale.exhausted())
+            self.loss_scale.update(fine)
         correct = (main_output(output).argmax(axis=1) == labels).astype(tw.int64).sum()
-        return loss.detach(), correct
+        return loss.detach(), correct, lost
 
-    def _updated(self) -> dict[str, Any]:
-        """The variables that the optimizer writes."""
-        return {**{f"model.{n}": p for n, p in self.model.named_parameters()}, **self._optimizer_variables()}
-
-    def _optimizer_variables(self) -> dict[str, Any]:
-        return {f"optimizer.{n}": v for n, v in self.optimizer.named_variables()}
+    def _backward(self, loss: Any) -> Any:
+        """Gradients of the loss; whether the step can be made."""
+        fine = tw.isfinite(loss.detach())
+        if self.loss_scale is None:
+            loss.backward()
+            return fine
+        self.loss_scale.scale(loss).backward()
+        return tw.logical_and(fine, self.loss_scale.unscale(self.optimizer))
 
     def variables(self) -> dict[str, Any]:
         """Every variable of the training by its name in a checkpoint."""
-        model = {f"model.{n}": v for n, v in self.model.state_dict(keep_vars=True).items()}
-        return {**model, **self._optimizer_variables(), STATE_KEY: tw.random.generator()}
+        parts = {"model": self.model.state_dict(keep_vars=True), "optimizer": dict(self.optimizer.named_variables())}
+        if self.loss_scale is not None:
+            parts["loss_scale"] = dict(self.loss_scale.named_variables())
+        named = {f"{part}.{n}": v for part, variables in parts.items() for n, v in variables.items()}
+        return {**named, STATE_KEY: tw.random.generator()}
 
     # -- files ---------------------------------------------------------------------------------------------------------
     def save(self, name: str = LAST) -> None:
@@ -129,22 +143,22 @@ class Trainer:
             for images, labels in self.train:
                 seen += self._batch(images, labels, sums)
                 sums["seconds"] = earlier + time.perf_counter() - began
-                reporter.step(sums["steps"], sums["loss"] / sums["images"], sums["correct"] / sums["images"], seen)
+                reporter.step(sums["steps"], _mean(sums, "loss"), _mean(sums, "correct"), seen)
                 if time.monotonic() - self._saved_at > self.checkpoint_every:
                     self.save()
         return self._close_epoch(sums)
 
     def _batch(self, images: Any, labels: Any, sums: dict[str, Any]) -> int:
-        loss, correct = self.step(images, labels)
+        loss, correct, lost = self.step(images, labels)
         value, size = loss.item(), int(labels.shape[0])
-        if not math.isfinite(value):
+        if lost.item():
             self.save()
-            raise explain(
-                self.model, images, value, self.progress.epoch + 1, self.progress.step + 1, float(self.optimizer.lr)
-            )
-        sums["loss"] += value * size
-        sums["correct"] += int(correct.item())
-        sums["images"] += size
+            place = self.progress.epoch + 1, self.progress.step + 1
+            raise explain(self.model, images, value, *place, float(self.optimizer.lr), self.precision)
+        if math.isfinite(value):  # else the step was skipped
+            sums["loss"] += value * size
+            sums["correct"] += int(correct.item())
+            sums["images"] += size
         sums["steps"] += 1
         self.progress.step += 1
         if self.schedule_steps:
@@ -155,9 +169,11 @@ class Trainer:
         progress = self.progress
         row = {
             "epoch": progress.epoch + 1, "step": progress.step, "lr": float(self.optimizer.lr),
-            "loss": sums["loss"] / sums["images"], "accuracy": sums["correct"] / sums["images"],
+            "loss": _mean(sums, "loss"), "accuracy": _mean(sums, "correct"),
             "images_per_second": sums["images"] / max(sums["seconds"], 1e-9),
         }  # fmt: skip
+        if self.loss_scale is not None:
+            row |= {"loss_scale": self.loss_scale.factor.item(), "skipped_steps": self.loss_scale.skipped.item()}
         if self.val is not None:
             score = evaluate(self.model, self.val, criterion=self.criterion, compiled=self.compiled)
             row |= {"val_loss": score.loss, "val_accuracy": score.accuracy, "val_top5": score.top5}
@@ -176,11 +192,17 @@ class Trainer:
         return row
 
 
+def _mean(sums: dict[str, Any], what: str) -> float:
+    """A sum by images; not a number while there are none."""
+    return sums[what] / sums["images"] if sums["images"] else math.nan
+
+
 def fit(
     model: Any, train: Any, val: Any = None, *, epochs: int, optimizer: Any, schedule: Any = None,
     criterion: Callable[[Any, Any], Any] | None = None, output: Any = None, resume: bool = False,
     settings: dict[str, Any] | None = None, compiled: bool = True, devices: Any = None, clip: float | None = None,
     reporter: Reporter | None = None, checkpoint_every: float = 30.0, schedule_steps: bool = False,
+    precision: Any = "fp32",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Train ``model`` on the batches of ``train`` for ``epochs`` epochs.
 
@@ -193,6 +215,8 @@ def fit(
         compiled: run each step as one static program; False runs it eagerly, with the same numbers.
         clip: largest norm of the gradient.
         checkpoint_every: seconds between checkpoints within an epoch.
+        precision: "bf16" or "fp16" for mixed precision (``tw.autocast``), the latter with a ``LossScale``. Parameters and
+            updates stay float32; validation is in float32.
 
     Returns the history: for each epoch its loss, accuracy, validation scores and images/s.
     Raises NonFiniteError, naming the layer, when the loss is not a number; the variables keep their last good values.
@@ -200,7 +224,7 @@ def fit(
     trainer = Trainer(
         model, train, val, optimizer=optimizer, schedule=schedule, criterion=criterion, output=output,
         settings=settings, compiled=compiled, devices=devices, clip=clip, checkpoint_every=checkpoint_every,
-        schedule_steps=schedule_steps,
+        schedule_steps=schedule_steps, precision=precision,
     )  # fmt: skip
     if resume:
         trainer.resume()

@@ -72,6 +72,8 @@ class Reporter:
         parts = [f"epoch {row['epoch']:>3}/{self.epochs}", f"loss {row['loss']:.4f}", f"accuracy {row['accuracy']:.2%}"]
         if "val_accuracy" in row:
             parts += [f"val loss {row['val_loss']:.4f}", f"val accuracy {row['val_accuracy']:.2%}"]
+        if "loss_scale" in row:
+            parts.append(f"loss scale {row['loss_scale']:g} ({row['skipped_steps']} steps skipped)")
         parts += [f"{row['images_per_second']:,.0f} images/s", seconds(duration)]
         if left > 0:
             parts.append(f"{seconds(left)} left")

@@ -35,6 +35,7 @@ class Settings:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     options: dict[str, Any] = field(default_factory=dict)
+    precision: str = "fp32"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
