@@ -135,6 +135,7 @@ def _volume(shape: Any) -> int:
     return int(np.prod(shape, dtype=np.int64))
 
 
+@np.errstate(all="ignore")  # infinities and NaNs are results like others
 def _conv_ref(x: np.ndarray, w: np.ndarray, *, strides: Ints, padding: Pads, dilation: Ints, groups: int) -> np.ndarray:
     dtype, x, w = x.dtype, widen(x), widen(w)
     view = _windows(x, w.shape[2:], strides, padding, dilation)
@@ -146,6 +147,7 @@ def _conv_ref(x: np.ndarray, w: np.ndarray, *, strides: Ints, padding: Pads, dil
     return out.reshape(len(x), w.shape[0], *space).astype(dtype, copy=False)
 
 
+@np.errstate(all="ignore")
 def _input_grad_ref(
     g: np.ndarray, w: np.ndarray, *, strides: Ints, padding: Pads, dilation: Ints, groups: int, input_shape: Any
 ) -> np.ndarray:
@@ -164,6 +166,7 @@ def _input_grad_ref(
     return cropped(total, padding, input_shape).astype(dtype, copy=False)
 
 
+@np.errstate(all="ignore")
 def _weight_grad_ref(
     x: np.ndarray, g: np.ndarray, *, strides: Ints, padding: Pads, dilation: Ints, groups: int, kernel: Any
 ) -> np.ndarray:

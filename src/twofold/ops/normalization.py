@@ -58,6 +58,7 @@ def _train_infer(x: Spec, weight: Spec, bias: Spec, *, eps: float) -> tuple[Spec
     return x, channels, channels
 
 
+@np.errstate(all="ignore")
 def _train_ref(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, eps: float) -> tuple[np.ndarray, ...]:
     axes, shape = (0, *range(2, x.ndim)), (-1,) + (1,) * (x.ndim - 2)
     sums = sum_dtype(as_dtype(x.dtype)).numpy

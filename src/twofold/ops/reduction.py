@@ -37,7 +37,7 @@ def _ref(function: Any) -> Any:
         narrow = x.dtype.itemsize == 2 and x.dtype.kind not in "iu"
         with np.errstate(all="ignore"):
             out = function(x.astype(np.float32) if narrow else x, axis=axes, keepdims=keepdims)
-        return np.asarray(out).astype(x.dtype, copy=False)
+            return np.asarray(out).astype(x.dtype, copy=False)
 
     return ref
 
