@@ -245,3 +245,11 @@ def test_a_full_disk_leaves_the_old_file(net, images, tmp_path, monkeypatch):
 def test_importing_io_does_not_import_onnx():
     code = "import sys, twofold, twofold.io; sys.exit('onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_layer_with_a_function_of_its_own_is_exported_whole(tmp_path):
+    """Not mistaken for what tw.compile returns, which has an attribute of that name too."""
+    layer = tw.nn.Conv2d(2, 3, 3)
+    x = tw.ones((1, 2, 5, 5))
+    tw.export(layer, x, tmp_path / "conv.onnx")
+    np.testing.assert_allclose(tw.load(tmp_path / "conv.onnx")(x).numpy(), layer(x).numpy(), rtol=1e-5, atol=1e-6)

@@ -253,6 +253,21 @@ def test_graphs_with_placeholders_hold_the_casts():
     assert value == 24.0 and found.dtype == np.float32 and (found == 2.0).all()
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "stablehlo"])
+def test_exported_programs_keep_the_precision(tmp_path, suffix):
+    if suffix == "stablehlo":
+        pytest.importorskip("jax")
+    model, x = network().eval(), tw.tensor(IMAGES)
+    compiled = tw.compile(model, precision="fp16")
+    path = tmp_path / f"net.{suffix}"
+    tw.export(compiled, x, path)
+    with tw.no_grad():
+        expected = compiled(x).numpy()
+    found = tw.load(path)(IMAGES).numpy()
+    assert found.dtype == expected.dtype == np.float16
+    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=4e-3)
+
+
 @NARROW
 def test_xla_is_given_convolutions_and_products_in_16_bits(name):
     """All of them, forward and backward; a device without such units may still compute them in float32."""

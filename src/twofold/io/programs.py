@@ -6,6 +6,7 @@ imported when it is first used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from twofold.base.dims import symbol
 from twofold.base.errors import ArgumentError, FormatError, ShapeError, TraceError
 from twofold.base.tree import Structure, flatten
 from twofold.ir import Graph, Spec, grad_mode
+from twofold.static.compile import CompiledFunction
 from twofold.static.loaded import LoadedFunction
 from twofold.static.trace import Traced, is_array_like, spec_of, trace
 
@@ -95,10 +97,12 @@ def _program(model: Any, example: Any, dynamic_batch: bool) -> Program:
         raise ArgumentError(
             "export: example_inputs are missing; pass arrays of the shapes and dtypes the program takes"
         )
-    target = getattr(model, "function", model)  # what tw.compile wrapped
+    compiled = isinstance(model, CompiledFunction)
+    target, mode = (model.function, model.in_precision) if compiled else (model, contextlib.nullcontext)
     args = example if isinstance(example, tuple) else (example,)
     specs = _symbolic(args) if dynamic_batch else None
-    traced = _trace(target, args, specs)
+    with mode():
+        traced = _trace(target, args, specs)
     kinds = sorted({type(leaf).__name__ for leaf in traced.constants.values()})
     if kinds:
         raise ArgumentError(

@@ -52,7 +52,7 @@ class _Entry:
 
 class CompiledFunction:
     """What ``tw.compile`` returns: called like the function. ``graph(*args)`` gives its graph, ``report()`` what was
-    compiled, ``retraces`` why it was traced again."""
+    compiled, ``retraces`` why it was traced again; ``in_precision()`` is a block with its precision."""
 
     def __init__(
         self, function: Callable[..., Any], *, devices: Any = None, shard_state: bool = False, verify: bool = False,
@@ -63,7 +63,7 @@ class CompiledFunction:
         self.devices = devices
         self.shard_state = shard_state
         self.verify = verify
-        self._mode = (
+        self.in_precision = (
             contextlib.nullcontext if precision is None else functools.partial(precision_mode, policy_of(precision))
         )
         self.retraces: list[str] = []
@@ -73,7 +73,7 @@ class CompiledFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if current_builder() is not None:  # inside another trace: part of that program
-            with self._mode():
+            with self.in_precision():
                 return self.function(*args, **kwargs)
         key = None if kwargs else _quick_key(args)
         entry = self._quick.get(key)
@@ -127,7 +127,7 @@ class CompiledFunction:
                 return entry
         if self._last is not None:
             self._say_why(broken or self._changed(signature, args, kwargs))
-        with self._mode():
+        with self.in_precision():
             traced = trace(self.function, args, kwargs, requires_grad=signature.tracked)
         runner = GraphRunner(traced.graph, traced.variables, self._device(), verify=self.verify)
         known.append(_Entry(traced, runner))
