@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twofold.base.dtypes import as_dtype, float32
+from twofold.base.dtypes import as_dtype, float32, sum_dtype
 from twofold.ir import Builder, Op, Spec
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def is_heavy(op: Op, specs: Sequence[Spec], attrs: dict[str, Any]) -> bool:
     if op.kind not in ("conv", "pool", "normalization"):
         return False
     out = specs[0]
-    return out.dtype is float32 and out.ndim == 4 and int(np.prod(out.shape)) >= LEAST_OUTPUT  # type: ignore[arg-type]
+    return sum_dtype(out.dtype) is float32 and out.ndim == 4 and int(np.prod(out.shape)) >= LEAST_OUTPUT  # type: ignore[arg-type]
 
 
 def program(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any]) -> CpuProgram:
