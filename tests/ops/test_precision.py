@@ -168,6 +168,22 @@ def test_compiled_equals_the_reference_within_rounding(device, name):
         np.testing.assert_allclose(g, wanted[key], atol=8 * TOLERANCE[name] * scale, err_msg=key)
 
 
+@NARROW
+@pytest.mark.parametrize("run", [lambda f: f, tw.compile], ids=["eager", "compiled"])
+def test_the_gradient_of_a_bias_is_added_up_in_float32(name, run):
+    """70,001 slopes of 1.5 add up to more than float16 holds, and to more digits than bfloat16 has."""
+    layer = nn.Linear(1, 1)
+
+    def step(x):
+        with tw.autocast(name):
+            y = layer(x)
+        layer.zero_grad()
+        (y.to(tw.float32) * 1.5).sum().backward()
+        return layer.bias.grad
+
+    assert run(step)(tw.ones((70_001, 1))).item() == 70_001 * 1.5
+
+
 def test_gradients_are_computed_in_the_dtypes_of_the_forward_pass():
     """Not in those of the block around ``backward``; both ways."""
     w = tensor(4, 4, requires_grad=True)

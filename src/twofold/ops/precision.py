@@ -20,6 +20,7 @@ from twofold.base.dtypes import DType, as_dtype, bfloat16, float16, float32
 from twofold.base.errors import ArgumentError, DtypeError
 from twofold.ir import Op, Value, context, precision_mode
 from twofold.ops.convert import cast
+from twofold.ops.movement import broadcast_to
 
 LOW = frozenset({"matmul", "conv", "conv_input_grad", "conv_weight_grad"})
 FULL = frozenset({
@@ -93,9 +94,9 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def beside(parameter: Value, x: Value) -> Value:
     """A float32 parameter (a bias, a slope) as it meets ``x``: inside ``autocast`` it goes down with a 16-bit ``x``, so
-    that the result stays in 16 bits."""
+    that the result stays in 16 bits. It is laid over ``x`` before, so that its gradient is added up after the cast back."""
     narrow = context.precision is not None and x.dtype in _NARROW and parameter.dtype is float32
-    return cast(parameter, x.dtype) if narrow else parameter
+    return cast(broadcast_to(parameter, x.shape), x.dtype) if narrow else parameter
 
 
 __all__ = ["FULL", "LOW", "PRECISIONS", "Policy", "autocast", "beside", "in_float32", "policy_of"]
