@@ -120,7 +120,9 @@ class LossScale:
             variable.set_array(concrete(np.asarray(state[name]), variable.dtype, variable.device))
 
     def __repr__(self) -> str:
-        return f"LossScale({self.factor.item():g}, growth_interval={self.growth_interval}, skipped={self.skipped.item()})"
+        return (
+            f"LossScale({self.factor.item():g}, growth_interval={self.growth_interval}, skipped={self.skipped.item()})"
+        )
 
 
 def present(variables: Iterable[Variable]) -> list[tuple[Variable, Tensor]]:
