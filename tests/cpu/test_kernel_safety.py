@@ -45,7 +45,8 @@ def kernels(machine: Machine):
     grouped = Conv(1, 6, 5, 6, 9, 3, 2, (1, 2), ((1, 0), (0, 1)), (1, 2), 3)
     square = Conv(3, 7, 9, 5, 13, 3, 3, pad=PAD)
     point = Conv(1, 5, 7, 9, 21, 1, 1)
-    for conv in (strided, grouped, square, point):
+    slabs = Conv(1, 9, 7, 16, 24, 3, 3, (2, 1), ((1, 1), (1, 2)), groups=2)
+    for conv in (strided, grouped, slabs, square, point):
         x, y = conv.n * conv.h * conv.w * conv.c, conv.n * conv.oh * conv.ow * conv.o
         fwd, back = direct.packing(machine, conv), direct.packing(machine, conv, forward=False)
         plain = weights.plain(conv)

@@ -6,16 +6,19 @@ SCHEDULE
     units (group, block of outputs, image, block of rows) are shared among the threads; a unit walks its rows, a row its
     tiles of MR pixels x NV vectors, a tile reduces over (kh, kw, i) in registers. Padding is never copied: kh is
     clipped at run time, and tiles at the left and right edge are variants without the products that fall outside.
+    Groups (ResNeXt) are the exception: the few channels of one group lie a whole pixel apart, in few cache sets, so a
+    unit first copies what it reads, padding included, into a *slab* of its own (``slab.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels import slab
 from twofold.backends.cpu.kernels.axes import clip, segments
-from twofold.backends.cpu.kernels.shapes import Axis, Conv, forward_axes, gradient_axes
+from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, forward_axes, gradient_axes
 from twofold.backends.cpu.kernels.tile import Operands, accumulate, best_shape, flatten, shaped, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
@@ -23,21 +26,6 @@ from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 UNROLL = 2  # steps of the innermost loop written out
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One sweep: every output position of (v, h) once. Sizes in elements; ``x_first`` and ``pixel_first`` are
-    offsets.
-    """
-
-    n: int
-    v: Axis
-    h: Axis
-    ldx: int
-    ldy: int
-    x_first: int = 0
-    pixel_first: int = 0
 
 
 def forward(
@@ -93,12 +81,18 @@ def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
     """Rows in a unit: more reuse of weights with more, but their input in a quarter of L2, and enough units for many
     threads."""
     others = packed.groups * (packed.whole + (1 if packed.rest else 0)) * one.n
-    row_bytes = _input_bytes(one, 1)
     for rows in (8, 4, 2):
         enough = one.v.outputs >= rows and others * -(-one.v.outputs // rows) >= 64
-        if enough and rows * row_bytes <= machine.l2 // 4:
+        if enough and _near(machine, one, packed, rows):
             return rows
     return 1
+
+
+def _near(machine: Machine, one: Pass, packed: Packed, rows: int) -> bool:
+    """Whether the input of ``rows`` rows is small: a quarter of L2, or three quarters of L1 as a slab."""
+    if slab.suits(one, packed):
+        return 4 * slab.Slab(one, packed.ins, rows).size <= machine.l1 * 3 // 4
+    return rows * _input_bytes(one, 1) <= machine.l2 // 4
 
 
 def _input_bytes(one: Pass, rows: int) -> int:
@@ -129,19 +123,22 @@ def parts(machine: Machine, conv: Conv, packed: Packed) -> int:
 def _build(
     machine: Machine, name: str, passes: Sequence[Pass], packed: Packed, epilogue: ep.Epilogue, flops: int
 ) -> Kernel:
-    k = KernelBuilder(machine, name, ["x", "w", "y", *ep.params_of(epilogue)])
+    sizes = [slab.Slab(p, packed.ins, row_block(machine, p, packed)).size for p in passes if slab.suits(p, packed)]
+    scratch = -(-4 * max(sizes, default=0) // 64) * 64
+    k = KernelBuilder(machine, name, ["x", "w", "y", *ep.params_of(epilogue), *(["scratch"] if scratch else [])])
     part = 0
     for one in passes:
         if one.v.outputs and one.h.outputs:
             rows = row_block(machine, one, packed)
             if one.v.taps and one.h.taps:
-                sweep = _Sweep(k.f, machine, one, packed, epilogue, part)
+                sweep = _Sweep(k.f, machine, one, packed, epilogue, part, scratch)
                 for kind in packed.kinds():
                     sweep.emit(*kind)
             else:
                 _untouched(k.f, one, packed.groups * packed.outs, rows, epilogue, part)
             part += one.n * -(-one.v.outputs // rows)
-    return k.finish(flops=flops, note=f"direct, block of {packed.block} outputs")
+    note = f"direct, block of {packed.block} outputs" + (", slabs" if scratch else "")
+    return k.finish(flops=flops, scratch=scratch, note=note)
 
 
 def _untouched(f: Function, one: Pass, channels: int, rows: int, epilogue: ep.Epilogue, first_part: int) -> None:
@@ -174,10 +171,14 @@ def _untouched(f: Function, one: Pass, channels: int, rows: int, epilogue: ep.Ep
 class _Sweep:
     """Emits one pass; see the module's schedule."""
 
-    def __init__(self, f: Function, machine: Machine, one: Pass, packed: Packed, epilogue: ep.Epilogue, part: int):
+    def __init__(
+        self, f: Function, machine: Machine, one: Pass, packed: Packed, epilogue: ep.Epilogue, part: int, scratch: int
+    ):
         self.f, self.machine, self.one, self.packed, self.epilogue = f, machine, one, packed, epilogue
         self.rows = row_block(machine, one, packed)
-        self.first_part = part
+        self.first_part, self.scratch = part, scratch
+        self.slab = slab.Slab(one, packed.ins, self.rows) if slab.suits(one, packed) else None
+        self.read = self.slab.read if self.slab else one  # where and how a tile reads
         self.weights_outside = _weights_outside(machine, one, packed, self.rows)
 
     def emit(self, first: int, count: int, outs: int) -> None:
@@ -187,27 +188,35 @@ class _Sweep:
         self.counts = [min(lanes, outs - at) for at in range(0, outs, lanes)]
         self.width = len(self.counts) * lanes
         most = self.machine.accumulators(len(self.counts)) // len(self.counts)
-        self.segments = segments(one.h, most)
+        self.segments = segments(self.read.h, most)
         blocks_of_rows = -(-one.v.outputs // self.rows)
         low, high = f.share(packed.groups * count * one.n * blocks_of_rows, f.arg("tid"), f.arg("n"))
         with f.loop(low, high) as unit:
-            if self.weights_outside:
+            if self.slab:  # neighbouring groups share cache lines
+                image, rows, group, block = f.divmod_chain(unit.index, [one.n, blocks_of_rows, packed.groups, count])
+            elif self.weights_outside:
                 group, block, image, rows = f.divmod_chain(unit.index, [packed.groups, count, one.n, blocks_of_rows])
             else:
                 group, image, rows, block = f.divmod_chain(unit.index, [packed.groups, one.n, blocks_of_rows, count])
             self._unit(group, f.add(block, first), image, rows, blocks_of_rows)
 
+    top: Index  # the output row that lies first in what ``x`` points to
+
     def _unit(self, group: Index, block: Index, image: Index, rows: Index, blocks_of_rows: int) -> None:
         f, one, packed = self.f, self.one, self.packed
         size = one.v.inputs * one.h.inputs * one.ldx
         self.x = f.gep(f.arg("x"), f.add(one.x_first, f.dot([(image, size), (group, packed.ins)])))
+        start, self.top = f.mul(rows, self.rows), 0
+        if self.slab:
+            target = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.scratch), "i8")
+            self.slab.copy(f, self.x, target, start)
+            self.x, self.top = target, start
         self.w = f.gep(f.arg("w"), packed.panel(f, group, block))
         self.channel = f.dot([(group, packed.outs), (block, packed.block)])
         self.part = f.add(self.first_part, f.add(f.mul(image, blocks_of_rows), rows))
         for j, count in enumerate(self.counts):
             for step in self.epilogue:
                 step.begin(f, self.part, f.add(self.channel, j * self.machine.lanes), count)
-        start = f.mul(rows, self.rows)
         stop = f.imin(f.add(start, self.rows), one.v.outputs) if one.v.outputs % self.rows else f.add(start, self.rows)
         with f.loop(start, stop) as row:
             self._row(image, row.index)
@@ -215,7 +224,7 @@ class _Sweep:
     def _row(self, image: Index, row: Value) -> None:
         f, one = self.f, self.one
         self.row = row
-        self.taps = clip(f, one.v, row)
+        self.taps = (0, one.v.taps) if self.slab else clip(f, one.v, row)
         line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row, one.v.out_step)))
         self.pixel = f.add(one.pixel_first, f.add(f.mul(line, one.h.extent), one.h.out_first))
         for start, size, count in self.segments:
@@ -227,7 +236,7 @@ class _Sweep:
 
     def _tile(self, at: Index, size: int, example: int) -> None:
         """``size`` pixels from output ``at`` on; ``example`` is a fixed position with the same taps inside."""
-        f, one, vectors = self.f, self.one, len(self.counts)
+        f, one, vectors = self.f, self.read, len(self.counts)
         tile = zeros(f, size, vectors)
         column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
         low, high = self.taps
@@ -242,8 +251,9 @@ class _Sweep:
 
     def _tap_row(self, tile, tap: Index, column: Index, size: int, example: int):
         """Add the products of one vertical tap."""
-        f, one, ins = self.f, self.one, self.packed.ins
-        line = f.add(f.add(f.mul(self.row, one.v.step), one.v.first), f.mul(tap, one.v.spacing))
+        f, one, ins = self.f, self.read, self.packed.ins
+        row = f.sub(self.row, self.top)
+        line = f.add(f.add(f.mul(row, one.v.step), one.v.first), f.mul(tap, one.v.spacing))
         x = f.gep(self.x, f.add(f.mul(line, one.h.inputs * one.ldx), column))
         kernel_row = f.add(one.v.kernel, f.mul(tap, one.v.kernel_step))
         w = f.gep(self.w, f.mul(kernel_row, self.packed.kw * ins * self.width))

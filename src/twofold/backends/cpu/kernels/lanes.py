@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.axes import clip, segments
-from twofold.backends.cpu.kernels.direct import Pass
-from twofold.backends.cpu.kernels.shapes import Conv, forward_axes, gradient_axes, split
+from twofold.backends.cpu.kernels.shapes import Conv, Pass, forward_axes, gradient_axes, split
 from twofold.backends.cpu.kernels.weights import Packed, Plain
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine

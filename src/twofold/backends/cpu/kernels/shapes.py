@@ -96,6 +96,21 @@ class Axis:
         return self.taps > 0 and all(ends)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One sweep: every output position of (v, h) once. Sizes in elements; ``x_first`` and ``pixel_first`` are
+    offsets.
+    """
+
+    n: int
+    v: Axis
+    h: Axis
+    ldx: int
+    ldy: int
+    x_first: int = 0
+    pixel_first: int = 0
+
+
 def forward_axes(conv: Conv) -> tuple[Axis, Axis]:
     """The (vertical, horizontal) axes of the forward pass."""
     h = Axis(conv.h, conv.oh, conv.oh, conv.stride[0], -conv.pad[0][0], conv.dilation[0], conv.kh)

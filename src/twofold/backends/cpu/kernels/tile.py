@@ -126,5 +126,6 @@ def _step(f: Function, tile: Tile, ops: Operands, x: Value, w: Value, k: int, pi
     tile = list(tile)
     for p in pixels:
         value = f.broadcast(f.gep(x, k * ops.x_step + ops.pixel(p)))
-        tile[p] = [f.fma(value, weight, acc) for weight, acc in zip(weights, tile[p])]
+        fma = f.fma_onto if len(weights) == 1 else f.fma
+        tile[p] = [fma(value, weight, acc) for weight, acc in zip(weights, tile[p])]
     return tile

@@ -230,6 +230,19 @@ class Function:
         """a * b + c, rounded once where the machine has fused multiply-add."""
         return self.intrinsic("fmuladd", self.like(a, c), self.like(b, c), c)
 
+    def fma_onto(self, a: Value, b: Value, c: Value) -> Value:
+        """``a*b + c``, the result in the register of ``c``.
+
+        Where ``a`` is used only here, LLVM likes to overwrite ``a`` instead: then the accumulators of a loop wander through
+        the registers and are moved back at its end, one move for each multiply-add. AVX2 has no registers to spare for that
+        (AVX-512 folds the load of ``a`` into the instruction, which settles it).
+        """
+        machine = self.machine
+        if not machine.is_x86 or (machine.lanes, machine.registers) != (8, 16) or c.type != self.vec():
+            return self.fma(a, b, c)
+        operands = ", ".join(f"{v.type} {v.name}" for v in (a, b, c))
+        return self.value(c.type, f'call {c.type} asm "vfmadd231ps $2, $1, $0", "=x,x,x,0"({operands})')
+
     def fmax(self, a: Operand, b: Operand) -> Value:
         """The larger; NaN if either is NaN (by compare and select: one or two instructions everywhere)."""
         x, y = self._pair(a, b)
