@@ -183,7 +183,19 @@ def test_shards_step_through_the_batches_of_one_large_loader():
     whole = seen(make(12, 4, shuffle=True))
     halves = [seen(make(12, 2, shuffle=True, shard=(rank, 2))) for rank in range(2)]
     for step, batch in enumerate(whole):
-        assert sorted(batch) == sorted(halves[0][step] + halves[1][step])
+        assert batch == halves[0][step] + halves[1][step]
+
+
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (4, 2), (2, 4)])
+def test_a_place_is_kept_when_the_hosts_become_more_or_fewer(before, after):
+    whole = seen(make(24, 4, shuffle=True))
+    first = make(24, 4 // before, shuffle=True, shard=(0, before))
+    for _ in zip(range(2), first):
+        state = first.state_dict()
+    parts = [make(24, 4 // after, shuffle=True, shard=(rank, after)) for rank in range(after)]
+    for part in parts:
+        part.load_state_dict(state)
+    assert [flat(step) for step in zip(*map(seen, parts))] == whole[state["batch"] :]
 
 
 @pytest.mark.parametrize(

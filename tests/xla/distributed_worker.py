@@ -13,12 +13,13 @@ GROUP = "xla:cpu:all"
 
 
 def main(shard_state: bool, steps: int) -> None:
-    job = tw.distributed.initialize(timeout=60)
+    tw.distributed.initialize(timeout=60)
+    rank, processes = tw.distributed.rank(), tw.distributed.processes()
     model, _, step = make_step(devices=GROUP, shard_state=shard_state)
     losses = []
     for images, labels in batches(steps):
-        size = len(images) // job.processes
-        mine = slice(job.rank * size, (job.rank + 1) * size)
+        size = len(images) // processes
+        mine = slice(rank * size, (rank + 1) * size)
         losses.append(float(step(tw.distributed.batch(images[mine], GROUP), tw.distributed.batch(labels[mine], GROUP))))
     weight = model.head.weight.numpy().tolist()
     where = str(model.head.weight.device)

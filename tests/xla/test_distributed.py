@@ -16,7 +16,8 @@ import pytest
 from xla_training import train
 
 import twofold as tw
-from twofold.backends.xla.distributed import Job, find_job, first_host
+from twofold.backends.xla.distributed import find_job, first_host
+from twofold.backends.xla.meeting import Job
 from twofold.base.errors import ArgumentError
 
 FOLDER = Path(__file__).parent

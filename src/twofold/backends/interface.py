@@ -11,7 +11,7 @@ import functools
 import importlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,10 @@ class Backend(ABC):
         """All devices of the kind of ``device``, as a group."""
         return device
 
+    def count(self, device: Device) -> int:
+        """How many devices a name stands for: 1, but for a group."""
+        return 1
+
     def group(self, devices: Sequence[Device], *, shard_state: bool = False) -> Device:
         """Several devices as one, on which a program runs data parallel."""
         names = ", ".join(map(str, devices))
@@ -155,6 +159,17 @@ class Backend(ABC):
     def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
         """A program for a graph whose shapes are all concrete. It may overwrite the inputs at the ``donated`` positions;
         those it does overwrite are its ``Program.donated``."""
+
+    def remembered(self, graph: Graph, passes: Callable[[Graph], Graph], device: Device) -> tuple[Program, Graph]:
+        """A program for a recorded graph, which may overwrite the state that is written: of ``passes(graph)``, unless one
+        made before can be had without them. Also the graph that tells which state it writes."""
+        graph = passes(graph)
+        return self.compile(graph, device, donated=written_state(graph)), graph
+
+
+def written_state(graph: Graph) -> list[int]:
+    """The positions, among all inputs, of the state that a graph gives new values."""
+    return [len(graph.inputs) + i for i, state in enumerate(graph.state) if state.written]
 
 
 @functools.cache

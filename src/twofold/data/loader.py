@@ -30,7 +30,8 @@ class DataLoader:
     that of this host. ``numpy=True`` yields arrays.
 
     Going through the loader once is an epoch; the next time is the next epoch. ``state_dict`` taken in mid-epoch and
-    given to ``load_state_dict`` of an equal loader continues with the very next batch.
+    given to ``load_state_dict`` of an equal loader continues with the very next batch; so does one for another number of
+    hosts, if ``world * batch_size`` is the same.
 
     Errors in the data set or the transform name the sample: they keep their class if twofold's, else become DataError.
 
@@ -98,19 +99,29 @@ class DataLoader:
         mine = self.state_dict()
         if missing := mine.keys() - state.keys():
             raise DataError(f"DataLoader state lacks {', '.join(sorted(missing))}; expected the result of state_dict()")
-        for key in mine.keys() - {"epoch", "batch"}:
-            theirs = list(state[key]) if key == "shard" else state[key]
-            if theirs != mine[key]:
+        for key in mine.keys() - {"epoch", "batch", "batch_size", "shard"}:
+            if state[key] != mine[key]:
                 raise DataError(
-                    f"DataLoader state was saved with {key}={theirs}, this loader has {mine[key]}; "
+                    f"DataLoader state was saved with {key}={state[key]}, this loader has {mine[key]}; "
                     "make the loader with the same settings to resume in mid-epoch"
                 )
+        self._check_whole(state["batch_size"], list(state["shard"]))
         epoch, batch = state["epoch"], state["batch"]
         if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch <= len(self)):
             raise DataError(
                 f"DataLoader state has epoch {epoch!r}, batch {batch!r}; expected a batch up to {len(self)}"
             )
         self._epoch, self._next, self._start = epoch, batch, batch
+
+    def _check_whole(self, batch_size: int, shard: list[int]) -> None:
+        """The hosts may be more or fewer than before; the batches of all of them together must be the same."""
+        if batch_size * shard[1] != self.order.whole:
+            hosts = "" if shard[1] == self.order.shard[1] else f" with shard={shard} ({batch_size * shard[1]} samples a step)"
+            raise DataError(
+                f"DataLoader state was saved with batch_size={batch_size}{hosts}, this loader has {self.batch_size}, "
+                f"shard={list(self.order.shard)} ({self.order.whole} samples a step); "
+                "give batch sizes that make the same step of all hosts together"
+            )
 
     def __iter__(self) -> Iterator[tuple]:
         epoch, start = self._epoch, self._start

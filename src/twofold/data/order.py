@@ -15,9 +15,10 @@ from twofold.data.randomness import ORDER, derived_seed
 class Order:
     """Everything that fixes the batches of an epoch.
 
-    With ``shard=(rank, world)`` host ``rank`` takes every ``world``-th sample of the common order, so that the k-th
-    batches of all hosts together are the k-th batch of ``world * batch_size`` samples. All hosts get the same number of
-    samples: the order is cut with ``drop_last``, else continued from its beginning.
+    With ``shard=(rank, world)`` host ``rank`` takes the ``rank``-th of ``world`` equal pieces of each common batch of
+    ``world * batch_size`` samples: the k-th batches of all hosts, put together by rank, are the k-th batch of one host,
+    however many there are. All hosts get the same number of samples: the order is cut with ``drop_last``, else continued
+    from its beginning.
     """
 
     samples: int
@@ -36,6 +37,11 @@ class Order:
             raise ArgumentError(f"DataLoader: shard={self.shard}; expected (rank, world) with 0 <= rank < world")
 
     @property
+    def whole(self) -> int:
+        """Samples in a batch of all hosts together."""
+        return self.batch_size * self.shard[1]
+
+    @property
     def share(self) -> int:
         """Samples that one host sees in an epoch."""
         world = self.shard[1]
@@ -50,8 +56,12 @@ class Order:
             order = rng.permutation(derived_seed(self.seed, ORDER), epoch, self.samples)
         else:
             order = np.arange(self.samples)
+        if not self.samples:
+            return order
         rank, world = self.shard
-        return np.resize(order, self.share * world)[rank::world] if self.samples else order
+        order = np.resize(order, self.share * world)
+        common = [order[i : i + self.whole] for i in range(0, len(order), self.whole)]
+        return np.concatenate([order[:0], *(np.split(batch, world)[rank] for batch in common)])
 
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The sample indices of each batch of ``epoch``."""

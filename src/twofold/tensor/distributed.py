@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from twofold.backends import Device
 from twofold.backends import device as find_device
 from twofold.base.dtypes import as_dtype
@@ -25,44 +27,92 @@ from twofold.tensor.eager import Array
 from twofold.tensor.tensor import Tensor
 
 if TYPE_CHECKING:
-    from twofold.backends.xla.distributed import Job
+    from twofold.backends.xla.distributed import Membership
 
-_job: list[Job] = []
+_job: list[Membership] = []
 
 
 def initialize(
-    coordinator: str | None = None, processes: int | None = None, rank: int | None = None, *, timeout: int = 300
-) -> Job:
-    """Join the job. What is not given comes from MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK, or from SLURM.
+    coordinator: str | None = None, processes: int | None = None, rank: int | None = None, *, timeout: float = 300,
+    heartbeat: float = 30,
+) -> None:  # fmt: skip
+    """Join the job. What is not given comes from MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK, from jax's variables
+    (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or from SLURM.
 
     Args:
         coordinator: ``host:port`` of process 0, reachable from all.
         processes: how many processes the job has.
         rank: which of them this one is, from 0.
         timeout: seconds to wait for the others.
+        heartbeat: seconds of silence after which a process counts as dead. One that ends before ``leave`` is noticed at
+            once. All others then end with exit code 1 and a message that names it.
 
-    Raises ArgumentError for what is missing or impossible, TwofoldError if the others do not come in time.
+    Raises ArgumentError for what is missing or impossible, or where the processes disagree; TwofoldError if the others do
+    not come in time.
     """
     from twofold.backends.xla import distributed
 
-    _job[:] = [distributed.initialize(coordinator, processes, rank, timeout=timeout)]
-    return _job[0]
+    if _job:
+        raise ArgumentError(f"distributed: this process is already {_job[0].job.rank} of {_job[0].job.processes}; join once")
+    _job[:] = [distributed.initialize(coordinator, processes, rank, timeout=timeout, heartbeat=heartbeat)]
+
+
+def leave() -> None:
+    """The job is done: wait for all processes to come here, and go on as one process. Otherwise the end of the program
+    does it. Arrays that were split over processes can no longer be read."""
+    while _job:
+        _job.pop().leave()
+
+
+def abandon(code: int = 1) -> None:
+    """End this process's part early, after an error: the others are told, and end; this one will, with ``code``."""
+    while _job:
+        _job.pop().abandon(code)
+
+
+def advise(what: str) -> None:
+    """What the message of a process's death tells people to do: where the last checkpoint is, say."""
+    for membership in _job:
+        membership.watch.advice = what
 
 
 def rank() -> int:
     """The number of this process in the job; 0 where there is none."""
-    return _job[0].rank if _job else 0
+    return _job[0].job.rank if _job else 0
 
 
 def processes() -> int:
     """How many processes the job has; 1 where there is none."""
-    return _job[0].processes if _job else 1
+    return _job[0].job.processes if _job else 1
 
 
-def batch(part: Any, device: str | Device) -> Tensor:
+def check_same(what: str, text: str) -> None:
+    """ArgumentError, in every process, unless ``text`` is the same in all of them. All must call it."""
+    if processes() == 1:
+        return
+    from twofold.backends.xla.distributed import different
+
+    if ranks := different(text):
+        raise ArgumentError(
+            f"distributed: process {', '.join(map(str, ranks))} has another {what} than process 0 (here {text}); "
+            "start all processes with the same options, the same data and the same checkpoint"
+        )
+
+
+def agreed(answer: bool) -> bool:
+    """What process 0 answers, in every process. All must call it."""
+    if processes() == 1:
+        return answer
+    from twofold.backends.xla.distributed import gather
+
+    return bool(gather(np.array([answer]))[0])
+
+
+def batch(part: Any, device: str | Device, size: int | None = None) -> Tensor:
     """The whole batch, of which every process gives its ``part``: equal sizes along the first dimension, by rank.
 
     ``device`` is a group that holds devices of every process, such as ``"gpu:all"``; only the own part is copied to it.
+    ``size``: how many samples the batch has, where the last parts are filled up, or it does not divide over the devices.
     """
     where = find_device(device)
     if where.kind not in ("gpu", "tpu", "xla"):
@@ -70,5 +120,5 @@ def batch(part: Any, device: str | Device) -> Tensor:
     from twofold.backends.xla.distributed import global_batch
 
     local = as_numpy(part.numpy() if isinstance(part, Tensor) else part)
-    shape, buffer = global_batch(local, where)
+    shape, buffer = global_batch(local, where, size)
     return Tensor(Array(Spec(shape, as_dtype(local.dtype)), buffer, where))

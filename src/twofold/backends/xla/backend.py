@@ -63,6 +63,9 @@ class XlaBackend(Backend):
         assert found is not None, device
         return found
 
+    def count(self, device: Device) -> int:
+        return len(placement(device).devices)
+
     def group(self, devices: Sequence[Device], *, shard_state: bool = False) -> Device:
         names = [split_name(d.name) for d in devices]
         if len({prefix for prefix, _, _ in names}) != 1:
@@ -109,7 +112,10 @@ class XlaBackend(Backend):
         """The content on the host. Waits for the device; reports an index that was out of range in what ran before."""
         self.pending.look()
         if buffer.is_fully_addressable or buffer.is_fully_replicated:
-            return np.asarray(buffer)
+            try:
+                return np.asarray(buffer)
+            except runtime.load().errors.JaxRuntimeError as error:
+                raise runtime.translated(error, "reading a result") from error
         from jax.experimental import multihost_utils
 
         with runtime.x64():

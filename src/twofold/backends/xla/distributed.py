@@ -5,34 +5,30 @@
 |---|---|---|---|
 | arguments | ``coordinator`` | ``processes`` | ``rank`` |
 | twofold, torchrun | ``MASTER_ADDR:MASTER_PORT`` | ``WORLD_SIZE`` | ``RANK`` |
+| jax | ``JAX_COORDINATOR_ADDRESS`` | ``JAX_NUM_PROCESSES`` | ``JAX_PROCESS_ID`` |
 | SLURM | the first node of ``SLURM_JOB_NODELIST`` | ``SLURM_NTASKS`` | ``SLURM_PROCID`` |
+
+The upper row wins. Where a machine runs several processes, ``LOCAL_RANK`` or ``SLURM_LOCALID`` numbers its accelerator.
 """
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import os
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from twofold.backends.interface import Device
 from twofold.backends.xla import placement, runtime
+from twofold.backends.xla.meeting import HEARTBEAT, Job, Watch, meet
 from twofold.base.errors import ArgumentError, TwofoldError
 
 DEFAULT_PORT = 12379
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
-
-
-@dataclass(frozen=True)
-class Job:
-    """Where the processes of a job meet, how many they are, and which one this is."""
-
-    coordinator: str
-    processes: int
-    rank: int
-
+_JAX_HEARTBEAT = 600  # jax's own watch, slower than ours: it ends processes without saying why
 
 def find_job(
     coordinator: str | None = None, processes: int | None = None, rank: int | None = None,
@@ -40,7 +36,7 @@ def find_job(
 ) -> Job:  # fmt: skip
     """The job of this process: from the arguments, else the environment. ArgumentError says what is missing."""
     env = os.environ if environment is None else environment
-    found = _from_slurm(env) | _from_variables(env)
+    found = _from_slurm(env) | _from_jax(env) | _from_variables(env)
     if coordinator is not None:
         found["coordinator"] = coordinator
     if processes is not None:
@@ -51,11 +47,15 @@ def find_job(
     if missing:
         raise ArgumentError(
             f"distributed: {', '.join(missing)} unknown; give coordinator='host:port', processes= and rank=, or set "
-            "MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK, or start the processes with SLURM's srun"
+            "MASTER_ADDR, MASTER_PORT, WORLD_SIZE and RANK, or start the processes with SLURM's srun "
+            "(twofold train: --coordinator HOST:PORT --num-processes N --process-id R)"
         )
-    job = Job(found["coordinator"], _number("processes", found), _number("rank", found))
-    if ":" not in job.coordinator:
+    job = Job(found["coordinator"], _number("processes", found), _number("rank", found), _own_device(env))
+    port = job.coordinator.rpartition(":")[2]
+    if ":" not in job.coordinator or not port:
         raise ArgumentError(f"distributed: coordinator {job.coordinator!r} has no port; expected host:port")
+    if not port.isdecimal() or not 0 < int(port) < 65536 or job.coordinator.startswith(":"):
+        raise ArgumentError(f"distributed: coordinator is {job.coordinator!r}; expected host:port, such as node1:12379")
     if not 0 <= job.rank < job.processes:
         came = f"rank {job.rank} of {job.processes} processes"
         raise ArgumentError(f"distributed: {came}; expected 0 <= rank < processes")
@@ -76,6 +76,20 @@ def _from_variables(env: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def _from_jax(env: Mapping[str, str]) -> dict[str, str]:
+    names = {"coordinator": "JAX_COORDINATOR_ADDRESS", "processes": "JAX_NUM_PROCESSES", "rank": "JAX_PROCESS_ID"}
+    return {name: env[key] for name, key in names.items() if key in env}
+
+
+def _own_device(env: Mapping[str, str]) -> int | None:
+    """The accelerator that a launcher gave this process, where it started several on the machine."""
+    if int(env.get("LOCAL_WORLD_SIZE", "1") or 1) > 1 and "LOCAL_RANK" in env:
+        return int(env["LOCAL_RANK"])
+    if "SLURM_LOCALID" in env and int(re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1") or "1")[0]) > 1:  # type: ignore[index]
+        return int(env["SLURM_LOCALID"])
+    return None
+
+
 def _from_slurm(env: Mapping[str, str]) -> dict[str, str]:
     if int(env.get("SLURM_NTASKS", "1") or 1) < 2 or "SLURM_PROCID" not in env:
         return {}
@@ -92,46 +106,119 @@ def first_host(nodes: str) -> str:
     return "" if found is None else found[1] + (found[2] or "")
 
 
+class Membership:
+    """This process's place in a job: the watch over the others, and how it is left."""
+
+    def __init__(self, job: Job, watch: Watch):
+        self.job, self.watch = job, watch
+        self._left = False
+        atexit.register(self._at_exit)
+
+    def leave(self) -> None:
+        """The work is done: wait for the others to come to the same point, and go on alone."""
+        if not self._left:
+            synchronise("leave")
+            self._left = True
+            self.watch.close(bye=True)
+            runtime.load().distributed.shutdown()
+
+    def abandon(self, code: int = 1) -> None:
+        """End early: the others are told at once, and this process ends with ``code`` without waiting for them."""
+        if not self._left:
+            self._left = True
+            self.watch.close(bye=False)
+            atexit.register(_end_now, code)
+
+    def _at_exit(self) -> None:
+        if self._left:
+            return
+        if getattr(sys, "last_value", None) is None:
+            self.leave()
+        else:  # an exception that nobody caught
+            self.watch.close(bye=False)
+            _end_now(1)
+
+
+def _end_now(code: int) -> None:
+    """Jax would wait for the others at the end of the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def initialize(
-    coordinator: str | None = None, processes: int | None = None, rank: int | None = None, *, timeout: int = 300
-) -> Job:
+    coordinator: str | None = None, processes: int | None = None, rank: int | None = None, *, timeout: float = 300,
+    heartbeat: float = HEARTBEAT,
+) -> Membership:  # fmt: skip
     """Join the job; call it once in each process, before any XLA device is used.
 
-    ``timeout``: seconds to wait for the others. TwofoldError if they do not come. A process that dies later is noticed
-    within about ``HEARTBEAT`` seconds by all others, which then end with an error of jax's coordination service.
+    ``timeout``: seconds to wait for the others. ``heartbeat``: seconds of silence after which one counts as dead; then,
+    or at once if its process has ended, all others end with a message and exit code 1.
     """
     job = find_job(coordinator, processes, rank)
     jax = runtime.load()
+    lines, port = meet(job, timeout)
+    jax.config.update("jax_enable_recoverability", True)  # else jax ends processes by abort() when another has died
     try:
         jax.distributed.initialize(
-            job.coordinator, job.processes, job.rank,
-            initialization_timeout=timeout, heartbeat_timeout_seconds=HEARTBEAT,
+            f"{job.address[0]}:{port}", job.processes, job.rank, local_device_ids=job.device,
+            cluster_detection_method="deactivate", initialization_timeout=int(timeout) + 1,
+            heartbeat_timeout_seconds=_JAX_HEARTBEAT,
         )  # fmt: skip
     except RuntimeError as error:
         if "before" in str(error) or "once" in str(error):
             advice = "call it once, at the start of the program, before any tensor is put on an XLA device"
         else:
-            advice = f"check that all {job.processes} processes were started and that {job.coordinator} can be reached"
+            advice = f"check that the processes can reach each other at {job.address[0]}, on any port"
         first = str(error).splitlines()[0]
         raise TwofoldError(f"distributed: process {job.rank} could not join ({first}); {advice}") from error
     placement.local_devices.cache_clear()
     placement.placement.cache_clear()
-    return job
+    watch = Watch(job, lines, heartbeat)
+    runtime.on_failure[:] = [watch.settle]
+    return Membership(job, watch)
 
 
-def global_batch(local: np.ndarray, device: Device) -> tuple[tuple[int, ...], object]:
+def synchronise(name: str) -> None:
+    """Wait until every process has come here."""
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices(name)
+
+
+def gather(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes (equal shapes), put together along the first dimension in the order of ranks."""
+    from jax.experimental import multihost_utils
+
+    with runtime.x64():
+        return np.asarray(multihost_utils.process_allgather(np.ascontiguousarray(array), tiled=True))
+
+
+def different(text: str) -> list[int]:
+    """The ranks of the processes whose ``text`` is not that of process 0."""
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = gather(digest[None])
+    return [rank for rank, other in enumerate(digests) if not np.array_equal(other, digests[0])]
+
+
+def global_batch(local: np.ndarray, device: Device, size: int | None = None) -> tuple[tuple[int, ...], object]:
     """The shape and buffer of a batch of which this process holds ``local``: the parts stand in the order of ranks.
 
-    Every process gives a part of the same size, which its devices divide.
+    Every process gives a part of the same size, which its devices divide. With ``size``, the first ``size`` samples are
+    the batch and the rest fills up the last parts; a batch that does not divide is then whole on every device.
     """
     jax = runtime.load()
     where = placement.placement(device)
     shape = (local.shape[0] * jax.process_count(), *local.shape[1:])
+    if size is not None and (size != shape[0] or size % len(where.devices)):
+        whole = gather(local)[:size]
+        with runtime.x64():
+            return whole.shape, placement.put(whole, where.whole)
     if shape[0] % len(where.devices):
         parts = f"{local.shape[0]} from each of {jax.process_count()} processes"
         raise ArgumentError(
             f"distributed: a batch of {shape[0]} ({parts}) does not divide over {len(where.devices)} devices; "
-            "drop or pad the last batch"
+            "drop or pad the last batch, or say its size"
         )
     with runtime.x64():
         return shape, jax.make_array_from_process_local_data(where.batch, np.ascontiguousarray(local), shape)

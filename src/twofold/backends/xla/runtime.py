@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -44,8 +45,13 @@ def precision() -> Any:
     return lax.Precision.DEFAULT if flags.get("TWOFOLD_TF32") else lax.Precision.HIGHEST
 
 
+on_failure: list[Callable[[], None]] = []  # called before a failure is reported: in a job, it may be another's death
+
+
 def translated(error: Exception, what: str) -> TwofoldError:
     """An error of XLA's runtime as one of ours, with its first line and what to do."""
+    for look in on_failure:
+        look()
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "RESOURCE_EXHAUSTED" in first or "out of memory" in first.lower():
         advice = "use a smaller batch, tw.checkpoint, or more devices"

@@ -1,0 +1,268 @@
+"""Where the processes of a job meet, and how each notices that another has died.
+
+Process 0 listens on the coordinator's port. The others connect and say who they are; when all have come, process 0
+answers with the port of jax's own service. The connections stay open: every process says a word a second, so that an end
+without good-bye is noticed at once, and a machine that has vanished, or a process that hangs, after ``heartbeat`` seconds.
+
+    worker -> 0   {"twofold": 1, "rank": 2, "processes": 4}
+    0 -> worker   {"port": 40123}   or   {"error": "..."}
+    both          "." each second;  "bye" at the end;  {"dead": "process 3 ..."} from process 0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twofold.base.errors import ArgumentError, TwofoldError
+
+PROTOCOL = 1
+BEAT = 1.0  # seconds between signs of life
+HEARTBEAT = 30.0  # seconds without one after which a process counts as dead
+_LONGEST = 4096  # bytes of a line; whoever sends more is none of ours
+_HELLO = 5.0  # seconds for a newcomer to say who it is
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where the processes of a job meet, how many they are, and which one this is. ``device``: the number of the one
+    accelerator that is this process's, where the machine runs several processes."""
+
+    coordinator: str
+    processes: int
+    rank: int
+    device: int | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.coordinator.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class Line:
+    """A connection that carries lines of text."""
+
+    def __init__(self, connection: socket.socket):
+        self.socket = connection
+        self.heard = time.monotonic()
+        self._rest = b""
+
+    def send(self, text: str) -> None:
+        """Say a line; OSError if nobody is there."""
+        self.socket.sendall(text.encode() + b"\n")
+
+    def read(self, timeout: float) -> str | None:
+        """The next line; None if none came in time. EOFError at the end, OSError where the connection broke."""
+        self.socket.settimeout(max(timeout, 1e-3))
+        while b"\n" not in self._rest:
+            try:
+                more = self.socket.recv(_LONGEST)
+            except TimeoutError:
+                return None
+            if not more or len(self._rest) > _LONGEST:
+                raise EOFError
+            self._rest += more
+            self.heard = time.monotonic()
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def record(line: str | None) -> dict[str, Any]:
+    """A line as a JSON object; empty if it is none."""
+    try:
+        found = json.loads(line or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# -- coming together ---------------------------------------------------------------------------------------------------
+
+
+def meet(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
+    """Wait for the others: the lines to them (process 0 has one to each, the others one to process 0), and the port of
+    jax's service. ArgumentError where they disagree, TwofoldError where somebody does not come."""
+    return _receive(job, timeout) if job.rank == 0 else _report(job, timeout)
+
+
+def _receive(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
+    deadline = time.monotonic() + timeout
+    lines: dict[int, Line] = {}
+    with _listen(job) as server:
+        while len(lines) < job.processes - 1:
+            server.settimeout(max(deadline - time.monotonic(), 1e-3))
+            try:
+                line = Line(server.accept()[0])
+            except TimeoutError:
+                missing = ", ".join(str(r) for r in range(1, job.processes) if r not in lines)
+                wrong = (
+                    f"of {job.processes} processes, {missing} did not come to {job.coordinator} within {timeout:g} s; "
+                    "check that all were started, with the same coordinator, and that the port can be reached"
+                )
+                raise _refused(lines.values(), wrong, TwofoldError) from None
+            with contextlib.suppress(OSError, EOFError):
+                hello = record(line.read(_HELLO))
+                if hello.get("twofold") != PROTOCOL:  # somebody else's: a port scan, a browser
+                    line.close()
+                    continue
+                wrong = _disagreement(job, hello, lines)
+                if wrong:
+                    raise _refused([*lines.values(), line], wrong, ArgumentError)
+                lines[hello["rank"]] = line
+    port = _free_port(job)
+    for line in lines.values():
+        with contextlib.suppress(OSError):
+            line.send(json.dumps({"port": port}))
+    return lines, port
+
+
+def _disagreement(job: Job, hello: dict[str, Any], known: dict[int, Line]) -> str:
+    rank, processes = hello.get("rank"), hello.get("processes")
+    if processes != job.processes:
+        return (
+            f"process {rank} was started for {processes} processes, process 0 for {job.processes}; "
+            "start all with the same number of processes"
+        )
+    if not isinstance(rank, int) or not 0 < rank < job.processes or rank in known:
+        return f"two processes came as rank {rank} of {job.processes}; give each process a rank of its own"
+    return ""
+
+
+def _refused(lines: Any, wrong: str, kind: type[TwofoldError]) -> TwofoldError:
+    for line in lines:
+        with contextlib.suppress(OSError):
+            line.send(json.dumps({"error": wrong}))
+        line.close()
+    return kind(f"distributed: {wrong}")
+
+
+def _listen(job: Job) -> socket.socket:
+    host, port = job.address
+    for place in (host, ""):  # a name that is not of this machine's interfaces: behind a forwarding address
+        try:
+            return socket.create_server((place, port), backlog=job.processes)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE or not place:
+                raise TwofoldError(
+                    f"distributed: process 0 cannot listen on {job.coordinator} ({os.strerror(error.errno or 0)}); "
+                    "is another job running there? Choose another port, the same for all processes"
+                ) from None
+    raise AssertionError
+
+
+def _free_port(job: Job) -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def _report(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
+    deadline = time.monotonic() + timeout
+    why = "nobody listens"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            line = Line(socket.create_connection(job.address, timeout=left))
+            line.send(json.dumps({"twofold": PROTOCOL, "rank": job.rank, "processes": job.processes}))
+            answer = record(line.read(left + BEAT))  # process 0 gives up first, and says who is missing
+        except (OSError, EOFError) as error:
+            why = str(error) or "the connection was closed"
+            time.sleep(min(0.1, left))
+            continue
+        if "error" in answer:
+            raise ArgumentError(f"distributed: {answer['error']}")
+        if isinstance(answer.get("port"), int):
+            return {0: line}, answer["port"]
+        break
+    raise TwofoldError(
+        f"distributed: process {job.rank} did not meet process 0 at {job.coordinator} within {timeout:g} s ({why}); "
+        f"check that all {job.processes} processes were started, and that the port can be reached"
+    )
+
+
+# -- staying together --------------------------------------------------------------------------------------------------
+
+
+def end_process(message: str) -> None:
+    """Say why on stderr, and end at once: the main thread may wait for a process that is no more."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+class Watch:
+    """Keeps the lines alive, one thread each; calls ``end(message)`` once when a process has died. ``advice`` is put
+    after the message: what to do now."""
+
+    def __init__(
+        self, job: Job, lines: dict[int, Line], heartbeat: float = HEARTBEAT, end: Callable[[str], None] = end_process
+    ):
+        self.job, self.lines, self.heartbeat, self.end = job, dict(lines), heartbeat, end
+        self.advice = "start all processes again"
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        for rank, line in lines.items():
+            threading.Thread(target=self._listen, args=(rank, line), name=f"watch-{rank}", daemon=True).start()
+        threading.Thread(target=self._speak, name="watch", daemon=True).start()
+
+    def _speak(self) -> None:
+        while not self._over.wait(BEAT):
+            for line in list(self.lines.values()):
+                with contextlib.suppress(OSError):
+                    line.send(".")
+
+    def _listen(self, rank: int, line: Line) -> None:
+        line.heard = time.monotonic()
+        while not self._over.is_set():
+            try:
+                said = line.read(BEAT / 2)
+            except (EOFError, OSError):
+                return self._dead(f"process {rank} of {self.job.processes} has died or ended early")
+            if said == "bye":
+                self.lines.pop(rank, None)
+                return None
+            if "dead" in record(said if said and said.startswith("{") else ""):
+                return self._dead(str(record(said)["dead"]))
+            if time.monotonic() - line.heard > self.heartbeat:
+                silent = f"has given no sign of life for {self.heartbeat:g} s"
+                return self._dead(f"process {rank} of {self.job.processes} {silent}")
+        return None
+
+    def _dead(self, what: str) -> None:
+        with self._lock:
+            if self._over.is_set():
+                return
+            self._over.set()
+        for line in list(self.lines.values()):
+            with contextlib.suppress(OSError):
+                line.send(json.dumps({"dead": what}))
+        self.end(f"distributed: {what}; the job has ended, {self.advice}")
+
+    def close(self, *, bye: bool) -> None:
+        """Stop watching: with good-bye, or as one who ends early and wants it noticed."""
+        with self._lock:
+            over = self._over.is_set()
+            self._over.set()
+        for line in list(self.lines.values()):
+            with contextlib.suppress(OSError):
+                if bye and not over:
+                    line.send("bye")
+                line.socket.shutdown(socket.SHUT_WR)
+                line.close()
+
+    def settle(self, seconds: float = 5.0) -> None:
+        """After a failed computation: wait for the cause to show, if it is a death (the process ends then)."""
+        self._over.wait(seconds)
+        if self._over.is_set():
+            time.sleep(1.0)
