@@ -177,7 +177,8 @@ def test_modules_compiled_side_by_side_are_those_compiled_alone(monkeypatch):
     modules = [(scale(20.0 + i % 5).ir, i % 2) for i in range(20)]
     alone = [jit.compile_ir(*module) for module in [(ir, HOST, level) for ir, level in modules]]
     monkeypatch.setattr(jit, "_memory", {})
-    assert jit.compile_all(modules) == alone
+    together = jit.compile_all(modules)
+    assert [together[cache.key(ir, HOST, level)] for ir, level in modules] == alone
     with pytest.raises(GraphError, match="malformed"):
         jit.compile_all([modules[0], ("define void @f() { ret i32 1 }", 0)])
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from twofold.backends import Device, Program
+from twofold.backends.interface import written_state
 from twofold.base import flags
 from twofold.base.dims import substitute
 from twofold.base.errors import DtypeError, ShapeError
@@ -109,10 +110,11 @@ class GraphRunner:
         check_arguments(self.graph, [a.spec for a in arguments])
         sizes = bind_symbols([v.spec for v in self.graph.inputs], [a.shape for a in arguments])  # type: ignore[misc]
         graph = specialise(self.graph, sizes) if sizes else self.graph
-        graph = optimise(graph)
-        first = len(graph.inputs)
-        donated = [first + i for i, state in enumerate(graph.state) if state.written]
-        program = device.backend.compile(graph, device, donated=donated)
+        if self.verify or flags.get("TWOFOLD_VERIFY"):  # every value of the graph is looked at
+            graph = optimise(graph)
+            program = device.backend.compile(graph, device, donated=written_state(graph))
+        else:
+            program, graph = device.backend.remembered(graph, optimise, device)
         return Compiled(program, graph, device)
 
     def report(self) -> str:

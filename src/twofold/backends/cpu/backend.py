@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from twofold.backends.cpu import debug, eager
 from twofold.backends.host import HostBackend
-from twofold.backends.interface import Device, Program
+from twofold.backends.interface import Device, Program, written_state
 from twofold.base import flags
 from twofold.base.errors import IndexRangeError
 from twofold.ir import Graph, Op, Spec
 from twofold.ir.builder import annotate
 
+if TYPE_CHECKING:
+    from twofold.backends.cpu.lowering.assemble import Assembled
+
 
 class CpuProgram(Program):
-    """A graph as machine code. Safe to call from several threads (calls take turns)."""
+    """A graph as machine code. Safe to call from several threads (calls take turns).
 
-    def __init__(self, graph: Graph, donated: Sequence[int] = (), orders: Mapping[int, Sequence[int]] | None = None):
+    ``built`` is what it is made of, if that is known from disk; ``again`` then makes the program anew, for those who want
+    to look inside.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        donated: Sequence[int] = (),
+        orders: Mapping[int, Sequence[int]] | None = None,
+        built: Assembled | None = None,
+        again: Callable[[], CpuProgram] | None = None,
+    ):
         from twofold.backends.cpu.execution import Execution
-        from twofold.backends.cpu.lowering.assemble import assemble
-        from twofold.backends.cpu.lowering.donate import donate
-        from twofold.backends.cpu.lowering.lower import lower
-        from twofold.backends.cpu.lowering.merge import merge
-        from twofold.backends.cpu.lowering.prepare import prepared
-        from twofold.backends.cpu.lowering.widen import widened
-        from twofold.backends.cpu.machine import host, num_threads
+        from twofold.backends.cpu.machine import num_threads
 
         self.name = graph.name
         self.threads = num_threads()
-        graph = widened(graph)
-        plan = lower(graph, host(), compile_graph, orders)
-        merge(plan)
-        donate(plan, graph, donated)
-        self.donated = plan.donated
-        first = len(graph.inputs)
-        constant = [plan.inputs[first + i] for i, state in enumerate(graph.state) if not state.written]
-        self._built = assemble(prepared(plan, constant), host(), self.threads)
+        self._built = built or _assembled(graph, donated, orders, self.threads)
+        self._again = again
+        self.donated = self._built.plan.donated
         shapes: list[Any] = [v.shape for v in graph.all_inputs]
         self._execution = Execution(self._built, self.threads, shapes, orders or {})
         self._lock = threading.Lock()
@@ -58,15 +62,20 @@ class CpuProgram(Program):
         """Bytes of results that stay between calls: packed weights and the like."""
         return self._built.kept
 
+    @functools.cached_property
+    def opened(self) -> CpuProgram:
+        """This program with all that it was made of: made anew, if it came from disk."""
+        return self._again() if self._again else self
+
     @property
     def calls(self) -> Sequence[Any]:
         """The kernel calls, in order (of native parts)."""
-        return self._built.calls
+        return self.opened._built.calls
 
     @property
     def steps(self) -> Sequence[Any]:
         """The steps, in order."""
-        return self._built.plan.steps
+        return self.opened._built.plan.steps
 
     def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[np.ndarray]:
         start = time.perf_counter() if self._timed else 0.0
@@ -85,10 +94,10 @@ class CpuProgram(Program):
 
     def _raise_error(self) -> None:
         """Raise what a kernel left in the error word."""
-        message, node = self._built.plan.checks[self._execution.failed - 1]
+        check = self._built.plan.checks[self._execution.failed - 1]
         self._execution.failed = 0
-        error = IndexRangeError(f"{node.op.name}: {message}")
-        annotate(error, node.scope)
+        error = IndexRangeError(f"{check.op}: {check.message}")
+        annotate(error, check.scope)
         raise error
 
     def report(self) -> str:
@@ -101,6 +110,27 @@ class CpuProgram(Program):
         ]
         lines += [f"  {c.kernel.symbol}: {c.kernel.note}" for c in built.calls]
         return "\n".join(lines + built.plan.notes)
+
+
+def _assembled(
+    graph: Graph, donated: Sequence[int], orders: Mapping[int, Sequence[int]] | None, threads: int
+) -> Assembled:
+    """A graph lowered, compiled and linked."""
+    from twofold.backends.cpu.lowering.assemble import assemble
+    from twofold.backends.cpu.lowering.donate import donate
+    from twofold.backends.cpu.lowering.lower import lower
+    from twofold.backends.cpu.lowering.merge import merge
+    from twofold.backends.cpu.lowering.prepare import prepared
+    from twofold.backends.cpu.lowering.widen import widened
+    from twofold.backends.cpu.machine import host
+
+    graph = widened(graph)
+    plan = lower(graph, host(), compile_graph, orders)
+    merge(plan)
+    donate(plan, graph, donated)
+    first = len(graph.inputs)
+    constant = [plan.inputs[first + i] for i, state in enumerate(graph.state) if not state.written]
+    return assemble(prepared(plan, constant), host(), threads)
 
 
 def compile_graph(graph: Graph) -> CpuProgram:
@@ -125,6 +155,26 @@ class CpuBackend(HostBackend):
 
     def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
         return CpuProgram(graph, donated)
+
+    def remembered(self, graph: Graph, passes: Callable[[Graph], Graph], device: Device) -> tuple[Program, Graph]:
+        from twofold.backends.cpu import remember
+        from twofold.backends.cpu.machine import num_threads
+
+        name = None if flags.get("TWOFOLD_DEBUG") >= 2 else remember.key(graph, num_threads())
+        built = remember.recall(name, written_state(graph)) if name else None
+        if built is not None:
+            recorded = graph
+
+            def again() -> CpuProgram:
+                optimised = passes(recorded)
+                return CpuProgram(optimised, written_state(optimised))
+
+            return CpuProgram(graph, built=built, again=again), graph
+        graph = passes(graph)
+        program = CpuProgram(graph, written_state(graph))
+        if name:
+            remember.store(name, program._built, written_state(graph))
+        return program, graph
 
 
 BACKEND = CpuBackend()

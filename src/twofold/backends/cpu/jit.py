@@ -60,23 +60,31 @@ def compile_ir(ir: str, machine: Machine | None = None, level: int = 0) -> bytes
     """
     machine = machine or host()
     name = cache.key(ir, machine, level)
-    payload = _memory.get(name)
+    payload = known(name)
     if payload is None:
-        payload = cache.get(name)
-        if payload is None:
-            payload = _emit(ir, machine, level, assembly=False)
-            cache.put(name, payload)
-        _memory[name] = payload
+        payload = _memory[name] = _emit(ir, machine, level, assembly=False)
+        cache.put(name, payload)
     return payload
 
 
-def compile_all(modules: Sequence[tuple[str, int]], machine: Machine | None = None) -> list[bytes]:
-    """The objects of (IR text, level) pairs, equal ones compiled once, on as many threads as there are cores."""
+def known(name: str) -> bytes | None:
+    """The object of a key, if this process or the cache has it."""
+    payload = _memory.get(name)
+    if payload is None:
+        payload = cache.get(name)
+        if payload is not None:
+            _memory[name] = payload
+    return payload
+
+
+def compile_all(modules: Sequence[tuple[str, int]], machine: Machine | None = None) -> dict[str, bytes]:
+    """The objects of (IR text, level) pairs by their keys, equal ones compiled once, on as many threads as there are
+    cores."""
     machine = machine or host()
     distinct = sorted(dict.fromkeys(modules), key=lambda m: -len(m[0]))  # the longest first: no thread ends late
     with ThreadPoolExecutor(max(1, min(available_cores(), len(distinct)))) as pool:
-        objects = dict(zip(distinct, pool.map(lambda m: compile_ir(m[0], machine, m[1]), distinct)))
-    return [objects[module] for module in modules]
+        objects = pool.map(lambda m: compile_ir(m[0], machine, m[1]), distinct)
+        return {cache.key(ir, machine, level): o for (ir, level), o in zip(distinct, objects)}
 
 
 def assembly(ir: str, machine: Machine | None = None, level: int = 0) -> str:

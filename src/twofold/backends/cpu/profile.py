@@ -30,6 +30,7 @@ class Row:
 
 def profile(program: CpuProgram, buffers: Sequence[Any], rounds: int = 3) -> list[Row]:
     """Time every kernel call of ``program`` on ``buffers`` (``rounds`` times, the best counts). Donated buffers are copied."""
+    program = program.opened
     copies = [b.copy() if i in program.donated else b for i, b in enumerate(buffers)]
     program(copies)
     pointers, keep = program.pointers(copies)

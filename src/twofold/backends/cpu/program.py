@@ -116,17 +116,19 @@ class ProgramBuilder:
         """Compile what is new, link, and return the program."""
         modules = [(k.ir, k.level) for k in self.kernels] + [(self._module.text(), 0)]
         objects = jit.compile_all(modules, self.machine)
-        return Program(jit.link([*objects, team.runtime_object()]), list(self.kernels), small)
+        library = jit.link([*objects.values(), team.runtime_object()])
+        return Program(library, list(self.kernels), small, tuple(objects))
 
 
 class Program:
     """A linked program. ``run`` is safe to call from several threads only with separate memory in the table.
 
-    ``small`` ones are quicker on the caller's thread than with a team (``run_alone``).
+    ``small`` ones are quicker on the caller's thread than with a team (``run_alone``). ``objects`` are the cache's keys of
+    what it is linked from.
     """
 
-    def __init__(self, library: jit.Library, kernels: list[Kernel], small: bool = False):
-        self._library, self.kernels, self.small = library, kernels, small
+    def __init__(self, library: jit.Library, kernels: list[Kernel], small: bool = False, objects: Sequence[str] = ()):
+        self._library, self.kernels, self.small, self.objects = library, kernels, small, objects
         self.address = library.address("run")
         i64, pointer = ctypes.c_int64, ctypes.c_void_p
         self._alone = ctypes.CFUNCTYPE(None, i64, i64, pointer, pointer)(self.address)

@@ -19,7 +19,17 @@ from twofold.backends.cpu.loops.expr import loads, work
 from twofold.backends.cpu.lowering.concat import homes
 from twofold.backends.cpu.lowering.epilogue import formula
 from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, VIEWS
-from twofold.backends.cpu.lowering.steps import At, HostStep, KernelStep, NestStep, Placed, Plan, Step, row_strides
+from twofold.backends.cpu.lowering.steps import (
+    At,
+    Check,
+    HostStep,
+    KernelStep,
+    NestStep,
+    Placed,
+    Plan,
+    Step,
+    row_strides,
+)  # fmt: skip
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, pixel_distance, view
 from twofold.backends.cpu.program import Kernel
 from twofold.base.dtypes import DType, float32
@@ -339,7 +349,7 @@ class Lowering:
 
     def check(self, message: str, node: Node) -> int:
         """A code for the error word, and what it means."""
-        self.plan.checks.append((message, node))
+        self.plan.checks.append(Check(message, node.op.name, node.scope))
         return len(self.plan.checks)
 
     # ---- layout ---------------------------------------------------------------------------------------------------

@@ -135,6 +135,15 @@ class HostStep:
 Step = Any  # NestStep | KernelStep | HostStep
 
 
+@dataclass(frozen=True)
+class Check:
+    """What an error word means: the message, the op and the layer path it happened in."""
+
+    message: str
+    op: str
+    scope: str
+
+
 @dataclass
 class Plan:
     """A lowered graph. Buffers that are neither inputs, outputs, constants nor kept are temporary and live in the arena.
@@ -148,7 +157,7 @@ class Plan:
     outputs: list[Placed]  # one for each of the graph's all_outputs
     specs: list[Spec]
     constants: dict[Buffer, np.ndarray]
-    checks: list[tuple[str, Node]] = field(default_factory=list)  # messages of the error word: code k is checks[k - 1]
+    checks: list[Check] = field(default_factory=list)  # meanings of the error word: code k is checks[k - 1]
     notes: list[str] = field(default_factory=list)
     donated: list[int] = field(default_factory=list)
     values: dict[Value, Placed] = field(default_factory=dict)
