@@ -14,10 +14,10 @@ import typer
 import twofold as tw
 from twofold import data as datasets
 from twofold.base.errors import ArgumentError, VerificationError
-from twofold.cli.common import DEFAULT_OUTPUT, DeviceName, Json, emit, note, use_device
+from twofold.cli import parallel
+from twofold.cli.common import DEFAULT_OUTPUT, DeviceName, Json, emit, load_trained, note
 from twofold.ops.precision import policy_of
 from twofold.train import Reporter, Trainer, read_checkpoint
-from twofold.train.checkpoint import restore
 from twofold.train.fit import BEST, CURVES, LAST
 from twofold.train.report import seconds
 from twofold.train.task import Settings, build_model, build_optimizer, build_schedule, loader, prepare, settings_for
@@ -56,11 +56,18 @@ def command(
         str, typer.Option(callback=_known, help="fp32, or mixed: bf16, or fp16 with loss scaling.")
     ] = "fp32",
     device: DeviceName = None,
+    shard_state: parallel.ShardState = False,
+    batch_norm: parallel.BatchNorm = "synchronised",
+    distributed: parallel.Distributed = False,
+    coordinator: parallel.Coordinator = None,
+    num_processes: parallel.Processes = None,
+    process_id: parallel.Rank = None,
+    join_timeout: parallel.Timeout = 300.0,
+    heartbeat: parallel.Heartbeat = 30.0,
     json: Json = False,
 ) -> None:
     """Train NETWORK on real images; write checkpoints, curves and an ONNX file that is checked in another process."""
     began = time.perf_counter()
-    use_device(device)
     output = output or DEFAULT_OUTPUT / f"{network}-{data}"
     train_set, val_set = (datasets.load(data, split, data_dir) for split in ("train", "test"))
     settings = settings_for(
@@ -68,19 +75,32 @@ def command(
     )
     if resume:
         settings = _resumed(output, settings, epochs)
-    trainer = _trainer(
-        settings, train_set, val_set, output, eager=eager, clip=clip, workers=workers, every=checkpoint_every
+    with parallel.job(distributed, coordinator, num_processes, process_id, join_timeout, heartbeat):
+        devices = parallel.place(device, distributed)
+        how: dict[str, Any] = {"devices": devices, "shard_state": shard_state, "batch_norm": batch_norm}
+        how |= {"compiled": not eager, "clip": clip, "checkpoint_every": checkpoint_every}
+        trainer = _trainer(settings, train_set, val_set, output, workers, **how)
+        if resume:
+            trainer.resume()
+        first = tw.distributed.rank() == 0
+        if first:
+            note(_beginning(trainer, settings, len(train_set), len(val_set)))
+        history = trainer.run(settings.epochs, Reporter(settings.epochs, quiet=not first))
+        tw.distributed.leave()
+    if first:  # the others have done their part
+        result = _finish(settings, val_set, output, history, time.perf_counter() - began)
+        emit(result, json, _text(result))
+
+
+def _beginning(trainer: Trainer, settings: Settings, train_size: int, val_size: int) -> str:
+    where = trainer.where or tw.tensor(0).device
+    count, processes = where.backend.count(where), tw.distributed.processes()
+    several = f" ({count} devices of {processes} process{'es' * (processes > 1)})" if count > 1 else ""
+    return (
+        f"{settings.network} ({trainer.model.num_parameters():,} parameters) on {settings.data}: {train_size:,} images to "
+        f"train, {val_size:,} to validate, {settings.epochs} epochs of {len(trainer.train)} steps, on {where}{several}"
+        + ("" if settings.precision == "fp32" else f" in {settings.precision}")
     )
-    if resume:
-        trainer.resume()
-    note(
-        f"{settings.network} ({trainer.model.num_parameters():,} parameters) on {data}: {len(train_set):,} images to train, "
-        f"{len(val_set):,} to validate, {settings.epochs} epochs of {len(trainer.train)} steps, "
-        f"on {device or tw.tensor(0).device}" + ("" if precision == "fp32" else f" in {precision}")
-    )
-    history = trainer.run(settings.epochs, Reporter(settings.epochs))
-    result = _finish(trainer, settings, output, history, time.perf_counter() - began)
-    emit(result, json, _text(result))
 
 
 def _resumed(output: Path, settings: Settings, epochs: int | None) -> Settings:
@@ -97,41 +117,33 @@ def _resumed(output: Path, settings: Settings, epochs: int | None) -> Settings:
     return old
 
 
-def _trainer(
-    settings: Settings,
-    train_set: Any,
-    val_set: Any,
-    output: Path,
-    *,
-    eager: bool,
-    clip: float | None,
-    workers: int,
-    every: float,
-) -> Trainer:
+def _trainer(settings: Settings, train_set: Any, val_set: Any, output: Path, workers: int, **how: Any) -> Trainer:
     tw.random.seed(settings.seed)
     model = build_model(settings)
     optimizer = build_optimizer(model, settings)
-    batches = loader(prepare(train_set, settings), settings, training=True, workers=workers)
+    shard = (tw.distributed.rank(), tw.distributed.processes())
+    batches, val = (
+        loader(prepare(data, settings), settings, training=training, workers=workers, shard=shard)
+        for data, training in ((train_set, True), (val_set, False))
+    )
     schedule = build_schedule(optimizer, settings, len(batches))
     return Trainer(
-        model, batches, loader(prepare(val_set, settings), settings, training=False, workers=workers),
-        optimizer=optimizer, schedule=schedule, schedule_steps=not schedule.needs_metric, output=output,
-        settings=settings.to_json(), compiled=not eager, clip=clip, checkpoint_every=every, precision=settings.precision,
+        model, batches, val, optimizer=optimizer, schedule=schedule, schedule_steps=not schedule.needs_metric,
+        output=output, settings=settings.to_json(), precision=settings.precision, **how,
     )  # fmt: skip
 
 
 def _finish(
-    trainer: Trainer, settings: Settings, output: Path, history: list[dict[str, Any]], took: float
+    settings: Settings, val_set: Any, output: Path, history: list[dict[str, Any]], took: float
 ) -> dict[str, Any]:
     """Export the best network and compare the file, run by a process without the model's code, with the model."""
-    arrays, _ = read_checkpoint(output / BEST)
-    restore(trainer.variables(), arrays, output / BEST)
-    trainer.model.eval()
-    images = np.concatenate([np.asarray(x) for x, _ in _first_batches(trainer.val)])[:CHECKED]
+    model, _, _ = load_trained(output / BEST)
+    batches = loader(prepare(val_set, settings), settings, training=False)
+    images = np.concatenate([np.asarray(x) for x, _ in _first_batches(batches)])[:CHECKED]
     onnx = output / f"{settings.network}.onnx"
-    tw.export(trainer.model, (tw.tensor(images[:1]),), onnx)
+    tw.export(model, (tw.tensor(images[:1]),), onnx)
     with tw.no_grad():
-        expected = np.asarray(trainer.model(tw.tensor(images)))
+        expected = np.asarray(model(tw.tensor(images)))
     got = run_elsewhere(onnx, images)
     error = float(np.max(np.abs(got - expected)) / max(float(np.max(np.abs(expected))), 1e-30))
     same = int((got.argmax(1) == expected.argmax(1)).sum())

@@ -7,6 +7,7 @@ from typing import Any
 from twofold.base.errors import ArgumentError, ShapeError
 from twofold.base.shapes import product, show
 from twofold.ir import grad_mode
+from twofold.nn.statistics import parts_for
 from twofold.ops import activation, gather, layers, loss, movement, normalization
 from twofold.ops.convert import cast, dim_value
 from twofold.tensor import random
@@ -79,19 +80,25 @@ def batch_norm(
     """``x`` normalised per channel: by its own statistics if ``training``, else by the running ones.
 
     In training, running statistics that are variables move by ``momentum`` towards the batch's mean and its *unbiased*
-    variance; the normalisation itself uses the biased one.
+    variance; the normalisation itself uses the biased one. Within ``nn.batch_statistics(parts)`` each part of the batch has
+    its own statistics.
     """
     if not training:
         if running_mean is None or running_var is None:
             raise ArgumentError("batch_norm: without training, running_mean and running_var are needed")
         statistics = running_mean.value, running_var.value
         return Tensor(normalization.batch_norm(x.value, *statistics, unwrap(weight), unwrap(bias), eps))
-    count = product(d for i, d in enumerate(x.shape) if i != 1)
+    parts = parts_for(x.shape[0])
+    count = product(d for i, d in enumerate(x.shape) if i != 1) // parts
     if isinstance(count, int) and count < 2:
         raise ShapeError(
             f"batch_norm: x has shape {show(x.shape)}: one value per channel has no variance to train with"
         )
-    y, average, variance = normalization.batch_norm_train(x.value, unwrap(weight), unwrap(bias), eps)
+    if parts > 1:
+        apart = normalization.batch_norm_train_in_parts(x.value, unwrap(weight), unwrap(bias), eps, parts)
+        y, average, variance = apart
+    else:
+        y, average, variance = normalization.batch_norm_train(x.value, unwrap(weight), unwrap(bias), eps)
     with grad_mode(False):
         n = dim_value(count, variance.dtype)
         _move(running_mean, average, momentum)

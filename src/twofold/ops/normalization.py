@@ -15,7 +15,7 @@ from twofold.ops.activation import widened
 from twofold.ops.convert import cast, dim_value, value
 from twofold.ops.creation import full
 from twofold.ops.elementwise import pow_, sqrt
-from twofold.ops.movement import broadcast_to, pad, reshape, slice_along
+from twofold.ops.movement import broadcast_to, pad, permute_dims, reshape, slice_along
 from twofold.ops.reduction import mean
 from twofold.ops.reduction import sum as sum_
 
@@ -123,6 +123,27 @@ def batch_norm_train(
     weight = full(channels, 1.0, dtype, like=x) if weight is None else cast(weight, dtype)
     bias = full(channels, 0.0, dtype, like=x) if bias is None else cast(bias, dtype)
     return bind(BATCH_NORM_TRAIN, x, weight, bias, eps=float(eps))
+
+
+def batch_norm_train_in_parts(
+    x: Value, weight: Value | None, bias: Value | None, eps: float, parts: int
+) -> tuple[Value, Value, Value]:
+    """``batch_norm_train`` of each of ``parts`` equal parts of the batch by itself; the means, over the parts, of their
+    means and biased variances. The parts become channels, so that a batch split over devices stays where it is."""
+    _check_channels("batch_norm", x, weight, bias)
+    n, c, *rest = x.shape
+    order = (1, 0, *range(2, x.ndim + 1))
+    apart = permute_dims(reshape(x, (parts, n // parts, c, *rest)), order)
+    apart = reshape(apart, (n // parts, parts * c, *rest))
+    weight, bias = (None if v is None else _repeated(v, parts) for v in (weight, bias))
+    y, average, variance = batch_norm_train(apart, weight, bias, eps)
+    y = reshape(permute_dims(reshape(y, (n // parts, parts, c, *rest)), order), x.shape)
+    average, variance = (mean(reshape(v, (parts, c)), axis=0) for v in (average, variance))
+    return y, average, variance
+
+
+def _repeated(v: Value, times: int) -> Value:
+    return reshape(broadcast_to(reshape(v, (1, *v.shape)), (times, *v.shape)), (times * v.shape[0],))
 
 
 def batch_norm(

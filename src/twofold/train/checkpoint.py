@@ -36,11 +36,14 @@ class Progress:
     settings: dict[str, Any] = field(default_factory=dict)  # what was asked for: network, data, batch size ...
 
 
+def host_arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors' content on the host. What is split over processes is gathered: all of them must call this."""
+    return {n: np.asarray(t.numpy() if hasattr(t, "numpy") else t, order="C") for n, t in tensors.items()}
+
+
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Any], progress: Progress) -> None:
     """Write all ``tensors`` (name -> anything with ``numpy()``) and the progress to ``path``, atomically."""
-    arrays = {
-        name: np.asarray(t.numpy(), order="C") if hasattr(t, "numpy") else np.asarray(t) for name, t in tensors.items()
-    }
+    arrays = host_arrays(tensors)
     write_safetensors(path, arrays, {"format": FORMAT, "progress": json.dumps(asdict(progress))})
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import twofold as tw
 from twofold.nn import functional as F
 
@@ -32,8 +30,9 @@ def criterion_of(model: Any) -> Callable[[Any, Any], Any]:
 
 
 def evaluate(
-    model: Any, loader: Any, *, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True
-) -> Score:
+    model: Any, loader: Any, *, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True,
+    devices: Any = None,
+) -> Score:  # fmt: skip
     """Score of ``model`` in evaluation mode over all batches of ``loader``; the model's mode is put back after."""
     criterion = criterion or criterion_of(model)
 
@@ -41,21 +40,20 @@ def evaluate(
         output = model(images)
         logits = main_output(output)
         ranked = (logits > tw.take_along_axis(logits, labels[:, None], axis=1)).astype(tw.int64).sum(axis=1)
-        return criterion(output, labels), ranked
+        return criterion(output, labels), (ranked == 0).astype(tw.int64).sum(), (ranked < 5).astype(tw.int64).sum()
 
-    step = tw.compile(measure) if compiled else measure
+    step = tw.compile(measure, devices=devices) if compiled else measure
     was_training = model.training
     model.eval()
     total, first, five, count = 0.0, 0, 0, 0
     try:
         with tw.no_grad():
             for images, labels in loader:
-                loss, ranked = step(images, labels)
+                loss, right, among_five = step(images, labels)
                 size = int(labels.shape[0])
-                ranks = np.asarray(ranked)
                 total += float(loss) * size
-                first += int((ranks == 0).sum())
-                five += int((ranks < 5).sum())
+                first += int(right)
+                five += int(among_five)
                 count += size
     finally:
         model.train(was_training)

@@ -13,13 +13,16 @@ from typing import Any
 import twofold as tw
 from twofold.base.dtypes import float16
 from twofold.base.errors import ArgumentError
+from twofold.nn.statistics import batch_statistics
 from twofold.ops.precision import policy_of
 from twofold.optim.loss_scale import LossScale, keep_if, present
-from twofold.train.checkpoint import STATE_KEY, Progress, read_checkpoint, restore, save_checkpoint
+from twofold.tensor import distributed
+from twofold.train.checkpoint import STATE_KEY, Progress, host_arrays, read_checkpoint, restore, save_checkpoint
 from twofold.train.curves import have_matplotlib, plot_history
 from twofold.train.diagnose import explain
 from twofold.train.evaluate import criterion_of, evaluate, main_output
 from twofold.train.report import Reporter
+from twofold.train.spread import parts_of_statistics, place_of, together
 
 LAST, BEST, CURVES = "last.safetensors", "best.safetensors", "curves.png"
 
@@ -32,8 +35,14 @@ class Trainer:
         criterion: Callable[[Any, Any], Any] | None = None, output: Any = None, settings: dict[str, Any] | None = None,
         compiled: bool = True, devices: Any = None, clip: float | None = None, checkpoint_every: float = 30.0,
         schedule_steps: bool = False, precision: Any = "fp32",
+        shard_state: bool = False, batch_norm: str = "synchronised",
     ):  # fmt: skip
-        self.model, self.train, self.val = model, train, val
+        self.where = place_of(model, devices, shard_state)
+        if self.where is not None and not compiled:
+            raise ArgumentError(f"fit: devices={devices!r} needs compiled steps; leave out compiled=False, or devices")
+        self.parts = parts_of_statistics(batch_norm, self.where)
+        self.gathers = shard_state and distributed.processes() > 1  # to read a variable, all processes must take part
+        self.model, self.train, self.val = model, together(train, self.where), together(val, self.where)
         self.optimizer, self.schedule = optimizer, schedule
         self.criterion = criterion or criterion_of(model)
         self.output = None if output is None else Path(output)
@@ -41,10 +50,10 @@ class Trainer:
         self.precision, policy = precision, policy_of(precision)
         self.loss_scale = LossScale() if policy is not None and policy.low is float16 else None
         self.progress = Progress(settings=settings or {})
-        self.step = tw.compile(self._step, devices=devices) if compiled else self._step
+        self.step = tw.compile(self._step, devices=self.where) if compiled else self._step
         self.compiled = compiled
         self._saved_at = time.monotonic()
-        if self.output is not None:
+        if self.output is not None and distributed.rank() == 0:
             self.output.mkdir(parents=True, exist_ok=True)
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -52,7 +61,7 @@ class Trainer:
         """Forward, backward, update. Where the loss is not finite every variable keeps its value; in float16 also where a
         gradient is not. Returns the loss, how many predictions are right, and whether the training is lost."""
         before = present([*self.optimizer.variables(), *self.model.buffers()])
-        with tw.autocast(self.precision):
+        with tw.autocast(self.precision), batch_statistics(self.parts):
             output = self.model(images)
             loss = self.criterion(output, labels)
         self.optimizer.zero_grad()
@@ -88,13 +97,24 @@ class Trainer:
 
     # -- files ---------------------------------------------------------------------------------------------------------
     def save(self, name: str = LAST) -> None:
-        """Write a checkpoint to the output folder."""
-        if self.output is None:
+        """Write a checkpoint to the output folder; in a job, process 0 does it for all."""
+        if self.output is None or (distributed.rank() and not self.gathers):
             return
         self.progress.loader = self.train.state_dict()
         self.progress.schedule = {} if self.schedule is None else self.schedule.state_dict()
-        save_checkpoint(self.output / name, self.variables(), self.progress)
+        arrays = host_arrays(self.variables())
+        if distributed.rank() == 0:
+            save_checkpoint(self.output / name, arrays, self.progress)
         self._saved_at = time.monotonic()
+        distributed.advise(
+            f"{self.output / LAST} holds step {self.progress.step}: start again with --resume (resume=True), on any "
+            "number of processes"
+        )
+
+    def _due(self) -> bool:
+        """Whether a checkpoint within the epoch is due. Clocks differ: where all must take part, process 0 says."""
+        due = time.monotonic() - self._saved_at > self.checkpoint_every
+        return distributed.agreed(due) if self.gathers and self.output is not None else due
 
     def resume(self, path: Any = None) -> None:
         """Go on from a checkpoint (by default the last one in the output folder)."""
@@ -111,7 +131,9 @@ class Trainer:
     # -- the loop ------------------------------------------------------------------------------------------------------
     def run(self, epochs: int, reporter: Reporter | None = None) -> list[dict[str, Any]]:
         """Train until ``epochs`` are finished; returns the history, one row for each epoch."""
-        reporter = reporter or Reporter(epochs)
+        reporter = reporter or Reporter(epochs, quiet=distributed.rank() > 0)
+        if distributed.processes() > 1:
+            self._begin_together()
         try:
             while self.progress.epoch < epochs:
                 began = time.perf_counter()
@@ -119,13 +141,20 @@ class Trainer:
                 duration = time.perf_counter() - began
                 reporter.finished(row, duration, duration * (epochs - self.progress.epoch))
         except KeyboardInterrupt:
-            self.save()
+            if not self.gathers:  # else the others may be at another step
+                self.save()
             reporter.line(
                 f"interrupted after step {self.progress.step}"
                 + (f"; {self.output / LAST} is kept: --resume goes on" if self.output else "")
             )
             raise
         return self.progress.history
+
+    def _begin_together(self) -> None:
+        """Check that all processes are about to do the same, and write a checkpoint to fall back to."""
+        distributed.check_same("training", f"{self.progress.settings} at step {self.progress.step}")
+        if not self.progress.step:
+            self.save()
 
     def _epoch(self, reporter: Reporter) -> dict[str, Any]:
         progress = self.progress
@@ -144,7 +173,7 @@ class Trainer:
                 seen += self._batch(images, labels, sums)
                 sums["seconds"] = earlier + time.perf_counter() - began
                 reporter.step(sums["steps"], _mean(sums, "loss"), _mean(sums, "correct"), seen)
-                if time.monotonic() - self._saved_at > self.checkpoint_every:
+                if self._due():
                     self.save()
         return self._close_epoch(sums)
 
@@ -175,7 +204,7 @@ class Trainer:
         if self.loss_scale is not None:
             row |= {"loss_scale": self.loss_scale.factor.item(), "skipped_steps": self.loss_scale.skipped.item()}
         if self.val is not None:
-            score = evaluate(self.model, self.val, criterion=self.criterion, compiled=self.compiled)
+            score = evaluate(self.model, self.val, criterion=self.criterion, compiled=self.compiled, devices=self.where)
             row |= {"val_loss": score.loss, "val_accuracy": score.accuracy, "val_top5": score.top5}
         if self.schedule is not None and not self.schedule_steps:
             metric = (row.get("val_loss", row["loss"]),) if self.schedule.needs_metric else ()
@@ -187,7 +216,7 @@ class Trainer:
             progress.best = measure
             self.save(BEST)
         self.save()
-        if self.output is not None and have_matplotlib():
+        if self.output is not None and distributed.rank() == 0 and have_matplotlib():
             plot_history(progress.history, self.output / CURVES, str(progress.settings.get("network", "")))
         return row
 
@@ -202,7 +231,7 @@ def fit(
     criterion: Callable[[Any, Any], Any] | None = None, output: Any = None, resume: bool = False,
     settings: dict[str, Any] | None = None, compiled: bool = True, devices: Any = None, clip: float | None = None,
     reporter: Reporter | None = None, checkpoint_every: float = 30.0, schedule_steps: bool = False,
-    precision: Any = "fp32",
+    precision: Any = "fp32", shard_state: bool = False, batch_norm: str = "synchronised",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Train ``model`` on the batches of ``train`` for ``epochs`` epochs.
 
@@ -217,6 +246,11 @@ def fit(
         checkpoint_every: seconds between checkpoints within an epoch.
         precision: "bf16" or "fp16" for mixed precision (``tw.autocast``), the latter with a ``LossScale``. Parameters and
             updates stay float32; validation is in float32.
+        devices: where to run: "gpu:all", a list of names, or "all" of the kind that the model is on. Each batch is split
+            over them. In a job of several processes each process's loader reads its share: ``DataLoader(..., shard=)``.
+        shard_state: split parameters and the optimizer's moments over the devices instead of keeping all on each.
+        batch_norm: "synchronised" statistics are those of the whole batch, as on one device; "per_replica" ones are each
+            device's own, and running statistics move towards their mean.
 
     Returns the history: for each epoch its loss, accuracy, validation scores and images/s.
     Raises NonFiniteError, naming the layer, when the loss is not a number; the variables keep their last good values.
@@ -224,7 +258,7 @@ def fit(
     trainer = Trainer(
         model, train, val, optimizer=optimizer, schedule=schedule, criterion=criterion, output=output,
         settings=settings, compiled=compiled, devices=devices, clip=clip, checkpoint_every=checkpoint_every,
-        schedule_steps=schedule_steps, precision=precision,
+        schedule_steps=schedule_steps, precision=precision, shard_state=shard_state, batch_norm=batch_norm,
     )  # fmt: skip
     if resume:
         trainer.resume()

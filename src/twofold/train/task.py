@@ -142,14 +142,18 @@ def evaluation_transform(settings: Settings) -> T.Transform:
 def loader(
     dataset: Any, settings: Settings, *, training: bool, workers: int = 0, shard: tuple[int, int] = (0, 1)
 ) -> data.DataLoader:
-    """Batches of a prepared data set."""
+    """Batches of a prepared data set; with ``shard=(rank, processes)``, a process's share of each batch."""
+    if settings.batch_size % shard[1]:
+        raise ArgumentError(
+            f"a batch of {settings.batch_size} images does not divide over {shard[1]} processes; give a --batch-size that does"
+        )
     recipe = recipe_of(settings.network, settings.recipe)
     in_memory = isinstance(dataset, data.ArrayDataset)
     chain = transform_of(recipe.augmentation, settings) if training else transform_of(recipe.evaluation, settings)
     if not in_memory and settings.recipe == "quick":
         chain = T.Compose([T.Resize(settings.input_shape[1:]), chain])
     return data.DataLoader(
-        dataset, settings.batch_size, shuffle=training, seed=settings.seed, drop_last=False, transform=chain,
+        dataset, settings.batch_size // shard[1], shuffle=training, seed=settings.seed, drop_last=False, transform=chain,
         num_workers=workers, shard=shard,
     )  # fmt: skip
 
