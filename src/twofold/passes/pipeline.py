@@ -29,17 +29,28 @@ PIPELINE: tuple[Pass, ...] = (
 
 
 def optimise(graph: Graph, *, dump: Callable[[str, Graph], None] | None = None) -> Graph:
-    """``graph`` through every pass of ``PIPELINE``, verified after each; the graph given is not changed.
+    """``graph`` through every pass of ``PIPELINE``, verified before and after; the graph given is not changed.
 
-    ``dump(name, graph)`` is called with the start and after each pass; TWOFOLD_DEBUG=3 prints them to stderr.
+    ``dump(name, graph)`` is called with the start and after each pass; TWOFOLD_DEBUG=3 prints them to stderr. GraphError
+    names the pass that broke the graph: if something fails, all run once more with a look after each.
     """
     if dump is None and flags.get("TWOFOLD_DEBUG") >= 3:
         dump = _print
     verify(graph, "recording")
     if dump:
         dump("recorded", graph)
+    try:
+        return verify(_through(graph, dump, look=dump is not None), "the passes")
+    except Exception:
+        _through(graph, None, look=True)
+        raise
+
+
+def _through(graph: Graph, dump: Callable[[str, Graph], None] | None, look: bool) -> Graph:
     for run in PIPELINE:
-        graph = verify(run(graph), run.__name__)
+        graph = run(graph)
+        if look:
+            verify(graph, run.__name__)
         if dump:
             dump(run.__name__, graph)
     return graph

@@ -4,8 +4,9 @@
 they declare from each other and from the process (libm, libc). Code that a generator wrote as clean SSA gains nothing
 from the middle-end pipeline and compiles 3-4 times faster without it (``level=0``); generic loops want ``level=3``.
 
-``compile_all`` compiles modules side by side: every module has an LLVM context of its own and every thread a target
-machine, and code generation, nine tenths of the time, runs outside the interpreter's lock and llvmlite's.
+``begin`` compiles a module in the background, ``compile_all`` waits for many: every module has an LLVM context of its own
+and every thread a target machine, and code generation, nine tenths of the time, runs outside the interpreter's lock and
+llvmlite's. So kernels are compiled while the rest of a graph is still being lowered.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from twofold.backends.cpu import cache
@@ -27,6 +28,8 @@ _lock = threading.RLock()  # over what follows, and the linker
 _local = threading.local()  # target machines by Machine: LLVM lets one thread use each
 _ready: list[bool] = []  # whether LLVM is initialised
 _memory: dict[str, bytes] = {}  # objects of this process, by key
+_started: dict[str, Future[bytes]] = {}  # objects on their way, by key
+_workers: list[ThreadPoolExecutor] = []  # who makes them, once there is somebody
 
 
 def _llvm():
@@ -59,7 +62,10 @@ def compile_ir(ir: str, machine: Machine | None = None, level: int = 0) -> bytes
     Raises GraphError with LLVM's message if the IR is malformed.
     """
     machine = machine or host()
-    name = cache.key(ir, machine, level)
+    return _object(cache.key(ir, machine, level), ir, machine, level)
+
+
+def _object(name: str, ir: str, machine: Machine, level: int) -> bytes:
     payload = known(name)
     if payload is None:
         payload = _memory[name] = _emit(ir, machine, level, assembly=False)
@@ -77,14 +83,30 @@ def known(name: str) -> bytes | None:
     return payload
 
 
+def begin(ir: str, machine: Machine | None = None, level: int = 0) -> Future[bytes]:
+    """Start to compile a module on another thread, or join whoever does already."""
+    machine = machine or host()
+    name = cache.key(ir, machine, level)
+    with _lock:
+        future = _started.get(name)
+        if future is None and name in _memory:
+            future = Future()
+            future.set_result(_memory[name])
+        elif future is None:
+            if not _workers:
+                _workers.append(ThreadPoolExecutor(available_cores(), "twofold-compile"))
+            future = _started[name] = _workers[0].submit(_object, name, ir, machine, level)
+            future.add_done_callback(lambda _: _started.pop(name, None))
+        return future
+
+
 def compile_all(modules: Sequence[tuple[str, int]], machine: Machine | None = None) -> dict[str, bytes]:
     """The objects of (IR text, level) pairs by their keys, equal ones compiled once, on as many threads as there are
     cores."""
     machine = machine or host()
     distinct = sorted(dict.fromkeys(modules), key=lambda m: -len(m[0]))  # the longest first: no thread ends late
-    with ThreadPoolExecutor(max(1, min(available_cores(), len(distinct)))) as pool:
-        objects = pool.map(lambda m: compile_ir(m[0], machine, m[1]), distinct)
-        return {cache.key(ir, machine, level): o for (ir, level), o in zip(distinct, objects)}
+    futures = {cache.key(ir, machine, level): begin(ir, machine, level) for ir, level in distinct}
+    return {name: future.result() for name, future in futures.items()}
 
 
 def assembly(ir: str, machine: Machine | None = None, level: int = 0) -> str:
@@ -129,14 +151,16 @@ def _emit_object(target, module) -> bytes:
         ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
 
 
-def _renew_lock() -> None:
-    """In a forked child: a thread of the parent may have held the lock."""
+def _renew() -> None:
+    """In a forked child: a thread of the parent may have held the lock, and the workers are not there."""
     global _lock
     _lock = threading.RLock()
+    _started.clear()
+    _workers.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_renew)
 
 
 class Library:

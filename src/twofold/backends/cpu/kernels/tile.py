@@ -6,6 +6,7 @@ with R registers MR*NV + NV + 1 <= R: 6x2 on AVX2 (12 + 2 + 1 = 15 of 16), 14x2 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ def step_cycles(machine: Machine, pixels: int, vectors: int) -> float:
     return max(fmas / machine.fma_rate, latency, (pixels + vectors) / machine.load_rate) + 0.25
 
 
+@functools.lru_cache(maxsize=1024)
 def best_shape(machine: Machine, pixels: int, outs: int) -> TileShape:
     """The tile that takes the fewest cycles over ``pixels`` in a row and ``outs`` channels (split evenly)."""
 

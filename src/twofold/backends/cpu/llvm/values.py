@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ class Value(NamedTuple):
     @property
     def lanes(self) -> int:
         """Elements of a vector; 0 for a scalar."""
-        return int(self.type[1:].split(" ", 1)[0]) if self.type.startswith("<") else 0
+        return _lanes(self.type)
 
     @property
     def element(self) -> str:
@@ -28,6 +29,11 @@ class Value(NamedTuple):
     @property
     def is_float(self) -> bool:
         return self.element in FLOAT_BITS
+
+
+@functools.cache
+def _lanes(type: str) -> int:
+    return int(type[1:].split(" ", 1)[0]) if type.startswith("<") else 0
 
 
 Index = int | Value

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from twofold.backends.cpu import jit
 from twofold.backends.cpu.emit import nest_kernel
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
@@ -93,6 +94,7 @@ def _kernel(step: Step, machine: Machine) -> tuple[Kernel, list[tuple[Buffer, in
     if isinstance(step, NestStep):
         name = "_".join(dict.fromkeys(n.op.name for n in step.nodes[:3])) or (step.nest.note.replace(" ", "_") or "copy")
         kernel, buffers = nest_kernel(machine, simplified(step.nest), name)
+        jit.begin(kernel.ir, machine, kernel.level)
         return kernel, [(b, 0) for b in buffers]
     if isinstance(step, KernelStep):
         return step.kernel, step.places

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from twofold.backends.cpu import jit
 from twofold.backends.cpu.kernels.epilogue import Statistics
 from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Nest, Store, Var, constant, var
 from twofold.backends.cpu.loops.expr import loads, work
@@ -258,7 +259,8 @@ class Lowering:
         self.plan.steps.append(step)
 
     def kernel(self, kernel: Kernel, places: list[tuple[Buffer, int]], written: Buffer, nodes: Sequence[Node] = ()) -> None:
-        """Append a generated kernel."""
+        """Append a generated kernel; it is compiled while the walk goes on."""
+        jit.begin(kernel.ir, self.machine, kernel.level)
         self.append(KernelStep(kernel, places, [written], list(nodes)))
 
     def defer(self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None) -> None:
