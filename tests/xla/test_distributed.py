@@ -24,6 +24,8 @@ FOLDER = Path(__file__).parent
 SLURM = {"SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_JOB_NODELIST": "gpu[07-09,12],login1", "SLURM_JOB_ID": "5"}
 TORCHRUN = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "1"}
 
+JAX = {"JAX_COORDINATOR_ADDRESS": "10.0.0.2:1", "JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "2"}
+
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "expected"),
@@ -31,6 +33,9 @@ TORCHRUN = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2"
         (("host:1", 3, 2), {}, Job("host:1", 3, 2)),
         ((), TORCHRUN, Job("10.0.0.1:29500", 2, 1)),
         ((), SLURM, Job("gpu07:12384", 4, 2)),
+        ((), JAX, Job("10.0.0.2:1", 3, 2)),
+        ((), {**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Job("10.0.0.1:29500", 2, 1, 1)),
+        ((), {**SLURM, "SLURM_LOCALID": "3", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, Job("gpu07:12384", 4, 2, 3)),
         ((), {**SLURM, **TORCHRUN}, Job("10.0.0.1:29500", 2, 1)),
         (("other:7", None, 0), TORCHRUN, Job("other:7", 2, 0)),
     ],
@@ -45,6 +50,7 @@ def test_the_job_is_found(arguments: Any, environment: dict[str, str], expected:
         ((), {}, "coordinator, processes, rank unknown; give coordinator='host:port'"),
         ((), {"MASTER_ADDR": "a", "RANK": "0"}, "processes unknown"),
         (("host", 2, 0), {}, "has no port; expected host:port"),
+        (("host:port", 2, 0), {}, "coordinator is 'host:port'; expected host:port, such as node1:12379"),
         (("host:1", 2, 2), {}, "rank 2 of 2 processes; expected 0 <= rank"),
         ((), {**TORCHRUN, "RANK": "first"}, "rank is 'first'; expected an integer"),
         ((), {**SLURM, "SLURM_NTASKS": "1"}, "unknown"),
@@ -98,7 +104,7 @@ def test_without_a_job_there_is_one_process() -> None:
 def test_the_pages_program_runs_in_two_processes(tmp_path: Path) -> None:
     page = (FOLDER.parents[1] / "docs" / "distributed.md").read_text()
     program = next(b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "initialize" in b)
-    (command,) = re.findall(r"```bash\n(.*?)```", page, re.S)
+    command = next(b for b in re.findall(r"```bash\n(.*?)```", page, re.S) if "train.py" in b)
     (tmp_path / "train.py").write_text(program)
     assert "29511" in command and " python " in command
     command = command.replace("29511", free_port()).replace(" python ", f" {sys.executable} ")

@@ -45,6 +45,7 @@ from twofold.nn.simple import (
     Tanh,
 )  # fmt: skip
 from twofold.nn.state import LoadReport
+from twofold.nn.statistics import batch_statistics
 from twofold.nn.summary import Summary, summary
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Hardswish", "Hardtanh", "Hook", "HuberLoss", "Identity", "L1Loss", "LayerNorm", "LeakyReLU", "Linear",
     "LoadReport", "LocalResponseNorm", "LogSigmoid", "LogSoftmax", "MSELoss", "MaxPool1d", "MaxPool2d", "Mish",
     "Module", "ModuleDict", "ModuleList", "NLLLoss", "PReLU", "Parameter", "ReLU", "ReLU6", "SELU", "Sequential",
-    "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "Softsign", "Summary", "Tanh", "Unflatten", "functional",
+    "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "Softsign", "Summary", "Tanh", "Unflatten", "batch_statistics",
+    "functional",
     "init", "summary", "utils",
 ]  # fmt: skip

@@ -153,6 +153,8 @@ class Trainer:
     def _begin_together(self) -> None:
         """Check that all processes are about to do the same, and write a checkpoint to fall back to."""
         distributed.check_same("training", f"{self.progress.settings} at step {self.progress.step}")
+        if self.output is not None:
+            distributed.advise(f"{self.output / LAST} is the last checkpoint: start again with --resume (resume=True)")
         if not self.progress.step:
             self.save()
 

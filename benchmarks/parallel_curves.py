@@ -1,0 +1,100 @@
+"""The same training on one device, four devices, two and four processes, and begun on two and ended on one: loss curves
+side by side, written into docs/distributed.md (``python benchmarks/parallel_curves.py --write``)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twofold.base.figures import new_figure, save
+from twofold.train import read_checkpoint
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "distributed.md"
+PICTURE = PAGE.parent / "images" / "parallel_curves.png"
+BEGIN, END = "<!-- curves: benchmarks/parallel_curves.py -->", "<!-- end of curves -->"
+COMMAND = ("train", "lenet5", "--data", "digits", "--batch-size", "64")
+# name -> stages: (epochs to reach, as a part of all; processes; devices of each)
+RUNS: dict[str, list[tuple[float, int, int]]] = {
+    "one device": [(1.0, 1, 1)],
+    "four devices": [(1.0, 1, 4)],
+    "two processes": [(1.0, 2, 1)],
+    "four processes": [(1.0, 4, 1)],
+    "two processes, then one": [(0.5, 2, 1), (1.0, 1, 1)],
+}
+
+
+def train(folder: Path, epochs: int, processes: int, devices: int, resume: bool) -> None:
+    """One stage of a training, in as many processes; an error if one of them fails."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "twofold", *COMMAND, "--epochs", str(epochs), "--output", str(folder)]
+    command += ["--device", "xla:cpu:all", *(["--resume"] if resume else [])]
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            place = f"127.0.0.1:{probe.getsockname()[1]}"
+        command += ["--distributed", "--coordinator", place, "--num-processes", str(processes), "--process-id"]
+    ranks = [[str(rank)] if processes > 1 else [] for rank in range(processes)]
+    started = [subprocess.Popen([*command, *rank], env=environment, stdout=subprocess.DEVNULL) for rank in ranks]
+    if any([process.wait() for process in started]):
+        raise SystemExit(f"{processes} process(es) with {devices} device(s) failed")
+
+
+def history(name: str, epochs: int, folder: Path) -> list[dict[str, Any]]:
+    for stage, (part, processes, devices) in enumerate(RUNS[name]):
+        train(folder, max(1, round(part * epochs)), processes, devices, resume=stage > 0)
+    return read_checkpoint(folder / "last.safetensors")[1].history
+
+
+def table(curves: dict[str, list[dict[str, Any]]]) -> str:
+    """Training loss and validation accuracy by epoch, and the largest difference of a loss from one device."""
+    names = list(curves)
+    first = curves[names[0]]
+    lines = ["| epoch | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for i, row in enumerate(first):
+        cells = [f"{curves[n][i]['loss']:.6f} ({curves[n][i]['val_accuracy']:.2%})" for n in names]
+        lines.append(f"| {row['epoch']} | " + " | ".join(cells) + " |")
+    far = [max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(curves[n], first)) for n in names]
+    lines.append("| largest relative difference of a loss | " + " | ".join(f"{d:.1e}" for d in far) + " |")
+    return "\n".join(lines)
+
+
+def draw(curves: dict[str, list[dict[str, Any]]]) -> None:
+    figure = new_figure(6, 3.4)
+    axes = figure.subplots()
+    for width, (name, rows) in zip((9, 7, 5, 3, 1), curves.items()):
+        axes.plot([r["epoch"] for r in rows], [r["loss"] for r in rows], linewidth=width, alpha=0.6, label=name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    PICTURE.parent.mkdir(exist_ok=True)
+    save(figure, PICTURE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--write", action="store_true", help="write the table and the picture into the docs")
+    options = parser.parse_args()
+    curves = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, name in enumerate(RUNS):
+            curves[name] = history(name, options.epochs, Path(folder, str(number)))
+    text = table(curves)
+    print(text)
+    if options.write:
+        draw(curves)
+        page = PAGE.read_text()
+        before, after = page.split(BEGIN)[0], page.split(END)[1]
+        picture = f"![The five curves lie on each other](images/{PICTURE.name})"
+        PAGE.write_text(f"{before}{BEGIN}\n{text}\n\n{picture}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Processes that meet and watch each other: threads stand for processes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from twofold.backends.xla.meeting import Job, Watch, meet
+from twofold.base.errors import ArgumentError, TwofoldError
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def all_meet(*places: tuple[int, int], timeout: float = 10.0) -> list[Any]:
+    """What each of (processes, rank) gets from ``meet``: its result or its error."""
+    at = f"127.0.0.1:{free_port()}"
+
+    def one(place: tuple[int, int]) -> Any:
+        try:
+            return meet(Job(at, *place), timeout)
+        except TwofoldError as error:
+            return error
+
+    with ThreadPoolExecutor(len(places)) as pool:
+        return list(pool.map(one, places))
+
+
+def watched(count: int, heartbeat: float) -> tuple[list[Watch], list[list[str]], list[Any]]:
+    found = all_meet(*((count, rank) for rank in range(count)))
+    said: list[list[str]] = [[] for _ in found]
+    watches = [Watch(Job("h:1", count, r), lines, heartbeat, said[r].append) for r, (lines, _) in enumerate(found)]
+    return watches, said, found
+
+
+def wait_for(condition: Any, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_all_come_and_hear_the_same_port() -> None:
+    found = all_meet(*((3, rank) for rank in range(3)))
+    assert [sorted(lines) for lines, _ in found] == [[1, 2], [0], [0]]
+    assert len({port for _, port in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("places", "kind", "message"),
+    [
+        (((2, 0), (3, 1)), ArgumentError, "process 1 was started for 3 processes, process 0 for 2; start all with"),
+        (((3, 0), (3, 1), (3, 1)), ArgumentError, "two processes came as rank 1 of 3; give each process a rank of its own"),
+    ],
+)
+def test_those_who_disagree_all_hear_why(places: Any, kind: type, message: str) -> None:
+    for error in all_meet(*places):
+        assert isinstance(error, kind) and message in str(error)
+
+
+def test_who_is_missing_is_named() -> None:
+    leader, worker = all_meet((4, 0), (4, 2), timeout=0.5)
+    assert "of 4 processes, 1, 3 did not come" in str(leader) and "of 4 processes, 1, 3 did not come" in str(worker)
+    (alone,) = all_meet((2, 1), timeout=0.3)
+    assert "process 1 did not meet process 0" in str(alone) and "within 0.3 s" in str(alone)
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(TwofoldError, match="cannot listen on .*in use.*Choose another port"):
+            meet(Job(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0), 1.0)
+
+
+def test_strangers_are_sent_away() -> None:
+    port = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(meet, Job(f"127.0.0.1:{port}", 2, 0), 10.0)
+        time.sleep(0.2)
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert stranger.recv(100) == b""
+        assert pool.submit(meet, Job(f"127.0.0.1:{port}", 2, 1), 10.0).result()[1] == leader.result()[1]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_an_end_without_good_bye_is_noticed_by_all_others_at_once(victim: int) -> None:
+    watches, said, _ = watched(3, heartbeat=60.0)
+    began = time.monotonic()
+    watches[victim].close(bye=False)
+    others = [r for r in range(3) if r != victim]
+    assert wait_for(lambda: all(said[r] for r in others)) and time.monotonic() - began < 5
+    for r in others:
+        assert said[r] == [f"distributed: process {victim} of 3 has died or ended early; the job has ended, start all processes again"]
+    assert said[victim] == []
+
+
+def test_silence_is_noticed_after_the_heartbeat() -> None:
+    found = all_meet((2, 0), (2, 1))
+    said: list[str] = []
+    began = time.monotonic()
+    Watch(Job("h:1", 2, 0), found[0][0], 1.5, said.append)  # process 1 never says a word
+    assert wait_for(lambda: bool(said)) and 1.4 < time.monotonic() - began < 8
+    assert "process 1 of 2 has given no sign of life for 1.5 s" in said[0]
+
+
+def test_good_bye_is_no_death() -> None:
+    watches, said, _ = watched(2, heartbeat=60.0)
+    for watch in watches:
+        watch.close(bye=True)
+    assert wait_for(lambda: not any(t.name.startswith("watch") for t in threading.enumerate()))
+    assert said == [[], []]
