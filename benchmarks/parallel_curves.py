@@ -41,7 +41,8 @@ def train(folder: Path, epochs: int, processes: int, devices: int, resume: bool)
         command += ["--distributed", "--coordinator", place, "--num-processes", str(processes), "--process-id"]
     ranks = [[str(rank)] if processes > 1 else [] for rank in range(processes)]
     started = [subprocess.Popen([*command, *rank], env=environment, stdout=subprocess.DEVNULL) for rank in ranks]
-    if any([process.wait() for process in started]):
+    codes = [process.wait() for process in started]
+    if any(codes):
         raise SystemExit(f"{processes} process(es) with {devices} device(s) failed")
 
 

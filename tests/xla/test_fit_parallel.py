@@ -90,7 +90,7 @@ def test_statistics_of_each_replica_are_those_of_its_part() -> None:
         np.testing.assert_allclose(parameter.numpy(), before[name] - lr * gradient, rtol=1e-4, atol=1e-6, err_msg=name)
     for name in ("running_mean", "running_var"):
         mean = np.mean([getattr(part[1], name).numpy() for _, part in parts], axis=0)
-        np.testing.assert_allclose(getattr(found[1], name).numpy(), mean, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(getattr(found[1], name).numpy(), mean, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 def test_statistics_of_parts_stay_on_their_devices() -> None:
@@ -102,7 +102,8 @@ def test_statistics_of_parts_stay_on_their_devices() -> None:
             return norm(x)
 
     step = tw.compile(forward, devices="xla:cpu:all")
-    step(np.zeros((16, 4, 8, 8), np.float32))
+    with tw.no_grad():
+        step(np.zeros((16, 4, 8, 8), np.float32))
     (compiled,) = (c for entries in step._entries.values() for e in entries for c in e.runner.programs.values())
     text = compiled.program.text()
     assert not any(f" {op}(" in text for op in ("all-to-all", "collective-permute"))

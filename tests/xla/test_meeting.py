@@ -34,6 +34,12 @@ def all_meet(*places: tuple[int, int], timeout: float = 10.0) -> list[Any]:
         return list(pool.map(one, places))
 
 
+def close(found: list[Any]) -> None:
+    for lines, _ in found:
+        for line in lines.values():
+            line.close()
+
+
 def watched(count: int, heartbeat: float) -> tuple[list[Watch], list[list[str]], list[Any]]:
     found = all_meet(*((count, rank) for rank in range(count)))
     said: list[list[str]] = [[] for _ in found]
@@ -52,6 +58,7 @@ def test_all_come_and_hear_the_same_port() -> None:
     found = all_meet(*((3, rank) for rank in range(3)))
     assert [sorted(lines) for lines, _ in found] == [[1, 2], [0], [0]]
     assert len({port for _, port in found}) == 1
+    close(found)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +81,9 @@ def test_who_is_missing_is_named() -> None:
 
 
 def test_a_port_that_is_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(TwofoldError, match="cannot listen on .*in use.*Choose another port"):
-            meet(Job(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0), 1.0)
+    wanted = pytest.raises(TwofoldError, match="cannot listen on .*in use.*Choose another port")
+    with socket.create_server(("127.0.0.1", 0)) as taken, wanted:
+        meet(Job(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0), 1.0)
 
 
 def test_strangers_are_sent_away() -> None:
@@ -87,12 +94,14 @@ def test_strangers_are_sent_away() -> None:
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert stranger.recv(100) == b""
-        assert pool.submit(meet, Job(f"127.0.0.1:{port}", 2, 1), 10.0).result()[1] == leader.result()[1]
+        found = [pool.submit(meet, Job(f"127.0.0.1:{port}", 2, 1), 10.0).result(), leader.result()]
+    assert found[0][1] == found[1][1]
+    close(found)
 
 
 @pytest.mark.parametrize("victim", [0, 2])
 def test_an_end_without_good_bye_is_noticed_by_all_others_at_once(victim: int) -> None:
-    watches, said, _ = watched(3, heartbeat=60.0)
+    watches, said, found = watched(3, heartbeat=60.0)
     began = time.monotonic()
     watches[victim].close(bye=False)
     others = [r for r in range(3) if r != victim]
@@ -100,6 +109,7 @@ def test_an_end_without_good_bye_is_noticed_by_all_others_at_once(victim: int) -
     for r in others:
         assert said[r] == [f"distributed: process {victim} of 3 has died or ended early; the job has ended, start all processes again"]
     assert said[victim] == []
+    close(found)
 
 
 def test_silence_is_noticed_after_the_heartbeat() -> None:
@@ -109,6 +119,7 @@ def test_silence_is_noticed_after_the_heartbeat() -> None:
     Watch(Job("h:1", 2, 0), found[0][0], 1.5, said.append)  # process 1 never says a word
     assert wait_for(lambda: bool(said)) and 1.4 < time.monotonic() - began < 8
     assert "process 1 of 2 has given no sign of life for 1.5 s" in said[0]
+    close(found)
 
 
 def test_good_bye_is_no_death() -> None:

@@ -172,18 +172,24 @@ def _report(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
     deadline = time.monotonic() + timeout
     why = "nobody listens"
     while (left := deadline - time.monotonic()) > 0:
+        line = None
         try:
             line = Line(socket.create_connection(job.address, timeout=left))
             line.send(json.dumps({"twofold": PROTOCOL, "rank": job.rank, "processes": job.processes}))
             answer = record(line.read(left + BEAT))  # process 0 gives up first, and says who is missing
         except (OSError, EOFError) as error:
             why = str(error) or "the connection was closed"
+            if line is not None:
+                line.close()
             time.sleep(min(0.1, left))
             continue
         if "error" in answer:
+            line.close()
             raise ArgumentError(f"distributed: {answer['error']}")
         if isinstance(answer.get("port"), int):
             return {0: line}, answer["port"]
+        line.close()
+        why = "what listens there is no process of this job"
         break
     raise TwofoldError(
         f"distributed: process {job.rank} did not meet process 0 at {job.coordinator} within {timeout:g} s ({why}); "
@@ -231,7 +237,7 @@ class Watch:
                 return self._dead(f"process {rank} of {self.job.processes} has died or ended early")
             if said == "bye":
                 self.lines.pop(rank, None)
-                return None
+                return line.close()
             if "dead" in record(said if said and said.startswith("{") else ""):
                 return self._dead(str(record(said)["dead"]))
             if time.monotonic() - line.heard > self.heartbeat:
@@ -248,6 +254,8 @@ class Watch:
             with contextlib.suppress(OSError):
                 line.send(json.dumps({"dead": what}))
         self.end(f"distributed: {what}; the job has ended, {self.advice}")
+        for line in list(self.lines.values()):
+            line.close()
 
     def close(self, *, bye: bool) -> None:
         """Stop watching: with good-bye, or as one who ends early and wants it noticed."""
@@ -259,7 +267,7 @@ class Watch:
                 if bye and not over:
                     line.send("bye")
                 line.socket.shutdown(socket.SHUT_WR)
-                line.close()
+            line.close()
 
     def settle(self, seconds: float = 5.0) -> None:
         """After a failed computation: wait for the cause to show, if it is a death (the process ends then)."""
