@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "distributed.md"
 PICTURE = PAGE.parent / "images" / "parallel_curves.png"
 BEGIN, END = "<!-- curves: benchmarks/parallel_curves.py -->", "<!-- end of curves -->"
 COMMAND = ("train", "lenet5", "--data", "digits", "--batch-size", "64")
-# name -> stages: (epochs to reach, as a part of all; processes; devices of each)
+# name -> stages: (when it ends, as a part of all epochs: before the last it is killed; processes; devices of each)
 RUNS: dict[str, list[tuple[float, int, int]]] = {
     "one device": [(1.0, 1, 1)],
     "four devices": [(1.0, 1, 4)],
@@ -29,8 +30,8 @@ RUNS: dict[str, list[tuple[float, int, int]]] = {
 }
 
 
-def train(folder: Path, epochs: int, processes: int, devices: int, resume: bool) -> None:
-    """One stage of a training, in as many processes; an error if one of them fails."""
+def train(folder: Path, epochs: int, until: int, processes: int, devices: int, resume: bool) -> None:
+    """One stage of a training, in as many processes: to its end, or killed after the epoch ``until``."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     command = [sys.executable, "-m", "twofold", *COMMAND, "--epochs", str(epochs), "--output", str(folder)]
     command += ["--device", "xla:cpu:all", *(["--resume"] if resume else [])]
@@ -41,14 +42,23 @@ def train(folder: Path, epochs: int, processes: int, devices: int, resume: bool)
         command += ["--distributed", "--coordinator", place, "--num-processes", str(processes), "--process-id"]
     ranks = [[str(rank)] if processes > 1 else [] for rank in range(processes)]
     started = [subprocess.Popen([*command, *rank], env=environment, stdout=subprocess.DEVNULL) for rank in ranks]
+    if until < epochs:
+        while epochs_done(folder) < until:
+            time.sleep(0.1)
+        started[-1].kill()
     codes = [process.wait() for process in started]
-    if any(codes):
-        raise SystemExit(f"{processes} process(es) with {devices} device(s) failed")
+    if any(codes) == (until == epochs):
+        raise SystemExit(f"{processes} process(es) with {devices} device(s) ended with {codes}")
+
+
+def epochs_done(folder: Path) -> int:
+    file = folder / "last.safetensors"
+    return read_checkpoint(file)[1].epoch if file.exists() else 0
 
 
 def history(name: str, epochs: int, folder: Path) -> list[dict[str, Any]]:
     for stage, (part, processes, devices) in enumerate(RUNS[name]):
-        train(folder, max(1, round(part * epochs)), processes, devices, resume=stage > 0)
+        train(folder, epochs, max(1, round(part * epochs)), processes, devices, resume=stage > 0)
     return read_checkpoint(folder / "last.safetensors")[1].history
 
 
