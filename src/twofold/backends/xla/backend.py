@@ -112,10 +112,7 @@ class XlaBackend(Backend):
         """The content on the host. Waits for the device; reports an index that was out of range in what ran before."""
         self.pending.look()
         if buffer.is_fully_addressable or buffer.is_fully_replicated:
-            try:
-                return np.asarray(buffer)
-            except runtime.load().errors.JaxRuntimeError as error:
-                raise runtime.translated(error, "reading a result") from error
+            return runtime.fetch(buffer)
         from jax.experimental import multihost_utils
 
         with runtime.x64():
@@ -142,7 +139,7 @@ class XlaBackend(Backend):
             except runtime.load().errors.JaxRuntimeError as error:
                 raise runtime.translated(error, op.name) from error
             if messages:
-                checks.report(np.asarray(flag.addressable_data(0)), messages)
+                checks.report(runtime.fetch(flag.addressable_data(0), op.name), messages)
             return results if buffers else [put(r, placement(device).whole) for r in results]
 
     def call(self, function: Any, buffers: Sequence[Any], what: str) -> Sequence[Any]:

@@ -191,7 +191,10 @@ def gather(array: np.ndarray) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     with runtime.x64():
-        return np.asarray(multihost_utils.process_allgather(np.ascontiguousarray(array), tiled=True))
+        try:
+            return np.asarray(multihost_utils.process_allgather(np.ascontiguousarray(array), tiled=True))
+        except runtime.load().errors.JaxRuntimeError as error:
+            raise runtime.translated(error, "gathering from all processes") from error
 
 
 def different(text: str) -> list[int]:

@@ -33,7 +33,7 @@ class Pending:
             due = self._flags[: len(self._flags) - keep] if keep else self._flags
             self._flags = self._flags[len(due) :]
         for flag, messages in due:
-            checks.report(np.asarray(flag.addressable_data(0)), messages)
+            checks.report(runtime.fetch(flag.addressable_data(0)), messages)
 
 
 class XlaProgram(Program):

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
+
 from twofold.base import flags
 from twofold.base.errors import MissingDependencyError, OutOfMemoryError, TwofoldError
 
@@ -46,6 +48,14 @@ def precision() -> Any:
 
 
 on_failure: list[Callable[[], None]] = []  # called before a failure is reported: in a job, it may be another's death
+
+
+def fetch(buffer: Any, what: str = "reading a result") -> np.ndarray:
+    """A jax array on the host; an error of the program that computes it shows here."""
+    try:
+        return np.asarray(buffer)
+    except load().errors.JaxRuntimeError as error:
+        raise translated(error, what) from error
 
 
 def translated(error: Exception, what: str) -> TwofoldError:
