@@ -32,8 +32,8 @@ NETWORKS = [
     "resnext50_32x4d", "wide_resnet50_2",
 ]  # fmt: skip
 MODES = {"infer1": ("infer", 1), "infer8": ("infer", 8), "train8": ("train", 8)}
-INFERENCE = ["onnxruntime", "openvino", "torch", "torch channels-last"]
-TRAINING = ["torch", "torch channels-last"]
+TRAINING = ["torch", "torch channels-last", "torch.compile", "jax", "tensorflow"]
+INFERENCE = ["onnxruntime", "openvino", "ncnn", *TRAINING]
 TOLERANCE = 2e-3  # of the largest logit; of the loss: Winograd against direct, deep networks
 LEAST_SECONDS = 0.2  # of steps in one turn
 
@@ -85,7 +85,8 @@ def write_inputs(network: str, batch: int, folder: Path) -> None:
     np.save(folder / "y.npy", rng.integers(0, classes, batch))
     (folder / "meta.json").write_text(json.dumps({"network": network}))
     tw.save_weights(model, folder / "model.safetensors")
-    tw.export(model, (tw.tensor(x),), str(folder / "model.onnx"))
+    tw.export(model, (tw.tensor(x),), str(folder / "model.onnx"), dynamic_batch=False)
+    tw.export(model, (tw.tensor(x[:1]),), str(folder / "single.onnx"), dynamic_batch=False)
 
 
 def calibrate(model: Any, x: Any) -> None:

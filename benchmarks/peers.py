@@ -4,8 +4,9 @@
     {"do": "run", "steps": K}                                              -> seconds of each step
     {"do": "output"}                                                       -> writes F/NAME.npy (logits, or the first loss)
 
-All peers start from the same numbers. Inference files go to ONNX Runtime and OpenVINO as they are; PyTorch runs the same
-graph with its own functional layers, in training with batch statistics, cross-entropy and SGD with momentum.
+All peers start from the same numbers. Inference files go to ONNX Runtime, OpenVINO and ncnn as they are; PyTorch, JAX and
+TensorFlow run the same graph with their own functions (the last two channels-last, ``nhwc.py``), in training with batch
+statistics, cross-entropy and SGD with momentum.
 """
 
 from __future__ import annotations
@@ -89,7 +90,29 @@ def torch_channels_last(folder: Path, mode: str, threads: int) -> Step:
     return _torch(folder, mode, threads, last=True)
 
 
-def _torch(folder: Path, mode: str, threads: int, last: bool) -> Step:
+def torch_compile(folder: Path, mode: str, threads: int) -> Step:
+    return _torch(folder, mode, threads, last=True, compiled=True)
+
+
+def jax(folder: Path, mode: str, threads: int) -> Step:
+    import peer_jax
+
+    return peer_jax.step(folder, mode, RATE, MOMENTUM)
+
+
+def tensorflow(folder: Path, mode: str, threads: int) -> Step:
+    import peer_tensorflow
+
+    return peer_tensorflow.step(folder, mode, threads, RATE, MOMENTUM)
+
+
+def ncnn(folder: Path, mode: str, threads: int) -> Step:
+    import peer_ncnn
+
+    return peer_ncnn.step(folder, threads)
+
+
+def _torch(folder: Path, mode: str, threads: int, last: bool, compiled: bool = False) -> Step:
     import onnx
     import torch
     from onnx import numpy_helper
@@ -127,6 +150,8 @@ def _torch(folder: Path, mode: str, threads: int, last: bool) -> Step:
             known[outputs[0]] = run(F, a, training, *(known[i] if i else None for i in inputs))
         return known[graph.output[0].name]
 
+    if compiled:
+        forward = torch.compile(forward)
     x = torch.from_numpy(np.load(folder / "x.npy")).contiguous(memory_format=form)
     y = torch.from_numpy(np.load(folder / "y.npy"))
     if not training:
@@ -189,9 +214,10 @@ def _cat(xs: Any, axis: int) -> Any:
 
 PEERS: dict[str, Callable[[Path, str, int], Step]] = {
     "twofold": twofold, "onnxruntime": onnxruntime, "openvino": openvino, "torch": torch,
-    "torch channels-last": torch_channels_last,
+    "torch channels-last": torch_channels_last, "torch.compile": torch_compile, "jax": jax, "tensorflow": tensorflow,
+    "ncnn": ncnn,
 }  # fmt: skip
-MODULE = {"torch channels-last": "torch"}
+MODULE = {"torch channels-last": "torch", "torch.compile": "torch"}
 
 
 def peak() -> float | None:

@@ -1,0 +1,136 @@
+"""An ONNX graph run channels-last by an array library: what JAX's and TensorFlow's users would write by hand.
+
+    graph = Graph(folder / "model.onnx")
+    logits, running = graph.forward(library, parameters, running, x, training)
+
+A library offers ``conv``, ``max_pool``, ``mean_pool``, ``batch_norm``, ``pad``, ``relu``, ``mean``, ``concat``, ``transpose``,
+``reshape`` and ``matmul`` on images of (n, h, w, c) and weights of (kh, kw, in, out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MOMENTUM = 0.1  # of running statistics
+
+
+class Graph:
+    """The nodes, the ``parameters`` that are learned and the ``running`` statistics, as arrays by name."""
+
+    def __init__(self, path: Path):
+        import onnx
+        from onnx import numpy_helper
+
+        graph = onnx.load(path).graph
+        self.input, self.output = graph.input[0].name, graph.output[0].name
+        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
+        self.parameters: dict[str, np.ndarray] = {}
+        self.running: dict[str, np.ndarray] = {}
+        for node in graph.node:
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            if node.op_type == "Constant":
+                self.constants[node.output[0]] = numpy_helper.to_array(attributes["value"])
+                continue
+            inputs = list(node.input)
+            if node.op_type in ("Conv", "Gemm", "BatchNormalization"):
+                self._learn(node.op_type, inputs, attributes)
+            self.nodes.append((node.op_type, inputs, list(node.output), attributes))
+
+    def _learn(self, op: str, inputs: list[str], attributes: dict[str, Any]) -> None:
+        for name in inputs[1:3]:
+            array = self.constants[name]
+            if op == "Conv" and array.ndim == 4:
+                array = array.transpose(2, 3, 1, 0)
+            if op == "Gemm" and array.ndim == 2 and attributes.get("transB"):
+                array = array.T
+            self.parameters[name] = np.ascontiguousarray(array)
+        if op == "BatchNormalization":
+            self.running.update((name, self.constants[name]) for name in inputs[3:5])
+
+    def forward(self, lib: Any, parameters: Any, running: Any, x: Any, training: bool) -> tuple[Any, Any]:
+        """Logits for images (n, h, w, c), and the running statistics afterwards."""
+        known, running = {self.input: x}, dict(running)
+        for op, inputs, outputs, a in self.nodes:
+            if op == "BatchNormalization":
+                y, w, b, m, v = inputs
+                result, mean, var = lib.batch_norm(
+                    known[y], parameters[w], parameters[b], running[m], running[v], a.get("epsilon", 1e-5), training
+                )
+                if training:
+                    running[m] = running[m] * (1 - MOMENTUM) + mean * MOMENTUM
+                    running[v] = running[v] * (1 - MOMENTUM) + var * MOMENTUM
+                known[outputs[0]] = result
+            else:
+                values = [
+                    known[i] if i in known else parameters[i] if i in parameters else self.constants[i] for i in inputs
+                ]
+                known[outputs[0]] = OPS[op](lib, a, *values)
+        return known[self.output], running
+
+
+def _pads(a: dict[str, Any]) -> list[tuple[int, int]]:
+    top, left, bottom, right = a.get("pads", [0, 0, 0, 0])
+    return [(top, bottom), (left, right)]
+
+
+def _conv(lib: Any, a: dict[str, Any], x: Any, w: Any, b: Any = None) -> Any:
+    y = lib.conv(x, w, a["strides"], _pads(a), a["dilations"], a["group"])
+    return y if b is None else y + b
+
+
+def _max_pool(lib: Any, a: dict[str, Any], x: Any) -> Any:
+    window, strides, pads = a["kernel_shape"], a["strides"], _pads(a)
+    if a.get("ceil_mode", 0):
+        for d in (0, 1):
+            size = int(x.shape[1 + d]) + sum(pads[d]) - window[d]
+            short = -size % strides[d]
+            if size + short - (strides[d] - 1) < int(x.shape[1 + d]) + pads[d][0]:  # the last window starts inside
+                pads[d] = (pads[d][0], pads[d][1] + short)
+    return lib.max_pool(x, window, strides, pads)
+
+
+def _mean_pool(lib: Any, a: dict[str, Any], x: Any) -> Any:
+    if any(map(any, _pads(a))):
+        raise NotImplementedError(f"average pooling with pads {a['pads']}")
+    return lib.mean_pool(x, a["kernel_shape"], a["strides"])
+
+
+def _flat(lib: Any, x: Any) -> Any:
+    """(n, c*h*w), in the order of the weights that follow."""
+    x = lib.transpose(x, (0, 3, 1, 2)) if len(x.shape) == 4 else x
+    return lib.reshape(x, (int(x.shape[0]), -1))
+
+
+def _pad(lib: Any, a: dict[str, Any], x: Any, pads: Any, *_: Any) -> Any:
+    n = [int(p) for p in pads]
+    return lib.pad(x, [(0, 0), (n[2], n[6]), (n[3], n[7]), (0, 0)])
+
+
+def _lrn(lib: Any, a: dict[str, Any], x: Any) -> Any:
+    before, c = (a["size"] - 1) // 2, int(x.shape[3])
+    squares = lib.pad(x * x, [(0, 0), (0, 0), (0, 0), (before, a["size"] - 1 - before)])
+    total = sum(squares[..., k : k + c] for k in range(a["size"]))
+    return x / (a["bias"] + a["alpha"] / a["size"] * total) ** a["beta"]
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "Conv": _conv,
+    "MaxPool": _max_pool,
+    "AveragePool": _mean_pool,
+    "Pad": _pad,
+    "LRN": _lrn,
+    "Relu": lambda lib, a, x: lib.relu(x),
+    "GlobalAveragePool": lambda lib, a, x: lib.mean(x),
+    "ReduceMean": lambda lib, a, x, axes: lib.mean(x),
+    "Gemm": lambda lib, a, x, w, b=None: lib.matmul(x, w) + (0.0 if b is None else b),
+    "Flatten": lambda lib, a, x: _flat(lib, x),
+    "Reshape": lambda lib, a, x, shape: _flat(lib, x),
+    "Concat": lambda lib, a, *xs: lib.concat(xs),
+    "Add": lambda lib, a, x, y: x + y,
+    "Identity": lambda lib, a, x: x,
+}
