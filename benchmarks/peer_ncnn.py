@@ -26,7 +26,7 @@ def step(folder: Path, threads: int) -> Callable[[], Any]:
     subprocess.run([str(converter), str(model), "fp16=0"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
     net.load_param(str(model.with_suffix(".ncnn.param")))
     net.load_model(str(model.with_suffix(".ncnn.bin")))
-    images = [ncnn.Mat(np.ascontiguousarray(image)) for image in x]
+    images = [ncnn.Mat(image).clone() for image in x]
 
     def infer():
         results = []
