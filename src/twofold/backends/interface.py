@@ -12,7 +12,7 @@ import importlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,29 @@ class Device:
         return hash(self.name)
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a program works with: its arguments; state (parameters, statistics, momenta); results that are no state;
+    temporaries; what is kept between calls (packed weights); and temporaries while that is made.
+    """
+
+    arguments: int
+    state: int
+    results: int
+    temporaries: int
+    kept: int
+    preparing: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is needed at once, in bytes."""
+        return self.arguments + self.state + self.results + self.kept + max(self.temporaries, self.preparing)
+
+    def __str__(self) -> str:
+        parts = {**asdict(self), "peak": self.peak}
+        return ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in parts.items())
+
+
 class Program(ABC):
     """A compiled graph. Buffers in (the graph's ``all_inputs``), buffers out (its ``all_outputs``).
 
@@ -98,6 +121,11 @@ class Program(ABC):
 
     @abstractmethod
     def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[Any]: ...
+
+    @property
+    def memory(self) -> Memory | None:
+        """What a call takes, known before the first; None where the backend cannot tell."""
+        return None
 
     def report(self) -> str:
         """What was done to the graph and why, for a reader."""

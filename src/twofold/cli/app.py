@@ -17,13 +17,13 @@ from twofold.base.errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from twofold.cli import data, doctor, evaluate, export, predict, run_file, summary, train, zoo
+from twofold.cli import bench, data, doctor, evaluate, export, predict, run_file, summary, train, zoo
 
 app = typer.Typer(
     name="twofold", help="Train, measure and ship convolutional networks.", no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
-for module in (train, evaluate, predict, summary, export, run_file, zoo, data, doctor):
+for module in (train, evaluate, predict, summary, export, run_file, bench, zoo, data, doctor):
     app.command(getattr(module, "NAME", module.__name__.rsplit(".", 1)[-1]))(module.command)
 
 UsageError: Any = typer.BadParameter.__base__  # typer brings a click of its own in newer releases

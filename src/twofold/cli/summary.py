@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -16,9 +17,23 @@ def command(
     network: Annotated[str, typer.Argument(help="A network of `twofold zoo`.")],
     input: Annotated[str | None, typer.Option(help="Shape of one image, such as 3x224x224.")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Print what a compiled step takes, planned, not run.")
+    ] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step, for --memory.")] = 1,
+    train: Annotated[bool, typer.Option("--train", help="A training step instead of inference, for --memory.")] = False,
     json: Json = False,
 ) -> None:
-    """Print each layer's output shape, parameters, multiply-adds and activation memory."""
+    """Print each layer's output shape, parameters, multiply-adds and activation memory; or a step's memory."""
+    if memory:
+        from twofold.cli.bench import step_of
+
+        run, arguments = step_of(network, batch, train)
+        planned = run.memory(*arguments)
+        kind = "training step" if train else "inference"
+        record = {**asdict(planned), "peak": planned.peak}
+        emit(record, json, f"{network}, batch {batch}, {kind}: {planned}")
+        return
     entry = zoo.info(network)
     shape = entry.input_shape if input is None else _shape(input)
     model = entry(classes, **entry.options_for(shape))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twofold.backends import Device, device_group
+from twofold.backends.interface import Memory
 from twofold.base import flags
 from twofold.base.tree import Structure, flatten, unflatten
 from twofold.ir import Graph, Spec, context, current_builder, precision_mode
@@ -104,6 +105,21 @@ class CompiledFunction:
         """The trace for these arguments, as recorded."""
         _, signature = self._signature(args, kwargs)
         return self._entry(signature, args, kwargs).traced
+
+    def memory(self, *args: Any, **kwargs: Any) -> Memory | None:
+        """Bytes that a call with these arguments (arrays, or anything with ``shape`` and ``dtype``) would take, by what they
+        are for; ``.peak`` is the most at once. The program is compiled, not run. None where the backend cannot tell.
+
+        >>> import numpy as np
+        >>> import twofold as tw
+        >>> double = tw.compile(lambda x: x + x)
+        >>> double.memory(np.zeros((4, 4), np.float32)).arguments
+        64
+        """
+        leaves, signature = self._signature(args, kwargs)
+        entry = self._entry(signature, args, kwargs)
+        gradients = [spec_of(leaf._grad) for leaf in entry.traced.gradient_inputs]
+        return entry.runner.memory([*map(spec_of, leaves), *gradients])
 
     def report(self) -> str:
         """What was compiled: one report for each trace and set of shapes."""

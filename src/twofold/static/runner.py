@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from twofold.backends import Device, Program
-from twofold.backends.interface import written_state
+from twofold.backends.interface import Memory, written_state
 from twofold.base import flags
 from twofold.base.dims import substitute
 from twofold.base.errors import DtypeError, ShapeError
@@ -80,8 +80,13 @@ class GraphRunner:
             key += a.spec.shape, a.spec.dtype
         compiled = self.programs.get(tuple(key))
         if compiled is None:
-            compiled = self.programs[tuple(key)] = self._compile(arguments, device)
+            compiled = self.programs[tuple(key)] = self._compile([a.spec for a in arguments], device)
         return self._run(compiled, arguments)
+
+    def memory(self, specs: Sequence[Spec]) -> Memory | None:
+        """What a call with arguments like these would take. It is compiled, not run."""
+        device = self.device or self._device_of(())
+        return self._compile(specs, device).program.memory
 
     def _run(self, compiled: Compiled, arguments: Sequence[Array]) -> list[Array]:
         program, device = compiled.program, compiled.device
@@ -106,9 +111,9 @@ class GraphRunner:
             return self._anchor._own.device
         return next((array.device for array in arguments if array.ndim), None) or default_device()
 
-    def _compile(self, arguments: Sequence[Array], device: Device) -> Compiled:
-        check_arguments(self.graph, [a.spec for a in arguments])
-        sizes = bind_symbols([v.spec for v in self.graph.inputs], [a.shape for a in arguments])  # type: ignore[misc]
+    def _compile(self, specs: Sequence[Spec], device: Device) -> Compiled:
+        check_arguments(self.graph, specs)
+        sizes = bind_symbols([v.spec for v in self.graph.inputs], [s.shape for s in specs])  # type: ignore[misc]
         graph = specialise(self.graph, sizes) if sizes else self.graph
         if self.verify or flags.get("TWOFOLD_VERIFY"):  # every value of the graph is looked at
             graph = optimise(graph)

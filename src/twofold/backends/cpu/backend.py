@@ -12,7 +12,7 @@ import numpy as np
 
 from twofold.backends.cpu import debug, eager
 from twofold.backends.host import HostBackend
-from twofold.backends.interface import Device, Program, written_state
+from twofold.backends.interface import Device, Memory, Program, written_state
 from twofold.base import flags
 from twofold.base.errors import IndexRangeError
 from twofold.ir import Graph, Op, Spec
@@ -46,11 +46,29 @@ class CpuProgram(Program):
         self._again = again
         self.donated = self._built.plan.donated
         shapes: list[Any] = [v.shape for v in graph.all_inputs]
-        self._execution = Execution(self._built, self.threads, shapes, orders or {})
+        self._arguments = len(graph.inputs)
+        sizes = {shape[0] for shape in shapes[: self._arguments] if shape}
+        batch = sizes.pop() if len(sizes) == 1 else 0
+        self._execution = Execution(self._built, self.threads, shapes, orders or {}, f"{self.name} on the CPU", batch)
         self._lock = threading.Lock()
         self._timed = flags.get("TWOFOLD_DEBUG") >= 1
         if flags.get("TWOFOLD_DEBUG") >= 2:
             debug.show(self)
+
+    @property
+    def memory(self) -> Memory:
+        plan, taken = self._built.plan, set(self._built.plan.inputs)
+        arguments, state = plan.inputs[: self._arguments], plan.inputs[self._arguments :]
+        made = {p.buffer for p in plan.outputs} - taken
+        total = lambda buffers: sum(b.nbytes for b in buffers)
+        return Memory(
+            arguments=total(arguments),
+            state=total(state),
+            results=total(made),
+            temporaries=self._built.arena,
+            kept=self._built.kept,
+            preparing=self._built.prepare_arena,
+        )
 
     @property
     def arena_bytes(self) -> int:

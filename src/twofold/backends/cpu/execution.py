@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from twofold.backends.cpu import team
+from twofold.backends.cpu import room, team
 from twofold.backends.cpu.lowering.assemble import ARENA, ERRORS, FIRST, KEPT, Assembled, Segment
 from twofold.backends.cpu.lowering.steps import HostStep, Placed
 
@@ -21,13 +21,20 @@ from twofold.backends.cpu.lowering.steps import HostStep, Placed
 class Execution:
     """The memory of one program. One call at a time: the caller holds a lock.
 
-    ``shapes`` are the inputs'; ``orders`` gives the order in memory of the dimensions of those that are not row-major.
+    ``shapes`` are the inputs'; ``orders`` gives the order in memory of the dimensions of those that are not row-major; ``name``
+    and ``batch`` (0: unknown) are for errors.
     """
 
     def __init__(
-        self, built: Assembled, threads: int, shapes: Sequence[tuple[int, ...]], orders: Mapping[int, Sequence[int]]
+        self,
+        built: Assembled,
+        threads: int,
+        shapes: Sequence[tuple[int, ...]],
+        orders: Mapping[int, Sequence[int]],
+        name: str = "program",
+        batch: int = 0,
     ):
-        self.built, self.threads = built, threads
+        self.built, self.threads, self.name, self.batch = built, threads, name, batch
         plan = built.plan
         taken = {*plan.inputs, *plan.constants}
         self._results = [_Result(p, tuple(map(int, s.shape))) for p, s in zip(plan.outputs, plan.specs)]
@@ -72,6 +79,8 @@ class Execution:
             arrays.append(array)
         arrays += self._constants.values()
         if not self._memory:
+            needed = max(self.built.arena, self.built.prepare_arena) + self.built.kept
+            room.require(self.name, needed, self.batch, self.built.kept)
             self._reserve(ARENA, self.built.arena)
             self._reserve(KEPT, self.built.kept)
         if self.built.prepare and (version is None or version != self._version):

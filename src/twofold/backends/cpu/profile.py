@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from twofold.backends.cpu.machine import host
-from twofold.backends.cpu.program import ProgramBuilder
+from twofold.backends.cpu.program import KernelBuilder, ProgramBuilder, Ref
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.backend import CpuProgram
@@ -26,6 +29,10 @@ class Row:
     @property
     def gflops(self) -> float:
         return self.flops / self.seconds / 1e9 if self.flops and self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        return {**asdict(self), "gflops": self.gflops}
 
 
 def profile(program: CpuProgram, buffers: Sequence[Any], rounds: int = 3) -> list[Row]:
@@ -49,8 +56,56 @@ def profile(program: CpuProgram, buffers: Sequence[Any], rounds: int = 3) -> lis
     return rows
 
 
-def table(rows: Sequence[Row], most: int = 30) -> str:
-    """The rows that take longest, added up by kernel, as text."""
+def of(function: Any, arguments: Sequence[Any], rounds: int = 3) -> list[Row]:
+    """The profile of a function that ``tw.compile`` returned, which has been called with these arguments (tensors)."""
+    entries = [entry for known in function._entries.values() for entry in known]
+    runner = entries[-1].runner
+    compiled = list(runner.programs.values())[-1]
+    buffers = [a._own.buffer for a in [*arguments, *runner.variables]]
+    return profile(compiled.program, buffers, rounds)
+
+
+def peak_gflops(rounds: int = 5) -> float:
+    """The most that one core can do of float32 multiply-adds, measured: a loop on registers alone, in 1e9 operations a
+    second (a multiply-add counts as two)."""
+    machine, chains, steps = host(), 12, 100_000
+    k = KernelBuilder(machine, "peak", ["x"])
+    start = k.f.vload(k.f.arg("x"))
+    with k.f.loop(0, steps, carry=[start] * chains) as loop:
+        loop.carry([k.f.fma(start, start, value) for value in loop.carried])
+    total = loop.results[0]
+    for value in loop.results[1:]:
+        total = k.f.fadd(total, value)
+    k.f.vstore(total, k.f.arg("x"))
+    builder = ProgramBuilder(machine)
+    builder.call(k.finish(), [Ref(0)])
+    program, numbers = builder.finish(), np.zeros(64, np.float32)
+    table = (ctypes.c_void_p * 1)(numbers.ctypes.data)
+    best = float("inf")
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        program.run_alone(ctypes.addressof(table))
+        best = min(best, time.perf_counter() - begun)
+    return 2 * chains * steps * machine.lanes / best / 1e9
+
+
+def chrome_trace(rows: Sequence[Row], name: str) -> dict[str, Any]:
+    """The rows as events for Perfetto or chrome://tracing, one after another as in a step; times are in microseconds. Each
+    was timed alone, with all threads: the gaps and overlaps of a real step are not in it."""
+    events: list[dict[str, Any]] = [{"name": "process_name", "ph": "M", "pid": 1, "tid": 1, "args": {"name": name}}]
+    at = 0.0
+    for row in rows:
+        facts = {"symbol": row.symbol, "gflops": round(row.gflops, 2)}
+        duration = row.seconds * 1e6
+        shown = row.note or row.symbol
+        events.append({"name": shown, "ph": "X", "pid": 1, "tid": 1, "ts": at, "dur": duration, "args": facts})
+        at += duration
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def table(rows: Sequence[Row], most: int = 30, peak: float = 0.0) -> str:
+    """The rows that take longest, added up by kernel, as text. ``peak`` is one core's measured rate: a column tells the
+    kernels' shares of it (above 100 % with several threads, or by Winograd's algorithm)."""
     totals: dict[str, list[Any]] = {}
     for row in rows:
         entry = totals.setdefault(row.symbol, [0.0, 0, 0, row.note])
@@ -58,8 +113,18 @@ def table(rows: Sequence[Row], most: int = 30) -> str:
         entry[1] += 1
         entry[2] += row.flops
     whole = sum(entry[0] for entry in totals.values())
-    lines = [f"{'ms':>9} {'share':>6} {'calls':>5} {'GFLOP/s':>8}  kernel"]
+    lines = [f"{'ms':>9} {'share':>6} {'calls':>5} {'GFLOP/s':>8} {'of peak':>8}  kernel"]
     for symbol, (seconds, calls, flops, note) in sorted(totals.items(), key=lambda t: -t[1][0])[:most]:
-        rate = f"{flops / seconds / 1e9:8.1f}" if flops and seconds else " " * 8
+        gflops = flops / seconds / 1e9 if flops and seconds else 0.0
+        rate = (
+            f"{gflops:8.1f} {gflops / peak:8.0%}"
+            if gflops and peak
+            else f"{gflops:8.1f} {'':8}"
+            if gflops
+            else " " * 17
+        )
         lines.append(f"{seconds * 1e3:9.3f} {seconds / whole:6.1%} {calls:5d} {rate}  {symbol}: {note}")
-    return "\n".join([*lines, f"{whole * 1e3:9.3f} ms in {len(rows)} calls"])
+    about = f"{whole * 1e3:9.3f} ms in {len(rows)} calls" + (
+        f"; one core's measured peak is {peak:.0f} GFLOP/s" if peak else ""
+    )
+    return "\n".join([*lines, about])

@@ -1,0 +1,102 @@
+"""``twofold bench``: how long a network takes, and where the time goes."""
+
+from __future__ import annotations
+
+import json as text_of
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import twofold as tw
+from twofold import zoo
+from twofold.base.errors import ArgumentError
+from twofold.base.files import atomic_write
+from twofold.cli.common import Json, emit
+from twofold.nn.functional import cross_entropy
+
+
+def command(
+    network: Annotated[str, typer.Argument(help="A network of `twofold zoo`.")],
+    batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 1,
+    train: Annotated[bool, typer.Option("--train", help="Measure a training step instead of inference.")] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time, after two that warm up.")] = 10,
+    profile: Annotated[bool, typer.Option("--profile", help="Print each kernel's time and rate.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write the kernels' times for Perfetto or chrome://tracing.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Time a network of the zoo with random weights and images, compiled, on device cpu."""
+    run, arguments = step_of(network, batch, train)
+    with tw.device("cpu"):
+        start = time.perf_counter()
+        run(*arguments)
+        first = time.perf_counter() - start
+        run(*arguments)
+        seconds = [_timed(run, arguments) for _ in range(steps)]
+    median = statistics.median(seconds)
+    record: dict[str, Any] = {
+        "network": network, "batch": batch, "train": train, "first_step_s": first, "median_ms": median * 1e3,
+        "least_ms": min(seconds) * 1e3, "images_per_second": batch / median,
+    }  # fmt: skip
+    lines = [
+        f"{network}, batch {batch}, {'training step' if train else 'inference'}: median {median * 1e3:.2f} ms of {steps} steps "
+        f"(least {min(seconds) * 1e3:.2f}), {batch / median:.1f} images/s; first step {first:.2f} s"
+    ]
+    if profile or trace is not None:
+        from twofold.backends.cpu import profile as profiler
+
+        rows = profiler.of(run, arguments)
+        peak = profiler.peak_gflops()
+        record |= {"peak_gflops": peak, "kernels": [row.as_dict() for row in rows]}
+        if profile:
+            lines += [profiler.table(rows, peak=peak)]
+        if trace is not None:
+            with atomic_write(trace) as stream:
+                stream.write(text_of.dumps(profiler.chrome_trace(rows, network)).encode())
+            lines += [f"{trace}: open it at https://ui.perfetto.dev"]
+    emit(record, json, "\n".join(lines))
+
+
+def step_of(network: str, batch: int, train: bool) -> tuple[Any, tuple[Any, ...]]:
+    """The compiled step of a network and its arguments: inference, or a training step with SGD and momentum."""
+    if batch < 1:
+        raise ArgumentError(f"batch is {batch}; expected 1 or more")
+    tw.random.seed(0)
+    rng = np.random.default_rng(0)
+    entry = zoo.info(network)
+    with tw.device("cpu"):
+        model = zoo.create(network)
+        x = tw.tensor(rng.standard_normal((batch, *entry.input_shape)).astype(np.float32))
+        y = tw.tensor(rng.integers(0, entry.classes, batch))
+        optimizer = tw.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+    if not train:
+        model.eval()
+
+        @tw.compile
+        def infer(x: Any) -> Any:
+            with tw.no_grad():
+                return model(x)
+
+        return infer, (x,)
+
+    @tw.compile
+    def training(x: Any, y: Any) -> Any:
+        outputs = model(x)
+        loss = cross_entropy(outputs[0] if isinstance(outputs, tuple) else outputs, y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return training, (x, y)
+
+
+def _timed(run: Any, arguments: tuple[Any, ...]) -> float:
+    start = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - start
