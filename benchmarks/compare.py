@@ -2,7 +2,8 @@
 
     python benchmarks/compare.py                                   # everything; results.json, then docs/performance.md
     python benchmarks/compare.py --networks resnet18 --modes infer1 train8 --threads 2 --rounds 3 --no-docs
-    python benchmarks/compare.py --python openvino=../other-venv/bin/python    # a peer's own interpreter
+    python benchmarks/compare.py --python tensorflow=../other-venv/bin/python  # a peer's own interpreter
+    python benchmarks/compare.py --render --results results.json               # tables and chart once more
 
 Each peer is a process of its own (``peers.py``) that sleeps while another runs. A row is (network, mode, threads): the
 weights and the input (random, never zeros) are written once, every peer loads and warms up, then rounds go through all
@@ -170,6 +171,24 @@ def table(rows: list[dict]) -> str:
     return "\n\n".join(parts)
 
 
+def costs(rows: list[dict]) -> str:
+    """Markdown: what else a library costs: its import, the first step (compilation included), the most memory."""
+    lines = ["### Seconds to import, seconds to the first step, most memory in MiB", ""]
+    chosen = [r for r in rows if r["threads"] == max(q["threads"] for q in rows)]
+    names = list(dict.fromkeys(n for r in chosen for n in r["peers"]))
+    lines += [f"| network | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in chosen:
+        cells = [_costs(row["peers"].get(n)) for n in names]
+        lines.append(f"| {row['network']} {row['mode']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _costs(found: dict | None) -> str:
+    if not found or "ms" not in found or "error" in found:
+        return "-"
+    return f"{found['import']:.1f}, {found['first']:.1f}, {found.get('peak_mib') or math.nan:.0f}"
+
+
 def _table(title: str, rows: list[dict]) -> str:
     names = list(dict.fromkeys(n for r in rows for n in r["peers"]))
     header = ["network", *names, "best peer / twofold"]
@@ -234,7 +253,7 @@ def write_docs(rows: list[dict]) -> None:
     page = (docs / "performance.md").read_text()
     before, rest = page.split("<!-- results -->")
     after = rest.split("<!-- end of results -->")[1]
-    middle = f"<!-- results -->\n{about}.\n\n{table(rows)}\n<!-- end of results -->"
+    middle = f"<!-- results -->\n{about}.\n\n{table(rows)}\n\n{costs(rows)}\n<!-- end of results -->"
     (docs / "performance.md").write_text(before + middle + after)
 
 
@@ -254,7 +273,18 @@ def main() -> None:
     parser.add_argument("--python", nargs="+", default=[], metavar="PEER=PATH", help="a peer's own interpreter")
     parser.add_argument("--results", type=Path, default=Path("results.json"), help="rows, one JSON object a line")
     parser.add_argument("--no-docs", action="store_true")
+    parser.add_argument("--render", action="store_true", help="measure nothing: write the docs from --results")
     options = parser.parse_args()
+    if not options.render:
+        run(options)
+    if options.render or not options.no_docs:
+        rows = {(r["network"], r["mode"], r["threads"]): r for r in map(json.loads, options.results.open())}
+        order = {key: i for i, key in enumerate((n, m) for m in MODES for n in NETWORKS)}
+        write_docs(sorted(rows.values(), key=lambda r: order[r["network"], r["mode"]]))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, appending each row to the results as it is there."""
     pythons = dict(item.split("=", 1) for item in options.python)
     for threads in options.threads:
         for mode in options.modes:
@@ -263,12 +293,11 @@ def main() -> None:
                 with options.results.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
                 best, ours = best_peer(row), row["peers"]["twofold"]
-                text = {n: round(p["ms"], 3) if "ms" in p else p.get("error", "?")[:60] for n, p in row["peers"].items()}
+                text = {
+                    n: round(p["ms"], 3) if "ms" in p else p.get("error", "?")[:60] for n, p in row["peers"].items()
+                }
                 ratio = f"{best[1] / ours['ms']:.2f}" if best and "ms" in ours else "-"
                 print(f"{network:18} {mode} {threads}t  ratio {ratio}  {text}", flush=True)
-    if not options.no_docs:
-        rows = {(r["network"], r["mode"], r["threads"]): r for r in map(json.loads, options.results.open())}
-        write_docs(list(rows.values()))
 
 
 if __name__ == "__main__":

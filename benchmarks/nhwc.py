@@ -100,6 +100,11 @@ def _mean_pool(lib: Any, a: dict[str, Any], x: Any) -> Any:
     return lib.mean_pool(x, a["kernel_shape"], a["strides"])
 
 
+def _mean(lib: Any, a: dict[str, Any], x: Any, axes: Any) -> Any:
+    y = lib.mean(x)
+    return y if a.get("keepdims", 1) else lib.reshape(y, (int(x.shape[0]), -1))
+
+
 def _flat(lib: Any, x: Any) -> Any:
     """(n, c*h*w), in the order of the weights that follow."""
     x = lib.transpose(x, (0, 3, 1, 2)) if len(x.shape) == 4 else x
@@ -126,7 +131,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "LRN": _lrn,
     "Relu": lambda lib, a, x: lib.relu(x),
     "GlobalAveragePool": lambda lib, a, x: lib.mean(x),
-    "ReduceMean": lambda lib, a, x, axes: lib.mean(x),
+    "ReduceMean": _mean,
     "Gemm": lambda lib, a, x, w, b=None: lib.matmul(x, w) + (0.0 if b is None else b),
     "Flatten": lambda lib, a, x: _flat(lib, x),
     "Reshape": lambda lib, a, x, shape: _flat(lib, x),
