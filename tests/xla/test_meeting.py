@@ -124,7 +124,9 @@ def test_silence_is_noticed_after_the_heartbeat() -> None:
 
 def test_good_bye_is_no_death() -> None:
     watches, said, _ = watched(2, heartbeat=60.0)
-    for watch in watches:
-        watch.close(bye=True)
+    watches[1].close(bye=True)
+    watches[0].wait_for_good_byes(10.0)
+    assert watches[0].lines == {}
+    watches[0].close(bye=True)
     assert wait_for(lambda: not any(t.name.startswith("watch") for t in threading.enumerate()))
     assert said == [[], []]

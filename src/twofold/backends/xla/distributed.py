@@ -115,12 +115,15 @@ class Membership:
         atexit.register(self._at_exit)
 
     def leave(self) -> None:
-        """The work is done: wait for the others to come to the same point, and go on alone."""
+        """The work is done: wait for the others to come to the same point, and go on alone. Process 0 goes last: jax's
+        service is its."""
         if not self._left:
             synchronise("leave")
             self._left = True
-            self.watch.close(bye=True)
+            if self.job.rank == 0:
+                self.watch.wait_for_good_byes()
             runtime.load().distributed.shutdown()
+            self.watch.close(bye=True)
 
     def abandon(self, code: int = 1) -> None:
         """End early: the others are told at once, and this process ends with ``code`` without waiting for them."""

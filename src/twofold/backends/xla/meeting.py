@@ -269,6 +269,12 @@ class Watch:
                 line.socket.shutdown(socket.SHUT_WR)
             line.close()
 
+    def wait_for_good_byes(self, seconds: float = 60.0) -> None:
+        """Return once all others have said good-bye."""
+        end = time.monotonic() + seconds
+        while self.lines and time.monotonic() < end:
+            time.sleep(0.01)
+
     def settle(self, seconds: float = 5.0) -> None:
         """After a failed computation: wait for the cause to show, if it is a death (the process ends then)."""
         self._over.wait(seconds)
