@@ -1,8 +1,9 @@
 """Whole programs on disk: what lowering made of a graph, so that the next process need not do it again.
 
-A key is the SHA-256 of all that lowering depends on: the recorded graph (its text, before any pass), the threads, the
-flags, the machine, the versions, and twofold's own source. An entry holds no code: it says where buffers lie and which
-objects of the cache (``cache.py``) to link. A program with parts in Python, or whose objects are gone, is lowered as ever.
+A key is the SHA-256 of all that lowering depends on: the recorded graph (its text before any pass, with the layer paths
+that errors name), the threads, the flags, the machine, the versions, and twofold's own source. An entry holds no code: it
+says where buffers lie and which objects of the cache (``cache.py``) to link. A program with parts in Python, or whose
+objects are gone, is lowered as ever.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def key(graph: Graph, threads: int) -> str | None:
     """Where the program of a recorded graph is kept; None if it is not worth it."""
     if len(graph.nodes) < LEAST_NODES or cache.folder() is None:
         return None
-    facts = [_source(), str(threads), flags.get("TWOFOLD_CONV"), print_graph(graph, bare=True)]
+    facts = [_source(), str(threads), flags.get("TWOFOLD_CONV"), print_graph(graph)]
     return cache.key("\0".join(facts), host(), 0)
 
 
