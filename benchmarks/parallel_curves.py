@@ -13,8 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+import twofold as tw
+from twofold import data as datasets
 from twofold.base.figures import new_figure, save
-from twofold.train import read_checkpoint
+from twofold.train import Reporter, read_checkpoint
+from twofold.train.task import build_model, build_optimizer, build_schedule, loader, prepare, settings_for
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "distributed.md"
 PICTURE = PAGE.parent / "images" / "parallel_curves.png"
@@ -70,9 +75,30 @@ def table(curves: dict[str, list[dict[str, Any]]]) -> str:
     for i, row in enumerate(first):
         cells = [f"{curves[n][i]['loss']:.6f} ({curves[n][i]['val_accuracy']:.2%})" for n in names]
         lines.append(f"| {row['epoch']} | " + " | ".join(cells) + " |")
-    far = [max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(curves[n], first)) for n in names]
+    far = [farthest(curves[n], first) for n in names]
     lines.append("| largest relative difference of a loss | " + " | ".join(f"{d:.1e}" for d in far) + " |")
     return "\n".join(lines)
+
+
+def changed_by_rounding(epochs: int, trial: int) -> list[dict[str, Any]]:
+    """One device again, each initial weight left alone or moved to a neighbouring float32: how far rounding alone drives
+    the curves apart."""
+    train_set = datasets.load("digits", "train", None)
+    settings = settings_for("lenet5", "digits", train_set, epochs=epochs, batch_size=64, seed=0)
+    tw.random.seed(0)
+    model = build_model(settings)
+    rng = np.random.default_rng(trial)
+    for p in model.parameters():
+        p.assign(np.nextafter(p.numpy(), rng.choice([-np.inf, np.inf], p.shape).astype(np.float32)))
+    optimizer, batches = build_optimizer(model, settings), loader(prepare(train_set, settings), settings, training=True)
+    schedule = build_schedule(optimizer, settings, len(batches))
+    options = {"optimizer": optimizer, "schedule": schedule, "schedule_steps": True, "devices": "xla:cpu"}
+    return tw.train.fit(model, batches, epochs=epochs, reporter=Reporter(epochs, quiet=True), **options)
+
+
+def farthest(rows: list[dict[str, Any]], first: list[dict[str, Any]]) -> float:
+    """The largest relative difference of a loss."""
+    return max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(rows, first))
 
 
 def draw(curves: dict[str, list[dict[str, Any]]]) -> None:
@@ -97,7 +123,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(RUNS):
             curves[name] = history(name, options.epochs, Path(folder, str(number)))
-    text = table(curves)
+    first = curves["one device"]
+    control = ", ".join(f"{farthest(changed_by_rounding(options.epochs, t), first):.1e}" for t in range(5))
+    scale = f"For scale, one device with every initial weight moved to a neighbouring float32, five times: {control}."
+    text = f"{table(curves)}\n\n{scale}"
     print(text)
     if options.write:
         draw(curves)

@@ -25,7 +25,9 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
     "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TWOFOLD_NUM_THREADS": "1",
 }  # fmt: skip
 TRAIN = ["train", "lenet5", "--data", "digits", "--batch-size", "64"]  # 23 steps an epoch, the last of 30 images
-CLOSE = 1e-3  # relative: float32 sums in another order, after 46 steps of training
+# relative, after 46 steps: initial weights that differ by one rounding change these losses by up to 3e-5, another order of
+# the data by 1e-3
+CLOSE = 3e-4
 
 
 def free_port() -> str:
@@ -117,7 +119,7 @@ def test_killed_processes_end_the_job_and_any_number_goes_on(alone: Any, tmp_pat
     assert ends[1][0] != 0 and "died" in ends[1][2]  # jax may end it first, by a signal
     kill_after(max(26, read_checkpoint(last)[1].step + 2), 0, [start(*go_on, "--device", "xla:cpu")], last)
     assert read_checkpoint(last)[1].step < 46
-    ends = finish(start_job(2, *go_on))
+    ends = finish(start_job(2, *go_on, "--shard-state"))  # a checkpoint then gathers from both
     assert [code for code, _, _ in ends] == [0, 0], ends
     np.testing.assert_allclose(losses(tmp_path), alone, rtol=CLOSE)
 

@@ -30,6 +30,7 @@ from twofold.base.errors import ArgumentError, TwofoldError
 DEFAULT_PORT = 12379
 _JAX_HEARTBEAT = 600  # jax's own watch, slower than ours: it ends processes without saying why
 
+
 def find_job(
     coordinator: str | None = None, processes: int | None = None, rank: int | None = None,
     environment: Mapping[str, str] | None = None,
