@@ -72,6 +72,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float]]
     return losses(folder)
 
 
+@pytest.mark.slow
 def test_the_pages_commands_four_devices_and_two_processes(alone: Any, tmp_path: Path) -> None:
     for word, folder in (("device_count=4", "devices"), ("--distributed", "processes")):
         run = subprocess.run(
@@ -104,6 +105,7 @@ def _step_of(file: Path) -> int:
         return -1
 
 
+@pytest.mark.slow
 def test_killed_processes_end_the_job_and_any_number_goes_on(alone: Any, tmp_path: Path) -> None:
     """Four processes, two, one and two again, each broken off within an epoch: the losses of an unbroken training."""
     last = tmp_path / "last.safetensors"
