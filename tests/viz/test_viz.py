@@ -9,6 +9,7 @@ from PIL import Image
 import twofold as tw
 from twofold import viz
 from twofold.viz.bubbles import plotted
+from twofold.viz.labels import gap, overlap, place
 from twofold.viz.tiles import grid
 
 
@@ -47,3 +48,23 @@ def test_activations_are_the_layer_s_maps_and_leave_the_model_as_it_was():
     picture = viz.activations(model, "1", x)
     maps = model(x.reshape((1, 1, 6, 6))).numpy()[0]
     np.testing.assert_allclose(picture, grid(np.repeat(maps[..., None], 3, -1)), rtol=1e-6)
+
+
+def test_names_are_placed_beside_their_bubbles_over_nothing_else():
+    """A crowd: forty bubbles, many of them on each other, and a legend."""
+    rng = np.random.default_rng(0)
+    circles = [(x, y, r) for x, y, r in zip(rng.uniform(60, 740, 40), rng.normal(300, 80, 40), rng.uniform(2, 16, 40))]
+    sizes = [(w, 9.0) for w in rng.uniform(20, 90, 40)]
+    bounds, legend = (0.0, 0.0, 800.0, 600.0), (700.0, 0.0, 800.0, 120.0)
+    boxes = place(circles, sizes, bounds, [legend])
+    for i, box in enumerate(boxes):
+        assert (box[2] - box[0], box[3] - box[1]) == pytest.approx(sizes[i])
+        assert box[0] >= 0 and box[1] >= 0 and box[2] <= 800 and box[3] <= 600
+        assert not any(overlap(box, other) for other in [legend, *boxes[:i]])
+        assert all(gap(box, circle) >= 0 for circle in circles)
+        assert gap(box, circles[i]) < 80
+
+
+def test_overlaps_and_gaps_of_boxes():
+    assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) and not overlap((0, 0, 2, 2), (2, 0, 3, 2))
+    assert gap((0, 0, 2, 2), (5, 1, 1)) == 2 and gap((0, 0, 2, 2), (5, 6, 1)) == 4 and gap((0, 0, 2, 2), (1, 1, 1)) == -1
