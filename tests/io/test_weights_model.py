@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+import twofold as tw
 from twofold.base.errors import FormatError, WeightsError
 from twofold.io.weights import load_weights, match, read_weights, save_weights, write_pth, write_safetensors
+from twofold.io.weights.source import read_out
 
 
 class Value:
@@ -29,7 +32,7 @@ class Model:
     def __init__(self, **arrays):
         self.state = {name.replace("__", "."): Value(array) for name, array in arrays.items()}
 
-    def state_dict(self):
+    def state_dict(self, keep_vars=False):
         return dict(self.state)
 
     def load_state_dict(self, state):
@@ -191,3 +194,36 @@ def test_large_files_are_mapped_and_the_file_stays_unchanged(tmp_path):
         assert peak < big.nbytes // 10
         weights["w"][:] = 2
         assert weights["w"].max() == 2 and read_weights(tmp_path / name)["w"].max() == 1
+
+
+def test_loading_holds_one_tensor_twice_and_no_more(tmp_path):
+    """Tensors come one by one from the mapped file, straight into the array that the model keeps."""
+    layers, size = 8, 1 << 20
+    model = tw.nn.Sequential(*(tw.nn.Linear(1024, 1024, bias=False) for _ in range(layers)))
+    wanted = {f"{i}.weight": np.full((1024, 1024), i, np.float32) for i in range(layers)}
+    write_safetensors(tmp_path / "w.safetensors", wanted)
+    tracemalloc.start()
+    try:
+        load_weights(model, tmp_path / "w.safetensors")
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - size * 4 * layers < 1 << 20  # the new arrays; the old ones were made before
+    assert peak < size * 4 * (layers + 1)
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), wanted[name])
+
+
+def test_reading_out_gives_a_copy_in_another_dtype_and_leaves_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    wanted = rng.standard_normal((3, 2_100_000)).astype(np.float32)  # more than one block, no whole number of pages
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, {"small": np.ones(3, np.float32), "w": wanted})
+    before = path.read_bytes()
+    array = read_weights(path)["w"]
+    np.testing.assert_array_equal(read_out(array, np.dtype(np.float32)), wanted)
+    np.testing.assert_array_equal(read_out(array.T, np.dtype(np.float64)), wanted.T.astype(np.float64))
+    copy = read_out(array, np.dtype(np.float32))
+    copy[:] = 0
+    np.testing.assert_array_equal(array, wanted)  # pages given back come from the file again
+    assert path.read_bytes() == before

@@ -260,3 +260,12 @@ def test_repr_reads_like_pytorchs():
 def test_a_module_without_forward_says_so():
     with pytest.raises(NotImplementedError, match=r"Module has no forward\(\)"):
         nn.Module()(1)
+
+
+def test_a_state_dict_may_hold_the_models_own_variables():
+    pair = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    first, second = (layer.weight.numpy().copy() for layer in pair)
+    own = pair.state_dict(keep_vars=True)
+    pair.load_state_dict({"0.weight": own["1.weight"], "1.weight": own["0.weight"]})  # swapped
+    np.testing.assert_array_equal(pair[0].weight.numpy(), second)
+    np.testing.assert_array_equal(pair[1].weight.numpy(), first)

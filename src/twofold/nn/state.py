@@ -9,7 +9,7 @@ import numpy as np
 
 from twofold.base.errors import WeightsError
 from twofold.base.shapes import show
-from twofold.tensor.tensor import Variable, concrete
+from twofold.tensor.tensor import Variable
 
 
 class LoadReport(NamedTuple):
@@ -20,26 +20,35 @@ class LoadReport(NamedTuple):
 
 
 def load(owner: str, variables: Mapping[str, Variable], state: Mapping[str, Any], strict: bool) -> LoadReport:
-    """Give ``variables`` the arrays or tensors of ``state`` by name; WeightsError before anything changes if they misfit."""
+    """Give ``variables`` the arrays or tensors of ``state`` by name; WeightsError before anything changes if they misfit.
+
+    Each array is copied just before it takes the old one's place, so that no more than one is there twice.
+    """
     missing = [name for name in variables if name not in state]
     unexpected = [name for name in state if name not in variables]
-    arrays = {name: _as_array(state[name]) for name in variables if name in state}
+    shapes = {name: _shape(state[name]) for name in variables if name in state}
     wrong = [
-        f"{name}: shape {show(tuple(a.shape))}, expected {show(variables[name].shape)}"
-        for name, a in arrays.items()
-        if tuple(a.shape) != variables[name].shape
+        f"{name}: shape {show(shape)}, expected {show(variables[name].shape)}"
+        for name, shape in shapes.items()
+        if shape != variables[name].shape
     ]
     if wrong or (strict and (missing or unexpected)):
         raise WeightsError(_misfit(owner, missing, unexpected, wrong))
-    for name, array in arrays.items():
-        variable = variables[name]
-        variable.set_array(concrete(array, variable.dtype, variable.device))
+    found = {name: _as_it_is(state[name]) for name in shapes}  # before any variable changes: they may be among them
+    for name, variable in ((name, variables[name]) for name in shapes):
+        array = np.array(found.pop(name), variable.dtype.numpy, order="C")
+        variable.set_buffer(variable.device.backend.put(array, variable.device), variable.device)
     return LoadReport(missing, unexpected)
 
 
-def _as_array(data: Any) -> np.ndarray:
-    """An array from a tensor of any kind, or from anything NumPy understands."""
-    return data.numpy() if hasattr(data, "numpy") else np.asarray(data)
+def _as_it_is(data: Any) -> Any:
+    """A tensor's numbers as they are now, not copied; anything else is read when its turn comes."""
+    return data.numpy() if hasattr(data, "numpy") else data
+
+
+def _shape(data: Any) -> tuple[int, ...]:
+    """The shape of a tensor of any kind, or of anything NumPy understands."""
+    return tuple(data.shape if hasattr(data, "shape") else np.shape(data))
 
 
 def _misfit(owner: str, missing: list[str], unexpected: list[str], wrong: list[str]) -> str:

@@ -15,6 +15,7 @@ from twofold.base.errors import FormatError, WeightsError
 from twofold.io.weights.read import Weights, read_weights
 from twofold.io.weights.report import MatchReport, match
 from twofold.io.weights.safetensors import write_safetensors
+from twofold.io.weights.source import read_out
 from twofold.io.weights.write_pth import write_pth
 
 EXPONENT = {"float16": 16, "bfloat16": 128, "float32": 128, "float64": 1024}  # values stay below 2**this
@@ -22,9 +23,10 @@ log = logging.getLogger("twofold")
 
 
 class HasState(Protocol):
-    """What is asked of a model: ``nn.Module`` has it. State dict values have ``shape``, ``dtype`` and ``numpy()``."""
+    """What is asked of a model: ``nn.Module`` has it. State dict values have ``shape``, ``dtype`` and ``numpy()``; what is
+    loaded has ``shape`` and is read by ``np.array``."""
 
-    def state_dict(self) -> Mapping[str, Any]: ...
+    def state_dict(self, *, keep_vars: bool = False) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any: ...
 
@@ -75,13 +77,15 @@ def load_weights(
     """
     if reshaped not in ("error", "keep"):
         raise ValueError(f"reshaped={reshaped!r} is unknown; expected 'error' or 'keep'")
-    state = dict(model.state_dict())
+    state = dict(model.state_dict(keep_vars=True))
     weights = read_weights(path, key=key, verify=verify)
     report = match({name: (tuple(value.shape), value.dtype) for name, value in state.items()}, weights, ignore=ignore)
     report.notes += _notes(weights)
     _refuse(report, path, strict, reshaped)
     for row in report.matched:
-        state[row.name] = _converted(weights.pop(row.source), row.name, dtypes.as_dtype(state[row.name].dtype).numpy)
+        dtype = dtypes.as_dtype(state[row.name].dtype).numpy
+        _check_fits(weights[row.source], row.name, dtype)
+        state[row.name] = _Entry(weights.pop(row.source), dtype)
     model.load_state_dict(state)
     log.log(logging.INFO if report.ok else logging.WARNING, "%s: %s", os.fspath(path), report)
     return report
@@ -114,16 +118,27 @@ def _refuse(report: MatchReport, path: str | os.PathLike, strict: bool, reshaped
         raise WeightsError(f"{os.fspath(path)} does not fit the model.\n{report}\nWhat to do: " + "; ".join(advice))
 
 
-def _converted(array: np.ndarray, name: str, dtype: np.dtype) -> np.ndarray:
-    """A contiguous copy in the model's dtype; values that do not fit it are an error rather than infinities."""
-    if array.dtype.kind in "iu" and array.dtype != dtype and array.size:
+class _Entry:
+    """An array of a weight file in the model's dtype, read when it is asked for: as an array (NumPy's protocol), which is
+    a new one each time, so that the model may take it over."""
+
+    def __init__(self, array: np.ndarray, dtype: np.dtype):
+        self._array, self.dtype, self.shape = array, dtype, array.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return read_out(self._array, self.dtype if dtype is None else dtype)
+
+
+def _check_fits(array: np.ndarray, name: str, dtype: np.dtype) -> None:
+    """Raise WeightsError for values that the model's dtype cannot hold: an error rather than infinities."""
+    if array.dtype == dtype or not array.size:
+        return
+    if array.dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
             raise WeightsError(f"{name}: values of the file ({array.dtype}) do not fit the model's {dtype}")
-    with np.errstate(over="ignore"):
-        result = np.array(array, dtype, order="C", copy=True)
-    if EXPONENT.get(dtype.name, 0) < EXPONENT.get(array.dtype.name, 0):
-        overflowed = int(np.isinf(result).sum() - np.isinf(array).sum())
+    elif EXPONENT.get(dtype.name, 0) < EXPONENT.get(array.dtype.name, 0):
+        with np.errstate(over="ignore"):
+            overflowed = int(np.isinf(array.astype(dtype)).sum() - np.isinf(array).sum())
         if overflowed:
             raise WeightsError(f"{name}: {overflowed} values of the file ({array.dtype}) overflow {dtype}")
-    return result

@@ -13,6 +13,7 @@ from twofold.base.errors import FormatError
 
 SMALL_FILE = 16 << 20  # below this a copy costs less than the surprises of a mapped file
 ALIGNMENT = 8
+BLOCK = 4 << 20  # elements copied at a time out of a mapped file
 
 
 class ByteSource:
@@ -64,3 +65,33 @@ class ByteSource:
         if self._stream.readinto(fresh.data) != count:
             raise FormatError(f"{what} could not be read whole: the file shrank while it was read")
         return fresh
+
+
+def read_out(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A row-major copy in ``dtype``. Pages of a mapped file are given back as they are copied: file and copy are not both
+    in memory. (What was written into a view of the file is lost by that: it is for views that nobody has changed.)
+    """
+    out = np.empty(array.shape, dtype)
+    if not array.flags.c_contiguous:
+        out[...] = array
+        return out
+    source, target = array.reshape(-1), out.reshape(-1)
+    for start in range(0, source.size, BLOCK):
+        block = source[start : start + BLOCK]
+        target[start : start + BLOCK] = block
+        _give_back(block)
+    return out
+
+
+def _give_back(view: np.ndarray) -> None:
+    """Tell the system that the whole pages under a view of a mapped file are not needed for now."""
+    base: object = view
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    if not isinstance(base, mmap.mmap) or not hasattr(base, "madvise"):
+        return
+    begin = view.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first, last = -(-begin // mmap.PAGESIZE), (begin + view.nbytes) // mmap.PAGESIZE
+    if last > first:
+        base.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
