@@ -10,7 +10,7 @@ import numpy as np
 
 from twofold.backends.interface import Device, Program
 from twofold.backends.xla import checks, lower, runtime
-from twofold.backends.xla.placement import placement, put
+from twofold.backends.xla.placement import Placement, placement, put
 from twofold.ir import Graph
 
 AHEAD = 2  # calls whose range checks may be outstanding: the host runs ahead of the device by as many
@@ -36,22 +36,30 @@ class Pending:
             checks.report(runtime.fetch(flag.addressable_data(0)), messages)
 
 
+def jitted(graph: Graph, where: Placement, donated: Sequence[int], messages: list[str]) -> tuple[Any, list[Any]]:
+    """The graph as a function that jax compiles for the devices of ``where``, and how its inputs lie on them.
+
+    The devices need not be here: those of a topology will do for compiling.
+    """
+    data = [[where.of_data(v.spec) for v in values] for values in (graph.inputs, graph.outputs)]
+    state = [where.of_state(s.input.spec) for s in graph.state]
+    inputs, outputs = data[0] + state, data[1] + state
+    function = runtime.load().jit(
+        lower.function_of(graph, messages),
+        in_shardings=tuple(inputs),
+        out_shardings=(outputs, where.whole),
+        donate_argnums=tuple(donated),
+    )
+    return function, inputs
+
+
 class XlaProgram(Program):
     """Calls the compiled function; jax compiles it at the first call."""
 
     def __init__(self, graph: Graph, device: Device, donated: Sequence[int], pending: Pending):
         self.graph, self.device, self.donated, self.pending = graph, device, tuple(donated), pending
         self.messages: list[str] = []
-        where = placement(device)
-        data = [[where.of_data(v.spec) for v in values] for values in (graph.inputs, graph.outputs)]
-        state = [where.of_state(s.input.spec) for s in graph.state]
-        self.inputs, outputs = data[0] + state, data[1] + state
-        self.function = runtime.load().jit(
-            lower.function_of(graph, self.messages),
-            in_shardings=tuple(self.inputs),
-            out_shardings=(outputs, where.whole),
-            donate_argnums=self.donated,
-        )
+        self.function, self.inputs = jitted(graph, placement(device), self.donated, self.messages)
 
     def place(self, index: int, array: np.ndarray) -> Any:
         """A host array where input ``index`` wants it: each device gets only its part."""
