@@ -12,6 +12,7 @@ its input, and may be a function without arguments, called only if that input's 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -50,12 +51,27 @@ class Op:
     pure: bool = True  # equal inputs give equal outputs, and nothing else happens: may be merged, dropped, folded
     sparse: bool = False  # ``vjp`` of a multi op takes None for a result without a cotangent (else it gets zeros)
     reads: tuple[int, ...] | None = None  # the results that ``vjp`` reads, where it reads only some of them
+    arity: int | None = None  # operands, where ``infer`` itself would take any number
     doc: str = ""
 
     def specs(self, inputs: tuple[Spec, ...], attrs: dict[str, Any]) -> tuple[Spec, ...]:
-        """The output specs, always as a tuple."""
+        """The output specs, always as a tuple; GraphError for a wrong number of operands."""
+        least, most = self.operands
+        if not least <= len(inputs) <= most:
+            wanted = str(least) if least == most else f"{least} to {most}" if most < _MANY else f"at least {least}"
+            raise GraphError(f"{self.name}: got {len(inputs)} operands; expected {wanted}")
         out = self.infer(*inputs, **attrs)
         return out if isinstance(out, tuple) else (out,)
+
+    @functools.cached_property
+    def operands(self) -> tuple[int, int]:
+        """The fewest and the most operands: ``arity``, or what ``infer`` takes by position."""
+        if self.arity is not None:
+            return self.arity, self.arity
+        positional = [p for p in inspect.signature(self.infer).parameters.values() if p.kind in _BY_POSITION]
+        single = [p for p in positional if p.kind is not p.VAR_POSITIONAL]
+        least = sum(p.default is p.empty for p in single)
+        return least, len(single) if len(single) == len(positional) else _MANY
 
     def saved(self, count: int) -> tuple[bool, tuple[bool, ...]]:
         """Whether ``vjp`` reads the outputs, and each of ``count`` inputs (derived from its parameter names)."""
@@ -67,6 +83,8 @@ class Op:
         return f"<op {self.name}>"
 
 
+_MANY = 2**31  # operands: no limit
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _SAVED: dict[tuple[Any, int], tuple[bool, tuple[bool, ...]]] = {}
 
 

@@ -99,8 +99,8 @@ class CpuProgram(Program):
         start = time.perf_counter() if self._timed else 0.0
         with self._lock:
             results = self._execution.call(buffers, version)
-            if self._execution.failed:
-                self._raise_error()
+            if failed := self._execution.failed:
+                self._raise_error(*failed)
         if self._timed:
             debug.timing(self, time.perf_counter() - start)
         return results
@@ -110,11 +110,11 @@ class CpuProgram(Program):
         arrays = self._execution.bind(buffers)
         return self._execution.pointers, arrays
 
-    def _raise_error(self) -> None:
+    def _raise_error(self, code: int, index: int) -> None:
         """Raise what a kernel left in the error word."""
-        check = self._built.plan.checks[self._execution.failed - 1]
-        self._execution.failed = 0
-        error = IndexRangeError(f"{check.op}: {check.message}")
+        check = self._built.plan.checks[code - 1]
+        self._execution.forgive()
+        error = IndexRangeError(check.message.format(index=index))
         annotate(error, check.scope)
         raise error
 

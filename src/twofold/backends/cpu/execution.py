@@ -55,7 +55,7 @@ class Execution:
         self._address = ctypes.addressof(self._table)
         self._memory: dict[int, np.ndarray] = {}  # slot -> bytes
         self._version: int | None = None  # of the state that the kept results were made of
-        self._errors = ctypes.c_int32()
+        self._errors = (ctypes.c_int64 * 2)()
         self._table[ERRORS] = ctypes.addressof(self._errors)
         for buffer, array in self._constants.items():
             self._table[built.places[buffer].slot] = address_of(array)
@@ -88,13 +88,14 @@ class Execution:
         return arrays
 
     @property
-    def failed(self) -> int:
-        """The error word that kernels write: which of the plan's checks failed; 0: none."""
-        return self._errors.value
+    def failed(self) -> tuple[int, int] | None:
+        """What kernels left in the error word: which of the plan's checks failed (from 1), and the index that did."""
+        code, index = self._errors
+        return (code, index) if code else None
 
-    @failed.setter
-    def failed(self, code: int) -> None:
-        self._errors.value = code
+    def forgive(self) -> None:
+        """Clear the error word."""
+        self._errors[0] = 0
 
     @property
     def pointers(self) -> list[int]:

@@ -65,7 +65,7 @@ def store(name: str, built: Assembled, written: Sequence[int]) -> None:
         "outputs": [[number[p.buffer], p.shape, p.strides, p.offset] for p in plan.outputs],
         "specs": [[[int(d) for d in s.shape], s.dtype.short] for s in plan.specs],
         "constants": [[number[b], a.shape] for b, a in plan.constants.items()],
-        "checks": [[c.message, c.op, c.scope] for c in plan.checks],
+        "checks": [[c.message, c.scope] for c in plan.checks],
         "notes": plan.notes,
         "donated": plan.donated,
         "written": list(written),

@@ -26,8 +26,8 @@ ERRORS = "errors"
 
 
 def nest_kernel(machine: Machine, nest: Nest, name: str = "nest") -> tuple[Kernel, list[Buffer]]:
-    """The kernel of a (simplified) nest, and the buffers its parameters stand for; a last parameter ``errors`` (an i32) if
-    the nest checks indices."""
+    """The kernel of a (simplified) nest, and the buffers its parameters stand for; a last parameter ``errors`` if the nest
+    checks indices: two i64, the code of the check that failed first and the index that did."""
     buffers = list(dict.fromkeys([*nest.writes(), *nest.reads()]))
     params = [f"p{i}" for i in range(len(buffers))]
     if checks_indices(nest):

@@ -13,19 +13,33 @@ if TYPE_CHECKING:
 
 
 def _checked(body: Body, e: Expr, args: list[Value], size: int, code: int, negative: int = 1) -> Value:
-    """An index in [-size, size) made non-negative; one outside leaves ``code`` in the program's error word and reads as 0."""
+    """An index in [-size, size) made non-negative; one outside reads as 0, and the first one found leaves ``code`` and
+    itself in the program's error word (``emit.nest.ERRORS``)."""
     f, (x,) = body.f, args
     if e.args[0].dtype.bits < 64:  # the size may not fit a narrow dtype
         x = f.cast("sext" if e.args[0].dtype.kind == "i" else "zext", x, "i64")
+    given = x
     if negative and e.args[0].dtype.kind == "i":
         x = f.select(f.icmp("slt", x, 0), f.binary("add", x, size), x)
     wrong = f.icmp("uge", x, size)
-    some = f.reduce(lambda a, b: f.binary("or", a, b), body.masked(wrong)) if wrong.lanes else wrong
-    with f.when(some):
-        assert body.errors is not None, "nest_kernel gives checking nests an error word"
-        f.store(const("i32", code), body.errors)
+    found = body.masked(wrong) if wrong.lanes else wrong
+    with f.when(f.reduce(lambda a, b: f.binary("or", a, b), found) if wrong.lanes else found):
+        _leave(body, found, given, code)
     x = f.select(wrong, const(x.type, 0), x)
     return x if e.dtype.bits == 64 else f.cast("trunc", x, f"i{e.dtype.bits}")
+
+
+def _leave(body: Body, wrong: Value, given: Value, code: int) -> None:
+    """Write ``code`` and the index of the first lane that is ``wrong``, unless an error is there already."""
+    f, errors = body.f, body.errors
+    assert errors is not None, "nest_kernel gives checking nests an error word"
+    if wrong.lanes:
+        bits = f.value(f"i{wrong.lanes}", f"bitcast {wrong} to i{wrong.lanes}")
+        lane = f.intrinsic("cttz", bits, const("i1", True))
+        given = f.extract(given, lane)
+    tried = f.value("{ i64, i1 }", f"cmpxchg {errors}, i64 0, i64 {code} monotonic monotonic")
+    with f.when(f.value("i1", f"extractvalue {tried}, 1")):
+        f.store(given, f.gep(errors, 1, "i64"))
 
 
 def _fma(body: Body, _e: Expr, args: list[Value]) -> Value:

@@ -351,7 +351,7 @@ class Lowering:
 
     def check(self, message: str, node: Node) -> int:
         """A code for the error word, and what it means."""
-        self.plan.checks.append(Check(message, node.op.name, node.scope))
+        self.plan.checks.append(Check(message, node.scope))
         return len(self.plan.checks)
 
     # ---- layout ---------------------------------------------------------------------------------------------------

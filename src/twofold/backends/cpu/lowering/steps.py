@@ -137,10 +137,9 @@ Step = Any  # NestStep | KernelStep | HostStep
 
 @dataclass(frozen=True)
 class Check:
-    """What an error word means: the message, the op and the layer path it happened in."""
+    """What an error word means: the message (with ``{index}`` where the offending index goes), and the layer path."""
 
     message: str
-    op: str
     scope: str
 
 

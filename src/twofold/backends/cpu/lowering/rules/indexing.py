@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
 
 
+NAMES = {"gather": "take"}  # what users call an op that has another name
+
+
+def out_of_range(node: Node, axis: int, size: int, least: int) -> str:
+    """What a check says when it fails; the program fills in ``{index}``. The words are the reference's (``ops.gather``)."""
+    name = NAMES.get(node.op.name, node.op.name)
+    return f"{name}: index {{index}} is out of range for axis {axis} of size {size}; expected {least} <= index < {size}"
+
+
 def checked(low: Lowering, node: Node, index: Expr, size: int, axis: int) -> Affine:
     """``index`` (counted from the end if negative) as an index; outside [-size, size) the program reports an error."""
-    code = low.check(f"an index is out of range for axis {axis} of size {size}", node)
+    code = low.check(out_of_range(node, axis, size, -size), node)
     return dynamic(op(f"checked:{size}:{code}", int64, index), size)
 
 
@@ -75,7 +84,7 @@ def _point(low: Lowering, node: Node, indices: Value, where: Sequence[Affine], s
 def _one_hot(low: Lowering, node: Node) -> Any:
     indices, depth, dtype = node.inputs[0], node.attrs["depth"], node.attrs["dtype"]
     pick = low.at(indices)
-    code = low.check(f"an index is out of range: expected 0 <= index < {depth}", node)
+    code = low.check(out_of_range(node, indices.ndim, depth, 0), node)
 
     def at(index: Sequence[Affine]) -> Expr:
         number = op(f"checked:{depth}:{code}:0", int64, pick(index[:-1]))
