@@ -67,4 +67,6 @@ def test_names_are_placed_beside_their_bubbles_over_nothing_else():
 
 def test_overlaps_and_gaps_of_boxes():
     assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) and not overlap((0, 0, 2, 2), (2, 0, 3, 2))
-    assert gap((0, 0, 2, 2), (5, 1, 1)) == 2 and gap((0, 0, 2, 2), (5, 6, 1)) == 4 and gap((0, 0, 2, 2), (1, 1, 1)) == -1
+    assert (
+        gap((0, 0, 2, 2), (5, 1, 1)) == 2 and gap((0, 0, 2, 2), (5, 6, 1)) == 4 and gap((0, 0, 2, 2), (1, 1, 1)) == -1
+    )

@@ -16,12 +16,15 @@ from twofold.zoo import info, names
 from twofold.zoo.registry import Entry
 
 AREA = 6.0  # square points for a million parameters
-FONT, PAD, LINE = 7.5, 1.5, 6.0  # points: of the names, around them, and how far one may be without a line to its bubble
+FONT, PAD = 7.5, 2.0  # points: of the names, and around them
+LINE = 8.0  # points: a name farther from its bubble than this gets a line to it
 
 
 def plotted(entries: Sequence[Entry]) -> list[Entry]:
     """The networks that have a published top-1 error on ImageNet."""
-    return [e for e in entries if e.error is not None and e.error.top1 is not None and e.error.on.startswith("ImageNet")]
+    return [
+        e for e in entries if e.error is not None and e.error.top1 is not None and e.error.on.startswith("ImageNet")
+    ]
 
 
 def bubbles(path: str | os.PathLike, entries: Sequence[Entry] | None = None) -> list[str]:
@@ -39,6 +42,7 @@ def bubbles(path: str | os.PathLike, entries: Sequence[Entry] | None = None) -> 
             s=[_area(e) for e in chosen], alpha=0.45, color=f"C{k}", label=str(year),
         )  # fmt: skip
     axes.set_xscale("log")
+    axes.margins(0.1, 0.07)  # room for names at the edges
     axes.set_xlabel("multiply-adds for one image (billions)")
     axes.set_ylabel("published top-1 accuracy (%)")
     axes.set_title("Accuracy against operations; the area of a bubble is the number of parameters")
@@ -68,7 +72,7 @@ def _label(figure: Any, axes: Any, shown: Sequence[Entry], legend: Any) -> None:
     point = figure.dpi / 72  # in pixels
 
     def extent(artist: Any) -> Box:
-        return tuple(artist.get_window_extent(figure.canvas.get_renderer()).extents / point)  # type: ignore[return-value]
+        return tuple(artist.get_window_extent(figure.canvas.get_renderer()).extents / point)
 
     texts = [axes.annotate(e.name, (0, 0), xycoords="figure points", fontsize=FONT) for e in shown]
     extents = [extent(text) for text in texts]

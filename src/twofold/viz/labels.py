@@ -3,32 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 Circle = tuple[float, float, float]  # centre, radius
 
 TURNS = [math.tau * k / 24 for k in range(24)]  # directions that are tried, from the right, against the clock
 RINGS = range(2, 150, 4)  # distances from the bubble's edge that are tried
-# What a place costs: an overlap more than any distance, a name over a name more than over a bubble
-ON_NAME, ON_BUBBLE, OUTSIDE = 1e6, 1e4, 1e7
+OUTSIDE, ON_NAME = 10_000, 100  # how much worse than lying on a bubble
 
 
-def place(circles: Sequence[Circle], sizes: Sequence[tuple[float, float]], bounds: Box, taken: Sequence[Box] = ()) -> list[Box]:
+def place(
+    circles: Sequence[Circle], sizes: Sequence[tuple[float, float]], bounds: Box, taken: Sequence[Box] = ()
+) -> list[Box]:
     """A box of size ``sizes[i]`` (width, height) for the name of each of ``circles``, all in one unit, say pixels.
 
-    Greedy: the circle with most neighbours chooses first, the cheapest of its places. ``taken`` are boxes to keep clear
-    of, such as a legend.
+    Greedy: one after another takes the best of its places. Who comes first decides much, so that several orders are
+    tried, and the one whose names are nearest to their bubbles wins. ``taken`` are boxes to keep clear of, such as a
+    legend.
 
     >>> place([(50, 50, 10)], [(30, 8)], (0, 0, 200, 100))
     [(62.0, 46.0, 92.0, 54.0)]
     """
-    boxes, found = list(taken), {}
-    for i in sorted(range(len(circles)), key=lambda i: -_crowd(circles[i], circles)):
-        others = [c for k, c in enumerate(circles) if k != i]
-        found[i] = min(_places(circles[i], sizes[i]), key=lambda p: _cost(p, circles[i], boxes, others, bounds))
-        boxes.append(found[i])
-    return [found[i] for i in range(len(circles))]
+    indices = range(len(circles))
+    orders = [
+        sorted(indices, key=lambda i: -_crowd(circles[i], circles)),
+        sorted(indices, key=lambda i: -circles[i][2]),
+        sorted(indices, key=lambda i: -circles[i][0]),
+        sorted(indices, key=lambda i: -circles[i][1]),
+    ]
+    tries = [_in_order(order, circles, sizes, bounds, taken) for order in orders]
+    return min(tries, key=lambda t: (t[0], sum(gap(box, c) ** 2 for box, c in zip(t[1], circles))))[1]
+
+
+def _in_order(
+    order: Sequence[int],
+    circles: Sequence[Circle],
+    sizes: Sequence[tuple[float, float]],
+    bounds: Box,
+    taken: Sequence[Box],
+) -> tuple[int, list[Box]]:
+    """What all places cost, and the places."""
+    boxes, found, total = list(taken), {}, 0
+    for i in order:
+        best: tuple[int, Box] | None = None
+        for box in _places(circles[i], sizes[i]):
+            cost = _cost(box, boxes, circles, bounds)
+            if best is None or cost < best[0]:
+                best = cost, box
+            if cost == 0:
+                break
+        assert best is not None  # there are places
+        total += best[0]
+        found[i] = best[1]
+        boxes.append(best[1])
+    return total, [found[i] for i in range(len(circles))]
 
 
 def _crowd(circle: Circle, circles: Sequence[Circle]) -> float:
@@ -36,29 +65,24 @@ def _crowd(circle: Circle, circles: Sequence[Circle]) -> float:
     return sum(1 / (20 + math.dist(circle[:2], c[:2])) for c in circles)
 
 
-def _places(circle: Circle, size: tuple[float, float]) -> list[Box]:
-    """Boxes around a circle, each with its near side at one of the distances."""
+def _places(circle: Circle, size: tuple[float, float]) -> Iterator[Box]:
+    """Boxes around a circle, the nearest first."""
     x, y, radius = circle
     width, height = size
-    places = []
     for ring in RINGS:
         for turn in TURNS:
             across, up = math.cos(turn), math.sin(turn)
             left = x + across * (radius + ring) - width * (1 - across) / 2
             bottom = y + up * (radius + ring) - height * (1 - up) / 2
-            places.append((left, bottom, left + width, bottom + height))
-    return places
+            yield left, bottom, left + width, bottom + height
 
 
-def _cost(box: Box, own: Circle, boxes: Sequence[Box], circles: Sequence[Circle], bounds: Box) -> float:
-    inside = box[0] >= bounds[0] and box[1] >= bounds[1] and box[2] <= bounds[2] and box[3] <= bounds[3]
+def _cost(box: Box, boxes: Sequence[Box], circles: Sequence[Circle], bounds: Box) -> int:
+    """What speaks against a place, however far it is: of equals the nearest is taken, which comes first."""
+    outside = box[0] < bounds[0] or box[1] < bounds[1] or box[2] > bounds[2] or box[3] > bounds[3]
+    names = sum(overlap(box, b) for b in boxes)
     bubbles = sum(gap(box, c) < 0 for c in circles)
-    return (
-        gap(box, own)
-        + OUTSIDE * (not inside)
-        + ON_NAME * sum(overlap(box, b) for b in boxes)
-        + ON_BUBBLE * (bubbles + (gap(box, own) < 0))
-    )
+    return OUTSIDE * outside + ON_NAME * names + bubbles
 
 
 def overlap(a: Box, b: Box) -> bool:

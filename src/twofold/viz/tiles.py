@@ -43,7 +43,9 @@ def activations(model: Module, layer: str, image: Any, path: str | os.PathLike |
     maps = found[0].numpy()[0]
     if maps.ndim != 3:
         raise ShapeError(f"activations: layer {layer!r} gives {show(maps.shape)} for one image; expected (C, H, W)")
-    return _finished(np.repeat(maps[..., None], 3, -1), path, f"{layer}: {maps.shape[0]} maps of {show(maps.shape[1:])}")
+    return _finished(
+        np.repeat(maps[..., None], 3, -1), path, f"{layer}: {maps.shape[0]} maps of {show(maps.shape[1:])}"
+    )
 
 
 def _finished(images: np.ndarray, path: str | os.PathLike | None, title: str) -> np.ndarray:
