@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from twofold.base.dtypes import DType, as_dtype, bool_, is_kind
+from twofold.base.dtypes import DType, as_dtype, bfloat16, bool_, is_kind
 from twofold.base.errors import DtypeError
 from twofold.base.shapes import broadcast
 from twofold.ir import Op, Sample, Spec, Value, bind, register
@@ -59,7 +59,8 @@ def _computed_wide(ref: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 def _define(
     name: str, ref: Any, vjp: Any, kind: Any, out: DType | None, samples: Any, onnx: str | None
 ) -> Callable[..., Any]:
-    op = Op(name, _infer(name, kind, out), _computed_wide(ref), vjp, samples, onnx, "elementwise")
+    arity = len(samples()[0].inputs)
+    op = Op(name, _infer(name, kind, out), _computed_wide(ref), vjp, samples, onnx, "elementwise", arity=arity)
     ELEMENTWISE[name] = register(op)
 
     def of_one(x: Any, /) -> Any:
@@ -68,7 +69,7 @@ def _define(
     def of_two(x1: Any, x2: Any, /) -> Any:
         return bind(op, *together(x1, x2))
 
-    function = of_one if len(samples()[0].inputs) == 1 else of_two
+    function = of_one if arity == 1 else of_two
     function.__name__ = function.__qualname__ = name
     return function
 
@@ -298,7 +299,17 @@ def where(condition: Any, x1: Any, x2: Any, /) -> Value:
 
 def _cast_ref(x: np.ndarray, *, dtype: DType) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return np.asarray(x).astype(dtype.numpy)
+        x = np.asarray(x)
+        return (_to_odd(x) if x.dtype == np.float64 and dtype is bfloat16 else x).astype(dtype.numpy)
+
+
+def _to_odd(x: np.ndarray) -> np.ndarray:
+    """float64 as float32 towards zero, with the last bit set if anything was lost: rounded to bfloat16 after that it is
+    rounded once (``ml_dtypes`` goes through the nearest float32 and so rounds twice)."""
+    near = x.astype(np.float32)
+    back = near.astype(np.float64)
+    bits = near.view(np.uint32) - (np.abs(back) > np.abs(x)).astype(np.uint32)
+    return np.where((back == x) | np.isnan(x), near, (bits | np.uint32(1)).view(np.float32))
 
 
 CAST = register(

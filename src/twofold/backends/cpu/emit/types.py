@@ -76,9 +76,22 @@ def _to_float(f: Function, x: Value, source: DType, target: DType) -> Value:
     to = register_type(target)
     if not source.is_floating:
         return rounded(f, f.cast("sitofp" if source.kind == "i" else "uitofp", x, to), target)
-    if x.element != to:
-        x = f.cast("fpext" if to == "double" else "fptrunc", x, to)
+    if x.element == "double" and to == "float":
+        x = f.cast("fptrunc", x, to) if target is float32 else _to_odd(f, x)
+    elif x.element != to:
+        x = f.cast("fpext", x, to)
     return rounded(f, x, target)
+
+
+def _to_odd(f: Function, x: Value) -> Value:
+    """A double as a float *rounded to odd*: towards zero, with the last bit set if anything was lost. Rounded to 16 bits
+    after that, it is what rounding the double once gives (Boldo and Melquiond, "When double rounding is odd", 2005)."""
+    near = f.cast("fptrunc", x, "float")
+    back = f.cast("fpext", near, "double")
+    bits = f.cast("bitcast", near, "i32")
+    beyond = f.fcmp("ogt", f.intrinsic("fabs", back), f.intrinsic("fabs", x))
+    odd = f.binary("or", f.binary("sub", bits, f.cast("zext", beyond, "i32")), 1)
+    return f.select(f.fcmp("one", back, x), f.cast("bitcast", odd, "float"), near)
 
 
 def _saturating(f: Function, x: Value, signed: bool) -> Value:
