@@ -11,7 +11,7 @@ from twofold.backends.cpu.emit import nest_kernel
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
 from twofold.backends.cpu.lowering.memory import Block, lifetimes, padded, place
-from twofold.backends.cpu.lowering.order import reordered
+from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered
 from twofold.backends.cpu.lowering.split import split_reduction
 from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
 from twofold.backends.cpu.machine import Machine
@@ -58,7 +58,7 @@ def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
     for buffer in plan.kept:
         places[buffer] = Ref(KEPT, kept)
         kept += padded(buffer.nbytes)
-    plan.prepare = [part for step in plan.prepare for part in _split(step)]
+    plan.prepare = as_late_as_possible([part for step in plan.prepare for part in _split(step)], plan.kept)
     plan.steps = reordered([part for step in plan.steps for part in _split(step)])
     once, prepare_arena = _strung(plan.prepare, machine, threads, places)
     always, arena = _strung(plan.steps, machine, threads, places)
@@ -92,7 +92,9 @@ def _split(step: Step) -> list[Step]:
 
 def _kernel(step: Step, machine: Machine) -> tuple[Kernel, list[tuple[Buffer, int]]] | None:
     if isinstance(step, NestStep):
-        name = "_".join(dict.fromkeys(n.op.name for n in step.nodes[:3])) or (step.nest.note.replace(" ", "_") or "copy")
+        name = "_".join(dict.fromkeys(n.op.name for n in step.nodes[:3])) or (
+            step.nest.note.replace(" ", "_") or "copy"
+        )
         kernel, buffers = nest_kernel(machine, simplified(step.nest), name)
         jit.begin(kernel.ir, machine, kernel.level)
         return kernel, [(b, 0) for b in buffers]

@@ -6,6 +6,8 @@ packing of weights. Large ones keep their place, so that the memory peak stays.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.steps import HostStep, Step
 
@@ -26,6 +28,49 @@ def reordered(steps: list[Step]) -> list[Step]:
         batch.add(step)
         done.append(step)
     return done
+
+
+def as_late_as_possible(steps: list[Step], wanted: Collection[Buffer]) -> list[Step]:
+    """The steps that write a ``wanted`` buffer in their order, each after just what it depends on: few results wait. (What
+    is done once has barriers to spare, but its temporaries may be larger than those of a call.)"""
+    needs, before, order = [], _Users(), []
+    for at, step in enumerate(steps):
+        needs.append(before.of(step))
+        before.add(at, step)
+    seen: set[int] = set()
+    ends = [at for at, step in enumerate(steps) if not set(wanted).isdisjoint(step.writes())]
+    for end in [*ends, *range(len(steps))]:
+        stack = [end]
+        while stack:
+            at = stack[-1]
+            open_ = [n for n in needs[at] if n not in seen]
+            if open_:
+                stack.append(min(open_))
+                continue
+            stack.pop()
+            if at not in seen:
+                seen.add(at)
+                order.append(steps[at])
+    return order
+
+
+class _Users:
+    """Which steps wrote and read each buffer."""
+
+    def __init__(self) -> None:
+        self.writers: dict[Buffer, list[int]] = {}
+        self.readers: dict[Buffer, list[int]] = {}
+
+    def add(self, at: int, step: Step) -> None:
+        for buffer in step.reads():
+            self.readers.setdefault(buffer, []).append(at)
+        for buffer in step.writes():
+            self.writers.setdefault(buffer, []).append(at)
+
+    def of(self, step: Step) -> list[int]:
+        """The steps that must come before this one."""
+        found = [n for b in [*step.reads(), *step.writes()] for n in self.writers.get(b, ())]
+        return sorted({*found, *(n for b in step.writes() for n in self.readers.get(b, ()))})
 
 
 def _next(left: list[Step], batch: _Touched) -> int | None:

@@ -1,0 +1,50 @@
+"""The orders of steps: what depends keeps its order, and what is done once waits as little as possible."""
+
+import random
+from dataclasses import dataclass
+
+import pytest
+
+from twofold.backends.cpu.loops import Buffer
+from twofold.backends.cpu.lowering.memory import lifetimes, place
+from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered
+from twofold.base.dtypes import float32
+
+
+@dataclass(eq=False)
+class Fake:
+    sources: list
+    targets: list
+
+    def reads(self):
+        return self.sources
+
+    def writes(self):
+        return self.targets
+
+
+def conflict(a, b):
+    mine, theirs = set(a.writes()), set(b.writes())
+    return bool(mine & {*b.reads(), *theirs} or theirs & set(a.reads()))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("order", [reordered, lambda steps: as_late_as_possible(steps, steps[-1].writes())])
+def test_steps_that_meet_keep_their_order(seed, order):
+    rng = random.Random(seed)
+    buffers = [Buffer(float32, 64, str(i)) for i in range(12)]
+    steps = [Fake(rng.sample(buffers, rng.randint(0, 3)), rng.sample(buffers, rng.randint(1, 2))) for _ in range(40)]
+    done = order(list(steps))
+    assert len(done) == len(steps) and set(done) == set(steps)
+    at = {step: i for i, step in enumerate(done)}
+    for i, first in enumerate(steps):
+        assert all(at[first] < at[later] for later in steps[i + 1 :] if conflict(first, later))
+
+
+def test_temporaries_of_what_is_done_once_do_not_wait_for_each_other():
+    """Ten weights are scaled, then packed: one scaled weight at a time is enough."""
+    weights, scaled, packed = ([Buffer(float32, 1 << 16, f"{kind}{i}") for i in range(10)] for kind in "wsp")
+    steps = [Fake([w], [s]) for w, s in zip(weights, scaled)] + [Fake([s], [p]) for s, p in zip(scaled, packed)]
+    size = lambda order: place([*lifetimes(order, [*weights, *packed]).values()])
+    assert size(steps) == 10 * (4 << 16)
+    assert size(as_late_as_possible(steps, packed)) == 4 << 16
