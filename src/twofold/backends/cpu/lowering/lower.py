@@ -128,7 +128,7 @@ class Lowering:
         elif name in NESTS:
             NESTS[name](self, node)
         elif name in HOST:
-            self.host(node, name, lambda *xs: run_reference(node, list(xs)))
+            self.host(node, name, lambda *xs: run_reference(node, list(xs)), HOST[name])
         else:
             raise UnsupportedOpError(f"the CPU backend has no rule for op {name!r}; run the graph on device 'reference'")
 
@@ -340,14 +340,14 @@ class Lowering:
         if placed.order == CHANNELS_LAST:
             self.orders[value] = CHANNELS_LAST
 
-    def host(self, node: Node, name: str, run: Any) -> None:
+    def host(self, node: Node, name: str, run: Any, why: str = "branches and loops are driven from there") -> None:
         """A step in Python."""
         inputs = [self.rows(v) for v in node.inputs]
         outputs = [self.allocate(v) for v in node.outputs]
         for value, place in zip(node.outputs, outputs):
             self.places[value] = place
         self.append(HostStep(name, run, inputs, outputs, [node]))
-        self.plan.notes.append(f"{name} runs in Python between native parts")
+        self.plan.notes.append(f"{name} runs in Python between native parts: {why}")
 
     def check(self, message: str, node: Node) -> int:
         """A code for the error word, and what it means."""

@@ -2,7 +2,8 @@
 
 ``INLINE``  formula of one element: ``rule(node, ats, index) -> Expr`` (fuses into whatever reads it)
 ``NESTS``   loops or kernels of its own: ``rule(lowering, node)``
-``HOST``    runs in Python between native parts: rare ops off the hot path
+``HOST``    the gaps, and why: they run in Python between native parts. ``f.report()`` names those of a program;
+            docs/devices.md lists them, and a test holds the two together
 ``VIEWS``   the inline ops that only map indices
 """
 
@@ -30,8 +31,7 @@ HOST = {
     "sort": "needs a sorting network",
     "argsort": "needs a sorting network",
     "topk": "needs a selection",
-    "searchsorted": "a binary search for each element",
-    "solve": "an LU factorisation",
+    "solve": "needs an LU factorisation",
 }
 VIEWS = movement.VIEWS
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Affine, Expr, Nest, Store, Var, const, from_index, load, op, var
+from twofold.backends.cpu.loops.expr import both, select
 from twofold.backends.cpu.loops.index import dynamic
 from twofold.backends.cpu.lowering.rules.reduction import converted
 from twofold.backends.cpu.lowering.steps import Placed
@@ -92,6 +93,34 @@ def _one_hot(low: Lowering, node: Node) -> Any:
         return converted(hit, dtype)
 
     return at
+
+
+def _searchsorted(low: Lowering, node: Node) -> Any:
+    """A binary search for each element, its halvings written out: the place grows by the powers of two that fit."""
+    x1, x2 = node.inputs
+    read, wanted, size = low.at(x1), low.at(x2), int(x1.shape[0])
+    before = _before if node.attrs["side"] == "left" else lambda a, b: op("logical_not", bool_, _before(b, a))
+
+    def at(index: Sequence[Affine]) -> Expr:
+        place, x = const(int64, 0), wanted(index)
+        for power in reversed(range(size.bit_length())):
+            step = 1 << power
+            probe = op("add", int64, place, const(int64, step - 1))
+            there = read([dynamic(op("minimum", int64, probe, const(int64, size - 1)), size)])
+            fits = op("less", bool_, probe, const(int64, size))
+            place = select(both(fits, before(there, x)), op("add", int64, place, const(int64, step)), place)
+        return place
+
+    return at
+
+
+def _before(a: Expr, b: Expr) -> Expr:
+    """Whether ``a`` is sorted before ``b``: NaN is the largest number."""
+    less = op("less", bool_, a, b)
+    if not a.dtype.is_floating:
+        return less
+    is_nan = lambda x: op("not_equal", bool_, x, x)
+    return op("logical_or", bool_, less, both(is_nan(b), op("logical_not", bool_, is_nan(a))))
 
 
 # ---- scatters --------------------------------------------------------------------------------------------------------
@@ -182,6 +211,7 @@ def _scatter_nd(low: Lowering, node: Node) -> None:
 INLINE: dict[str, Any] = {}
 NESTS: dict[str, Any] = {
     "gather": _formula(_gather), "take_along_axis": _formula(_take_along), "gather_nd": _formula(_gather_nd),
-    "one_hot": _formula(_one_hot), "scatter_add": _scatter_add, "add_along_axis": _add_along, "add_nd": _add_nd,
+    "one_hot": _formula(_one_hot), "searchsorted": _formula(_searchsorted), "scatter_add": _scatter_add,
+    "add_along_axis": _add_along, "add_nd": _add_nd,
     "scatter_nd": _scatter_nd,
 }  # fmt: skip
