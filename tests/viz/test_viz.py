@@ -48,6 +48,10 @@ def test_activations_are_the_layer_s_maps_and_leave_the_model_as_it_was():
     picture = viz.activations(model, "1", x)
     maps = model(x.reshape((1, 1, 6, 6))).numpy()[0]
     np.testing.assert_allclose(picture, grid(np.repeat(maps[..., None], 3, -1)), rtol=1e-6)
+    two = viz.activations(model, "1", x, most=2)
+    np.testing.assert_allclose(two, grid(np.repeat(maps[:2, :, :, None], 3, -1)), rtol=1e-6)
+    with pytest.raises(tw.ArgumentError, match="no module 'conv1'; it has 0, 1"):
+        viz.activations(model, "conv1", x)
 
 
 def test_names_are_placed_beside_their_bubbles_over_nothing_else():

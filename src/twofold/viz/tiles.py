@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from twofold.base.errors import ShapeError
+from twofold.base.errors import ArgumentError, ShapeError
 from twofold.base.figures import new_figure, save
 from twofold.base.shapes import show
 from twofold.nn import Module
@@ -28,10 +28,21 @@ def filters(weight: Any, path: str | os.PathLike | None = None, title: str = "")
     return _finished(images, path, title)
 
 
-def activations(model: Module, layer: str, image: Any, path: str | os.PathLike | None = None) -> np.ndarray:
-    """The maps of the module named ``layer`` for one image ``(C, H, W)``, as one grey picture ``(H, W, 3)`` in 0..1."""
+def activations(
+    model: Module, layer: str, image: Any, path: str | os.PathLike | None = None, *, most: int | None = None
+) -> np.ndarray:
+    """The maps of the module named ``layer`` for one image ``(C, H, W)``, as one grey picture ``(H, W, 3)`` in 0..1.
+
+    Each map is stretched to its own range. ``most``: show at most so many, from the first. ArgumentError for a name that
+    is no module's.
+    """
     found: list[Tensor] = []
-    module = dict(model.named_modules())[layer]
+    modules = dict(model.named_modules())
+    if layer not in modules:
+        raise ArgumentError(
+            f"activations: the model has no module {layer!r}; it has {', '.join(filter(None, modules))}"
+        )
+    module = modules[layer]
     forward = module.forward
     module.forward = lambda *args: found.append(forward(*args)) or found[-1]  # type: ignore[method-assign, func-returns-value]
     try:
@@ -43,9 +54,8 @@ def activations(model: Module, layer: str, image: Any, path: str | os.PathLike |
     maps = found[0].numpy()[0]
     if maps.ndim != 3:
         raise ShapeError(f"activations: layer {layer!r} gives {show(maps.shape)} for one image; expected (C, H, W)")
-    return _finished(
-        np.repeat(maps[..., None], 3, -1), path, f"{layer}: {maps.shape[0]} maps of {show(maps.shape[1:])}"
-    )
+    title = f"{layer}: {maps.shape[0]} maps of {show(maps.shape[1:])}"
+    return _finished(np.repeat(maps[:most, :, :, None], 3, -1), path, title)
 
 
 def _finished(images: np.ndarray, path: str | os.PathLike | None, title: str) -> np.ndarray:

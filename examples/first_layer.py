@@ -1,0 +1,135 @@
+"""What a network's first layer learns from photographs, and what each layer makes of one.
+
+    python examples/first_layer.py PHOTOGRAPHS/ --steps 1000 --output first_layer
+
+AlexNet, with its first layer of 64 filters of 11x11, learns to tell from which photograph of a folder a patch was cut: a
+task that needs no labels. Patches come from the left three quarters of each photograph; it is tested on the rest.
+``first_layer-filters.png`` has the filters before and after training, ``first_layer-activations.png`` what the five
+convolutions make of the middle of the first photograph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import twofold as tw
+from twofold import data, viz
+from twofold.data import transforms as T
+from twofold.nn import functional as F
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RELUS = ("features.1", "features.4", "features.7", "features.9", "features.11")  # after conv1 to conv5
+
+
+class Patches(data.Dataset):
+    """``count`` square patches, in turns of each photograph; the label is the photograph's number.
+
+    ``part``: the range of each photograph's width, from 0 to 1, that patches are cut from.
+    """
+
+    def __init__(self, photographs: list[np.ndarray], side: int, count: int, part: tuple[float, float], seed: int):
+        self.photographs, self.side, self.count, self.part, self.seed = photographs, side, count, part, seed
+        self.classes = tuple(map(str, range(len(photographs))))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        label = index % len(self.photographs)
+        photograph = self.photographs[label]
+        _, height, width = photograph.shape
+        low, high = (int(end * width) for end in self.part)
+        rng = np.random.default_rng((self.seed, index))
+        top, left = rng.integers(height - self.side + 1), rng.integers(low, high - self.side + 1)
+        return photograph[:, top : top + self.side, left : left + self.side], label
+
+
+def read(folder: Path, least: int) -> list[np.ndarray]:
+    """Every photograph of a folder, its shorter side ``least`` pixels."""
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    images = [T.Resize(least)(T.ToFloat()(data.read_image(p)[None]))[0] for p in files]
+    return [(255 * image).astype(np.uint8) for image in images]
+
+
+def train(model: tw.nn.Module, loader, lr: float) -> list[float]:
+    """One pass over the patches; the error of each batch."""
+    optimizer = tw.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
+    schedule = tw.optim.CosineAnnealingLR(optimizer, len(loader))
+
+    @tw.compile
+    def step(images, labels):
+        scores = model(images)
+        optimizer.zero_grad()
+        F.cross_entropy(scores, labels).backward()
+        optimizer.step()
+        return (scores.argmax(axis=1) != labels).astype(tw.float32).mean()
+
+    errors = []
+    for images, labels in loader:
+        errors.append(step(images, labels).item())
+        schedule.step()
+        if len(errors) % 100 == 0:
+            print(f"step {len(errors)}: error {100 * np.mean(errors[-100:]):.1f} %", flush=True)
+    return errors
+
+
+def show(
+    pictures: list[tuple[str, np.ndarray]], shape: tuple[int, int], size: tuple[float, float], title: str, path: str
+):
+    figure = Figure(figsize=size, layout="constrained")
+    for axes, (name, picture) in zip(figure.subplots(*shape).flat, pictures):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    print(path)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("folder", type=Path, help="a folder of photographs")
+    options.add_argument("--steps", type=int, default=1000)
+    options.add_argument("--batch", type=int, default=64)
+    options.add_argument("--side", type=int, default=96, help="of a patch, in pixels")
+    options.add_argument("--lr", type=float, default=0.01)
+    options.add_argument("--output", default="first_layer", help="how the names of the pictures begin")
+    given = options.parse_args()
+    began = time.perf_counter()
+    photographs = read(given.folder, least=4 * given.side)
+    change = [T.RandomHorizontalFlip(), T.ColorJitter(0.4, 0.4, 0.4), T.Normalize(MEAN, STD)]
+    training = Patches(photographs, given.side, given.steps * given.batch, (0.0, 0.75), seed=0)
+    test = Patches(photographs, given.side, min(1000, given.steps * given.batch), (0.75, 1.0), seed=1)
+
+    tw.random.seed(0)
+    model = tw.zoo.create("alexnet", num_classes=len(photographs), hidden=512)
+    first = model.features[0].weight
+    tw.nn.init.normal_(first, std=0.01)  # as the paper of 2012: of larger first values the noise would stay visible
+    before = first.numpy().copy()
+    train(model, data.DataLoader(training, given.batch, transform=T.Compose(change)), given.lr)
+    score = tw.train.evaluate(model, data.DataLoader(test, 100, transform=change[-1]))
+    wrong = 100 * (1 - score.accuracy)
+    what = (
+        f"{given.steps} steps of {given.batch} patches of {given.side}x{given.side} from {len(photographs)} photographs"
+    )
+    print(f"{what}: error on the right quarters {wrong:.1f} %  ({time.perf_counter() - began:.0f} s)")
+
+    filters = [("before", viz.filters(before)), ("after", viz.filters(first))]
+    show(filters, (1, 2), (9, 4.9), f"AlexNet's first layer, {what}", f"{given.output}-filters.png")
+    _, height, width = photographs[0].shape
+    top, left = (height - 224) // 2, (width - 224) // 2
+    image = T.ToFloat()(photographs[0][None, :, top : top + 224, left : left + 224])[0]
+    model.eval()
+    layers = [("the image", image.transpose(1, 2, 0))]
+    for number, name in enumerate(RELUS, 1):
+        layers.append((f"conv{number}, 36 maps", viz.activations(model, name, T.Normalize(MEAN, STD)(image), most=36)))
+    show(layers, (2, 3), (9, 6.4), f"After each convolution and ReLU; {what}", f"{given.output}-activations.png")
+
+
+if __name__ == "__main__":
+    main()
