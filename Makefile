@@ -1,6 +1,6 @@
 # One command for each habit; `make` prints them.
 .DEFAULT_GOAL := help
-.PHONY: help install quick test lint types imports check golden
+.PHONY: help install quick test lint types imports check golden gpu-compile
 
 help:      ## print this list
 	@grep -hE '^[a-z-]+: *.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -27,3 +27,6 @@ check: lint types imports test ## everything that must pass before a commit
 
 golden:    ## rewrite the golden texts of the passes, to be read before committing
 	pytest tests/passes --update-golden
+
+gpu-compile: ## compile training steps for an H100 without one; tables into docs/gpu-evidence.md
+	python benchmarks/gpu_compile.py --write

@@ -4,12 +4,14 @@
     python benchmarks/gpu_compile.py --write                   # all cases, into docs/gpu-evidence.md (make gpu-compile)
     python benchmarks/gpu_compile.py --networks squeezenet1_1 --keep folder     # one network; keep the compiled programs
 
-Nothing is run, so nothing here says how fast a program is, nor that its numbers are right.
+Nothing is run, so nothing here says how fast a program is, nor that its numbers are right. Rows are appended to the
+results file as they finish, and a case that is there is not compiled again: an interrupted run loses nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import time
@@ -37,6 +39,10 @@ BEGIN, END = "<!-- compiled: benchmarks/gpu_compile.py -->", "<!-- end of compil
 NETWORKS = ("resnet50", "vgg16", "densenet121", "googlenet", "squeezenet1_1")
 BATCH = 64  # images on each device
 MB = 1e6
+KINDS = {
+    "convForward": "forward", "convBiasActivationForward": "forward with bias or ReLU",
+    "convBackwardInput": "input gradient", "convBackwardFilter": "weight gradient",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,16 @@ class Case:
     devices: int = 1
     precision: str = "fp32"
     shard_state: bool = False
+    per_replica: bool = False
 
     def __str__(self) -> str:
-        extra = ", state sharded" if self.shard_state else ""
+        extra = ", state sharded" * self.shard_state + ", batch norm per replica" * self.per_replica
         return f"{self.network}, {self.devices} x H100, {self.precision}{extra}"
 
 
 CASES = [
     *(Case(network, devices) for network in NETWORKS for devices in (1, 4)),
+    Case("resnet50", 4, per_replica=True),
     Case("resnet50", 4, shard_state=True),
     Case("resnet50", 1, "bf16"),
     Case("resnet50", 4, "bf16"),
@@ -104,7 +112,8 @@ def training_step(case: Case) -> Any:
 
     @tw.compile(precision=case.precision)
     def step(images: Any, labels: Any) -> Any:
-        loss = loss_of(model(images), labels)
+        with tw.nn.batch_statistics(case.devices if case.per_replica else 1):
+            loss = loss_of(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -147,10 +156,12 @@ def compile_graph(graph: Any, case: Case) -> Any:
 
 def measure(case: Case, keep: Path | None) -> dict[str, Any]:
     """One row: what the graph asks for, what the program has, and its memory on each device in bytes."""
+    import jax
+
     graph = training_step(case)
     kinds = Counter(node.op.kind for node in graph.nodes)
-    row: dict[str, Any] = {"case": case, "asked": {"conv": kinds["conv"], "matmul": kinds["matmul"]}}
-    row["parameters"] = tw.zoo.info(case.network).params
+    row: dict[str, Any] = {"case": asdict(case), "asked": {"conv": kinds["conv"], "matmul": kinds["matmul"]}}
+    row["jax"], row["parameters"] = jax.__version__, tw.zoo.info(case.network).params
     start = time.perf_counter()
     try:
         compiled = compile_graph(graph, case)
@@ -162,7 +173,7 @@ def measure(case: Case, keep: Path | None) -> dict[str, Any]:
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
         (keep / f"{'_'.join(map(str, asdict(case).values()))}.hlo").write_text(text)
-    row["counts"] = count(text)
+    row["counts"] = asdict(count(text))
     memory = compiled.memory_analysis()
     row["memory"] = {
         "arguments": memory.argument_size_in_bytes, "outputs": memory.output_size_in_bytes,
@@ -180,12 +191,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     memory = ["| training step | arguments | of these donated | temporaries | outputs | together |", "|---" * 6 + "|"]
     for row in rows:
-        case = row["case"]
+        case = Case(**row["case"])
         if "error" in row:
             calls.append(f"| {case} | not compiled: {row['error']} | | | | | |")
             continue
-        c, asked, m = row["counts"], row["asked"], row["memory"]
-        kinds = ", ".join(f"{n} {k}" for k, n in c.convolutions.items())
+        c, asked, m = Counts(**row["counts"]), row["asked"], row["memory"]
+        kinds = ", ".join(f"{n} {KINDS.get(k, k)}" for k, n in c.convolutions.items())
         collectives = ", ".join(f"{n} {k}" for k, n in sorted(c.collectives.items())) or "none"
         reduced = f"{c.reduced:,} ({row['parameters']:,})" if c.reduced else "-"
         calls.append(
@@ -205,24 +216,32 @@ def write(text: str) -> None:
     PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
+def known(path: Path) -> dict[Case, dict[str, Any]]:
+    """The rows of a results file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {Case(**row["case"]): row for row in map(json.loads, lines)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", help="only the cases of these (any of the zoo)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write each compiled program's HLO there")
+    parser.add_argument("--results", type=Path, default=Path("gpu-compile.json"), help="rows, one JSON object a line")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/gpu-evidence.md")
     options = parser.parse_args()
-    import jax
-
     cases = [c for c in CASES if options.networks is None or c.network in options.networks]
     for network in options.networks or []:
         cases += [] if any(c.network == network for c in cases) else [Case(network, 1), Case(network, 4)]
-    rows = []
+    rows = known(options.results)
     for case in cases:
-        rows.append(measure(case, options.keep))
-        print(table(rows[-1:]), flush=True)
-    text = f'jax {jax.__version__}, `XLA_FLAGS="{" ".join(FLAGS)}"`.\n\n{table(rows)}'
+        if case not in rows:
+            rows[case] = measure(case, options.keep)
+            with options.results.open("a") as stream:
+                stream.write(json.dumps(rows[case]) + "\n")
+        print(table([rows[case]]), flush=True)
+    versions = ", ".join(sorted({rows[case]["jax"] for case in cases}))
     if options.write:
-        write(text)
+        write(f'jax {versions}, `XLA_FLAGS="{" ".join(FLAGS)}"`.\n\n{table([rows[case] for case in cases])}')
 
 
 if __name__ == "__main__":
