@@ -24,8 +24,9 @@ def step(folder: Path, threads: int) -> Callable[[], Any]:
     converter = Path(found.origin).parent / "pnnx"
     model = folder / "single.onnx"
     subprocess.run([str(converter), str(model), "fp16=0"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-    net.load_param(str(model.with_suffix(".ncnn.param")))
-    net.load_model(str(model.with_suffix(".ncnn.bin")))
+    for load, suffix in ((net.load_param, ".ncnn.param"), (net.load_model, ".ncnn.bin")):
+        if load(str(model.with_suffix(suffix))):
+            raise NotImplementedError(f"pnnx left an operator untranslated: ncnn does not load {suffix}")
     images = [ncnn.Mat(image).clone() for image in x]
 
     def infer():

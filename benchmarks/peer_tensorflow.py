@@ -41,19 +41,20 @@ def step(folder: Path, mode: str, threads: int, rate: float, momentum: float) ->
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     graph, lib, training = nhwc.Graph(folder / "model.onnx"), Library(), mode == "train"
+    grouped = any(op == "Conv" and a["group"] > 1 for op, _, _, a in graph.nodes)  # its CPU kernels have none: XLA's have
     x = tf.constant(np.load(folder / "x.npy").transpose(0, 2, 3, 1).copy())
     y = tf.constant(np.load(folder / "y.npy"))
     if not training:
         constants, running = (
             {k: tf.constant(a) for k, a in tree.items()} for tree in (graph.parameters, graph.running)
         )
-        infer = tf.function(lambda x: graph.forward(lib, constants, running, x, False)[0])
+        infer = tf.function(lambda x: graph.forward(lib, constants, running, x, False)[0], jit_compile=grouped)
         return lambda: infer(x).numpy()
     parameters = {k: tf.Variable(a) for k, a in graph.parameters.items()}
     velocity = {k: tf.Variable(np.zeros_like(a)) for k, a in graph.parameters.items()}
     running = {k: tf.Variable(a) for k, a in graph.running.items()}
 
-    @tf.function
+    @tf.function(jit_compile=grouped)
     def train(x, y):
         with tf.GradientTape() as tape:
             logits, after = graph.forward(lib, parameters, running, x, True)
