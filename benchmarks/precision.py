@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 import twofold as tw
+from twofold.backends.interface import Memory
 from twofold.nn import functional as F
 from twofold.ops.precision import PRECISIONS
 
 CASES = {"lenet5": (64, 28), "resnet20_cifar": (64, 32), "resnet50": (4, 224)}  # network: batch, height and width
 
 
-def step_of(network: str, batch: int, side: int, precision: str) -> tuple[Callable[[], float], Any]:
-    """A function that makes one training step and waits for its loss; and the compiled step."""
+def step_of(network: str, batch: int, side: int, precision: str) -> tuple[Callable[[], float], Memory | None]:
+    """A function that makes one training step and waits for its loss; and what it takes."""
     tw.random.seed(0)
     model = tw.zoo.create(network, num_classes=10)
     opt = tw.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -47,13 +48,12 @@ def step_of(network: str, batch: int, side: int, precision: str) -> tuple[Callab
     images = tw.tensor(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     labels = tw.tensor(np.arange(batch) % 10)
     compiled = tw.compile(step, precision=precision)
-    return lambda: compiled(images, labels).item(), compiled
+    return lambda: compiled(images, labels).item(), compiled.memory(images, labels)
 
 
-def megabytes(compiled: Any) -> str:
-    """What the program's temporaries take, if it says so."""
-    found = [part for part in compiled.report().split(", ") if part.startswith("arena ")]
-    return found[0].removeprefix("arena ").split(";")[0] if found else "-"
+def megabytes(memory: Memory | None) -> str:
+    """What the program's temporaries take, if that is known."""
+    return f"{memory.temporaries / 2**20:.2f} MiB" if memory else "-"
 
 
 def measure(network: str, rounds: int) -> str:
@@ -67,7 +67,7 @@ def measure(network: str, rounds: int) -> str:
             if turn > 1:  # the first two compile and warm up
                 times[precision].append(time.perf_counter() - start)
     median = {precision: statistics.median(t) for precision, t in times.items()}
-    memory = " / ".join(megabytes(compiled) for _, compiled in steps.values())
+    memory = " / ".join(megabytes(taken) for _, taken in steps.values())
     ratios = " | ".join(f"{median['fp32'] / median[p]:.2f}" for p in ("bf16", "fp16"))
     return f"| {network}, batch {CASES[network][0]} | {1e3 * median['fp32']:.1f} ms | {ratios} | {memory} |"
 

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 import twofold as tw
 from twofold import data, viz
 from twofold.data import transforms as T
-from twofold.nn import functional as F
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RELUS = ("features.1", "features.4", "features.7", "features.9", "features.11")  # after conv1 to conv5
@@ -56,26 +55,11 @@ def read(folder: Path, least: int) -> list[np.ndarray]:
     return [(255 * image).astype(np.uint8) for image in images]
 
 
-def train(model: tw.nn.Module, loader, lr: float) -> list[float]:
-    """One pass over the patches; the error of each batch."""
+def train(model: tw.nn.Module, loader, lr: float) -> None:
+    """One pass over the patches."""
     optimizer = tw.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
     schedule = tw.optim.CosineAnnealingLR(optimizer, len(loader))
-
-    @tw.compile
-    def step(images, labels):
-        scores = model(images)
-        optimizer.zero_grad()
-        F.cross_entropy(scores, labels).backward()
-        optimizer.step()
-        return (scores.argmax(axis=1) != labels).astype(tw.float32).mean()
-
-    errors = []
-    for images, labels in loader:
-        errors.append(step(images, labels).item())
-        schedule.step()
-        if len(errors) % 100 == 0:
-            print(f"step {len(errors)}: error {100 * np.mean(errors[-100:]):.1f} %", flush=True)
-    return errors
+    tw.train.fit(model, loader, epochs=1, optimizer=optimizer, schedule=schedule, schedule_steps=True)
 
 
 def show(

@@ -223,7 +223,7 @@ def test_large_results_of_small_state_are_not_kept():
     x = tw.ones((512, 2))
     np.testing.assert_allclose(f(x).numpy()[0], np.sqrt(np.arange(512)).sum(), rtol=1e-5)
     (program,) = programs(f)
-    assert program.kept_bytes <= 1 << 16
+    assert program.memory.kept <= 1 << 16
 
 
 def test_what_is_returned_is_made_anew():

@@ -57,7 +57,7 @@ def test_what_waits_for_the_backward_pass_takes_less_room():
         return tw.gradients(loss, list(model.parameters()))
 
     x = tw.zeros((8, 16, 16, 16))
-    wide, narrow = (CpuProgram(tw.compile(slopes, precision=name).graph(x)).arena_bytes for name in ("fp32", "bf16"))
+    wide, narrow = (CpuProgram(tw.compile(slopes, precision=name).graph(x)).memory.temporaries for name in ("fp32", "bf16"))
     assert narrow < 0.75 * wide
 
 

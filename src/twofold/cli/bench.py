@@ -13,10 +13,10 @@ import typer
 
 import twofold as tw
 from twofold import zoo
-from twofold.base.errors import ArgumentError
 from twofold.base.files import atomic_write
 from twofold.cli.common import Json, emit
 from twofold.nn.functional import cross_entropy
+from twofold.train.evaluate import main_output
 
 
 def command(
@@ -64,8 +64,6 @@ def command(
 
 def step_of(network: str, batch: int, train: bool) -> tuple[Any, tuple[Any, ...]]:
     """The compiled step of a network and its arguments: inference, or a training step with SGD and momentum."""
-    if batch < 1:
-        raise ArgumentError(f"batch is {batch}; expected 1 or more")
     tw.random.seed(0)
     rng = np.random.default_rng(0)
     entry = zoo.info(network)
@@ -86,8 +84,7 @@ def step_of(network: str, batch: int, train: bool) -> tuple[Any, tuple[Any, ...]
 
     @tw.compile
     def training(x: Any, y: Any) -> Any:
-        outputs = model(x)
-        loss = cross_entropy(outputs[0] if isinstance(outputs, tuple) else outputs, y)
+        loss = cross_entropy(main_output(model(x)), y)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

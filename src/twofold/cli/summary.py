@@ -10,6 +10,7 @@ import typer
 import twofold as tw
 from twofold import zoo
 from twofold.base.errors import ArgumentError
+from twofold.cli.bench import step_of
 from twofold.cli.common import Json, emit
 
 
@@ -26,8 +27,6 @@ def command(
 ) -> None:
     """Print each layer's output shape, parameters, multiply-adds and activation memory; or a step's memory."""
     if memory:
-        from twofold.cli.bench import step_of
-
         run, arguments = step_of(network, batch, train)
         planned = run.memory(*arguments)
         kind = "training step" if train else "inference"

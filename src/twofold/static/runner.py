@@ -75,18 +75,21 @@ class GraphRunner:
     def __call__(self, arguments: Sequence[Array]) -> list[Array]:
         """Outputs for these inputs; the state variables are updated."""
         device = self.device or self._device_of(arguments)
-        key: list[Any] = [device.name]
-        for a in arguments:
-            key += a.spec.shape, a.spec.dtype
-        compiled = self.programs.get(tuple(key))
-        if compiled is None:
-            compiled = self.programs[tuple(key)] = self._compile([a.spec for a in arguments], device)
-        return self._run(compiled, arguments)
+        return self._run(self._compiled([a.spec for a in arguments], device), arguments)
 
     def memory(self, specs: Sequence[Spec]) -> Memory | None:
         """What a call with arguments like these would take. It is compiled, not run."""
-        device = self.device or self._device_of(())
-        return self._compile(specs, device).program.memory
+        return self._compiled(specs, self.device or self._device_of(())).program.memory
+
+    def _compiled(self, specs: Sequence[Spec], device: Device) -> Compiled:
+        """The program for arguments like these, compiled at the first time."""
+        key: list[Any] = [device.name]
+        for spec in specs:
+            key += spec.shape, spec.dtype
+        compiled = self.programs.get(tuple(key))
+        if compiled is None:
+            compiled = self.programs[tuple(key)] = self._compile(specs, device)
+        return compiled
 
     def _run(self, compiled: Compiled, arguments: Sequence[Array]) -> list[Array]:
         program, device = compiled.program, compiled.device

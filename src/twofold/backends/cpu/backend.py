@@ -70,16 +70,6 @@ class CpuProgram(Program):
             preparing=self._built.prepare_arena,
         )
 
-    @property
-    def arena_bytes(self) -> int:
-        """Bytes of temporaries: known before the first run."""
-        return self._built.arena
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of results that stay between calls: packed weights and the like."""
-        return self._built.kept
-
     @functools.cached_property
     def opened(self) -> CpuProgram:
         """This program with all that it was made of: made anew, if it came from disk."""
@@ -178,21 +168,18 @@ class CpuBackend(HostBackend):
         from twofold.backends.cpu import remember
         from twofold.backends.cpu.machine import num_threads
 
+        def anew() -> tuple[CpuProgram, Graph]:
+            optimised = passes(graph)
+            return CpuProgram(optimised, written_state(optimised)), optimised
+
         name = None if flags.get("TWOFOLD_DEBUG") >= 2 else remember.key(graph, num_threads())
         built = remember.recall(name, written_state(graph)) if name else None
         if built is not None:
-            recorded = graph
-
-            def again() -> CpuProgram:
-                optimised = passes(recorded)
-                return CpuProgram(optimised, written_state(optimised))
-
-            return CpuProgram(graph, built=built, again=again), graph
-        graph = passes(graph)
-        program = CpuProgram(graph, written_state(graph))
+            return CpuProgram(graph, built=built, again=lambda: anew()[0]), graph
+        program, optimised = anew()
         if name:
-            remember.store(name, program._built, written_state(graph))
-        return program, graph
+            remember.store(name, program._built, written_state(optimised))
+        return program, optimised
 
 
 BACKEND = CpuBackend()

@@ -91,8 +91,13 @@ def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
 def _near(machine: Machine, one: Pass, packed: Packed, rows: int) -> bool:
     """Whether the input of ``rows`` rows is small: a quarter of L2, or three quarters of L1 as a slab."""
     if slab.suits(one, packed):
-        return 4 * slab.Slab(one, packed.ins, rows).size <= machine.l1 * 3 // 4
+        return slab.Slab(one, packed.ins, rows).bytes <= machine.l1 * 3 // 4
     return rows * _input_bytes(one, 1) <= machine.l2 // 4
+
+
+def _slab(machine: Machine, one: Pass, packed: Packed) -> slab.Slab | None:
+    """The slab that a unit of a pass goes through, if it does."""
+    return slab.Slab(one, packed.ins, row_block(machine, one, packed)) if slab.suits(one, packed) else None
 
 
 def _input_bytes(one: Pass, rows: int) -> int:
@@ -123,8 +128,8 @@ def parts(machine: Machine, conv: Conv, packed: Packed) -> int:
 def _build(
     machine: Machine, name: str, passes: Sequence[Pass], packed: Packed, epilogue: ep.Epilogue, flops: int
 ) -> Kernel:
-    sizes = [slab.Slab(p, packed.ins, row_block(machine, p, packed)).size for p in passes if slab.suits(p, packed)]
-    scratch = -(-4 * max(sizes, default=0) // 64) * 64
+    slabs = [_slab(machine, one, packed) for one in passes]
+    scratch = -(-max((s.bytes for s in slabs if s), default=0) // 64) * 64
     k = KernelBuilder(machine, name, ["x", "w", "y", *ep.params_of(epilogue), *(["scratch"] if scratch else [])])
     part = 0
     for one in passes:
@@ -177,7 +182,7 @@ class _Sweep:
         self.f, self.machine, self.one, self.packed, self.epilogue = f, machine, one, packed, epilogue
         self.rows = row_block(machine, one, packed)
         self.first_part, self.scratch = part, scratch
-        self.slab = slab.Slab(one, packed.ins, self.rows) if slab.suits(one, packed) else None
+        self.slab = _slab(machine, one, packed)
         self.read = self.slab.read if self.slab else one  # where and how a tile reads
         self.weights_outside = _weights_outside(machine, one, packed, self.rows)
 

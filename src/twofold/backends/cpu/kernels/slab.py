@@ -43,9 +43,8 @@ class Slab:
         )
 
     @property
-    def size(self) -> int:
-        """In elements."""
-        return self.read.v.inputs * self.read.h.inputs * self.ins
+    def bytes(self) -> int:
+        return 4 * self.read.v.inputs * self.read.h.inputs * self.ins
 
     def copy(self, f: Function, x: Value, slab: Value, row: Index) -> None:
         """Fill the slab from an image's channels at ``x``, for the output rows from ``row`` on."""

@@ -30,7 +30,7 @@ from twofold.backends.cpu.lowering.steps import (
     Plan,
     Step,
     row_strides,
-)  # fmt: skip
+)
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, pixel_distance, view
 from twofold.backends.cpu.program import Kernel
 from twofold.base.dtypes import DType, float32
