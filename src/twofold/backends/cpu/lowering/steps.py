@@ -36,8 +36,9 @@ class Placed:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Dimensions from the outermost in memory to the innermost."""
-        return tuple(sorted(range(len(self.shape)), key=lambda d: (-self.strides[d], d)))
+        """Dimensions from the outermost in memory to the innermost; one of extent 1 lies inside the one it ties with (the
+        channel of channels-last images that have one)."""
+        return tuple(sorted(range(len(self.shape)), key=lambda d: (-self.strides[d], self.shape[d] == 1, d)))
 
     @property
     def is_rows(self) -> bool:
