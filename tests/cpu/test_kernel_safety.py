@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-
-import numpy as np
 import pytest
+from fuzz_check import FAMILIES, arguments
+from guarded import Guarded
 from kernel_oracles import HOST, run
+from kernel_paths import PATHS
+from kernel_paths import conv as conv_graph
 
 from twofold.backends.cpu import jit
-from twofold.backends.cpu.kernels import direct, gemm, pool, weights, wgrad, winograd, winograd_conv, winograd_wgrad
+from twofold.backends.cpu.backend import CpuProgram
+from twofold.backends.cpu.kernels import (
+    direct,
+    gemm,
+    lanes,
+    pool,
+    weights,
+    wgrad,
+    winograd,
+    winograd_conv,
+    winograd_wgrad,
+)
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.llvm.runtime import runtime_ir
 from twofold.backends.cpu.machine import AVX2, AVX512, NEON, Machine
+from twofold.ir import Graph
+from twofold.ir.text import parse_graph
 
-PAGE = mmap.PAGESIZE
 PAD = ((1, 1), (1, 1))
 EPILOGUE = (ep.Bias(), ep.Relu())
-
-
-class Guarded:
-    """A buffer that touches a page without access: at its end (``after``), or at its start."""
-
-    def __init__(self, count: int, after: bool):
-        size = -(-max(1, 4 * count) // PAGE) * PAGE
-        self._map = mmap.mmap(-1, size + 2 * PAGE)
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        libc = ctypes.CDLL(None, use_errno=True)
-        for guard in (base, base + PAGE + size):
-            assert libc.mprotect(ctypes.c_void_p(guard), PAGE, 0) == 0
-        start = PAGE + size - 4 * count if after else PAGE
-        self.array = np.frombuffer(self._map, np.float32, count, start)
-        self.array[:] = 0.5
-
-    def __del__(self):
-        self.array = None
 
 
 def kernels(machine: Machine):
@@ -63,13 +57,25 @@ def kernels(machine: Machine):
             yield winograd_conv.forward(machine, conv, fwd, EPILOGUE), [x, u, y, conv.o]
             yield winograd_conv.data_gradient(machine, conv, back), [y, v, x]
             yield winograd_wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
+    for many in (Conv(1, 5, 6, 24, 24, 3, 2, (1, 2), PAD, (1, 1), 6), Conv(2, 5, 6, 21, 21, 3, 3, pad=PAD, groups=21)):
+        x, y = many.n * many.h * many.w * many.c, many.n * many.oh * many.ow * many.o
+        fwd, back = lanes.packing(machine, many), lanes.packing(machine, many, forward=False)
+        yield weights.repack(machine, lanes.plain(many), fwd), [lanes.plain(many).size, fwd.size]
+        yield lanes.forward(machine, many, fwd, EPILOGUE), [x, fwd.size, y, many.o]
+        yield lanes.data_gradient(machine, many, back), [y, back.size, x]
+        yield lanes.weight_gradient(machine, many, fwd), [x, y, fwd.size]
     for shape in (
+        gemm.Matmul(3, 13, 21, 2, transpose_b=True),
+        gemm.Matmul(40, 70, 33, transpose_a=True),
         gemm.Matmul(7, 13, 5),
         gemm.Matmul(40, 9, 75),
         gemm.Matmul(3, 13, 11, transpose_b=True),
         gemm.Matmul(9, 7, 19, transpose_a=True, transpose_b=True),
     ):
-        yield gemm.matmul(machine, shape, EPILOGUE), [shape.m * shape.k, shape.k * shape.n, shape.m * shape.n, shape.n]
+        yield (
+            gemm.matmul(machine, shape, EPILOGUE),
+            [*(shape.batch * s for s in (shape.m * shape.k, shape.k * shape.n, shape.m * shape.n)), shape.n],
+        )
     window = pool.Pool(2, 7, 9, 13, 4, 5, (3, 3), (2, 2), PAD)
     x, y = 2 * 7 * 9 * 13, 2 * 4 * 5 * 13
     for kind in ("max", "mean"):
@@ -90,6 +96,56 @@ def test_nothing_outside_the_buffers_is_touched(after):
             arrays.append(buffers[-1].array)
         bare = kernel.__class__(kernel.symbol, kernel.ir, kernel.params)
         run(bare, arrays, 2)
+
+
+CHANNELS = (1, 2, 3, 5, 7, 9, 15, 17, 31, 33)
+TAILS = {f"{c} channels, {name}": conv_graph((1, c, 6, 5), (o, c // g, k, k), s, k // 2, groups=g)
+         for c in CHANNELS for name, o, k, s, g in (("3x3", 11, 3, 1, 1), ("1x1", c + 1, 1, 1, 1), ("depthwise", c, 3, 2, c))}  # fmt: skip
+GROUPS = {f"groups of {q}": conv_graph((1, 3 * q, 7, 6), (3 * (q + 1), q, 3, 3), 2, 1, groups=3) for q in CHANNELS}
+
+
+def _as(dtype: str) -> dict[str, str]:
+    """The paths in a 16-bit dtype."""
+    return {f"{name}, {dtype}": text.replace("f32", dtype) for name, (text, _) in PATHS.items()}
+
+
+PROGRAMS = {name: text for name, (text, _) in PATHS.items()} | TAILS | GROUPS | _as("f16") | _as("bf16")
+
+
+def _guarded(graph: Graph, seed: int, after: bool) -> None:
+    """Inputs that may not be written, outputs, all beside pages that may not be touched: the same results as elsewhere."""
+    program, given = CpuProgram(graph), arguments(graph, seed)
+    expected = program([a.copy() for a in given])
+    inputs = [Guarded(a.shape, after, a.dtype) for a in given]
+    for buffer, a in zip(inputs, given):
+        buffer.array[...] = a
+        buffer.freeze()
+    execution = program._execution
+    arrays = execution.bind([b.array for b in inputs])
+    first, outputs = len(given), []
+    for i, (slot, shape, dtype) in enumerate(execution._fresh):
+        outputs.append(Guarded(shape, after, dtype))
+        arrays[first + i] = outputs[-1].array
+        execution._table[slot] = outputs[-1].array.ctypes.data
+    for segment in execution.built.segments:
+        segment.small = False
+    execution._run(execution.built.segments, arrays)
+    for result, want in zip(execution._results, expected, strict=True):
+        assert result.of(arrays[result.at]).tobytes() == want.tobytes()
+
+
+@pytest.mark.skipif(not HOST.is_linux, reason="needs mprotect")
+@pytest.mark.parametrize("after", [True, False], ids=["end", "start"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_keep_to_their_inputs_and_outputs(name, after):
+    _guarded(parse_graph(PROGRAMS[name]), 0, after)
+
+
+@pytest.mark.skipif(not HOST.is_linux, reason="needs mprotect")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_programs_keep_to_their_inputs_and_outputs(family):
+    for seed in range(600, 608):
+        _guarded(FAMILIES[family].graph(seed), seed, bool(seed % 2))
 
 
 @pytest.mark.parametrize("machine", [AVX2, AVX512, NEON], ids=["avx2", "avx512", "neon"])
