@@ -1,6 +1,6 @@
 """What an ensemble gains: several small networks that differ only in their seeds, alone and averaged.
 
-    python examples/ensemble_gain.py --members 7 --epochs 4 --output ensemble_gain.png
+    python examples/ensemble_gain.py --members 7 --epochs 3 --output ensemble_gain.png
 
 Every winner of the ImageNet challenge from 2012 to 2017 averaged several networks: seven AlexNets went from 18.2 to
 15.4 % top-5 error. Here LeNet-5 is trained on Fashion-MNIST once for each seed (other first values, other order of
@@ -62,7 +62,7 @@ def draw(errors: list[list[float]], title: str, path: str) -> None:
     axes = figure.subplots()
     sizes = np.arange(1, len(errors) + 1)
     for k, values in zip(sizes, errors):
-        axes.plot([k] * len(values), values, ".", color="C0", alpha=0.35, label="each choice" if k == 1 else None)
+        axes.plot([k] * len(values), values, ".", color="C0", alpha=0.35, label="one choice of networks" if k == 1 else None)
     axes.plot(sizes, [np.mean(values) for values in errors], "o-", color="C3", label="mean of all choices")
     axes.set(xlabel="networks whose softmax outputs are averaged", ylabel="test error (%)")
     axes.set_title(title, fontsize=10)
@@ -77,7 +77,7 @@ def main() -> None:
     options.add_argument("--data", default="fashion-mnist")
     options.add_argument("--side", type=int, help="images are resized to this height and width")
     options.add_argument("--members", type=int, default=7)
-    options.add_argument("--epochs", type=int, default=4)
+    options.add_argument("--epochs", type=int, default=3)
     options.add_argument("--batch", type=int, default=64)
     options.add_argument("--output", default="ensemble_gain.png")
     given = options.parse_args()
