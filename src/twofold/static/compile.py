@@ -197,7 +197,9 @@ class CompiledFunction:
             values = traced.graph.all_inputs
             wanted = [i for i, v in enumerate(values) if v.requires_grad]
             outputs = [i for i, flag in enumerate(traced.differentiable) if flag]
-            entry.differentiable = DifferentiableRunner(traced.graph, traced.variables, wanted, outputs, self._device())
+            entry.differentiable = DifferentiableRunner(
+                traced.graph, traced.variables, wanted, outputs, self._device(), self.verify
+            )
         return entry.differentiable(arguments)
 
     @staticmethod

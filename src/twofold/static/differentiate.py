@@ -7,22 +7,24 @@ forward   : inputs -> outputs, residuals          backward : residuals, cotangen
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twofold import autodiff
 from twofold.backends import Device
-from twofold.ir import Builder, Graph, Node, Op, State, Value, bind, context, precision_mode, recording
+from twofold.ir import Builder, Graph, Node, Op, State, Value, bind, context, precision_mode, recording, scope
 from twofold.ir.builder import SymbolicValue
 from twofold.static.runner import GraphRunner
 from twofold.tensor.eager import Array, Outputs
 
 
 def replay(nodes: Sequence[Node], environment: dict[Value, Value]) -> None:
-    """Apply the nodes again to the values in ``environment``: recorded or computed, whatever is going on. Dtypes stay."""
+    """Apply the nodes again to the values in ``environment``: recorded or computed, whatever is going on. Dtypes and
+    layer paths stay."""
     for node in nodes:
-        with precision_mode(None):
+        with precision_mode(None), scope(node.scope) if node.scope else contextlib.nullcontext():
             results = bind(node.op, *(environment[v] for v in node.inputs), **node.attrs)
         for old, new in zip(node.outputs, results if node.op.multi else (results,)):
             new.detached = new.detached or old.detached
@@ -75,13 +77,14 @@ class DifferentiableRunner:
     """Calls the forward program and leaves one node in the eager record, whose gradient is the backward program."""
 
     def __init__(
-        self, graph: Graph, variables: Sequence[Any], wanted: list[int], outputs: list[int], device: Device | None
-    ):
+        self, graph: Graph, variables: Sequence[Any], wanted: list[int], outputs: list[int], device: Device | None,
+        verify: bool = False,
+    ):  # fmt: skip
         self.graph = graph
         self.outputs = outputs
         self.split = split(graph, wanted, outputs)
-        self.forward = GraphRunner(self.split.forward, variables, device)
-        self.backward = GraphRunner(self.split.backward, [], device)
+        self.forward = GraphRunner(self.split.forward, variables, device, verify=verify)
+        self.backward = GraphRunner(self.split.backward, [], device, verify=verify)
 
     def __call__(self, arguments: Sequence[Array]) -> list[Array]:
         inputs: list[Array] = [*arguments, *(v._own for v in self.forward.variables)]
