@@ -81,6 +81,8 @@ def _shaken(seed: int) -> Callable[[Node, list[Any]], Sequence[Any]]:
         if node.op.kind in SUMS:
             rounding = ROUNDING["float64" if node.inputs[0].dtype.name == "float64" else "float32"] * _in_a_row(node)
             inputs = [_off(x, rounding, rng) if v.dtype.name in ROUNDING else x for v, x in zip(node.inputs, inputs)]
+        if node.op.name == "batch_norm_train":
+            return _normalised(*inputs, node.attrs["eps"], rounding, rng)
         results = _exact(node, inputs)
         if node.op.kind in MOVED_ONLY and node.op.kind not in SUMS:
             return results
@@ -92,6 +94,19 @@ def _shaken(seed: int) -> Callable[[Node, list[Any]], Sequence[Any]]:
         ]
 
     return run
+
+
+def _normalised(x: Any, weight: Any, bias: Any, eps: float, rounding: float, rng: np.random.Generator) -> Sequence[Any]:
+    """Batch norm whose moments are sums about the channel's first value, each off by ``rounding`` of what it adds up."""
+    axes, shape = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
+    first = x[(slice(1), slice(None), *[slice(1)] * (x.ndim - 2))]
+    apart = x - first
+    error = rounding * rng.standard_normal((2, x.shape[1]))
+    mean = apart.mean(axes) + error[0] * np.abs(apart).mean(axes)
+    variance = np.maximum((apart * apart).mean(axes) * (1 + error[1]) - mean * mean, 0.0)
+    mean = mean + first.reshape(-1)
+    scale = weight / np.sqrt(variance + eps)
+    return (x - mean.reshape(shape)) * scale.reshape(shape) + bias.reshape(shape), mean, variance
 
 
 def _may_be_winograd(node: Node) -> bool:
