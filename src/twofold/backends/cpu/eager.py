@@ -5,6 +5,7 @@ A program is kept for each op, shapes, attributes and layout of the operands; im
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,3 +53,13 @@ def _compile(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any]) -> Cp
     out = builder.append(op, inputs, dict(attrs))
     orders = {i: CHANNELS_LAST for i, b in enumerate(buffers) if _lies_channels_last(b)}
     return CpuProgram(builder.finish(out if op.multi else [out]), orders=orders)
+
+
+def _unlock() -> None:
+    """In a forked child: a thread of the parent may have been compiling."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
