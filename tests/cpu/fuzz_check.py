@@ -103,7 +103,7 @@ def check(family: str, seed: int, run: Run | None = None) -> int:
 
 
 def shrunk(graph: Graph, fails: Callable[[Graph], bool]) -> Graph:
-    """The graph cut down while it still fails: one output, then any value that can be given instead of computed."""
+    """The graph cut down while it still fails: one output, an earlier one, and any value given instead of computed."""
 
     def tried(candidate: Graph) -> bool:
         try:
@@ -119,10 +119,12 @@ def shrunk(graph: Graph, fails: Callable[[Graph], bool]) -> Graph:
     while len(graph.nodes) < before:
         before = len(graph.nodes)
         for node in list(graph.nodes):
-            for given in (node.outputs, node.inputs):
-                candidate = _cut(graph, graph.outputs, set(given))
+            shorter = _cut(graph, node.outputs, set())  # it alone as the output
+            cuts = (_cut(graph, graph.outputs, set(given)) for given in (node.outputs, node.inputs))
+            for candidate in (shorter, *cuts):
                 if len(candidate.nodes) < len(graph.nodes) and tried(candidate):
                     graph = candidate
+                    break
     return graph
 
 
