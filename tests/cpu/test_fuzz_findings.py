@@ -21,6 +21,15 @@ FINDINGS = {
   %2 = conv(%1, %v) {strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1} : f32[2,3,4,6]
   return %2
 }""",
+    # two convolutions wait to write into one concatenation; asked for the statistics of the first, the second ran before it
+    "statistics of a part that another part reads": """graph f(%scale: f32[16], %shift: f32[16], %v: f32[12,16,1,1], %x: f32[2,64,3,5], %w: f32[16,64,1,1]) {
+  %0 = conv(%x, %w) {strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1} : f32[2,16,3,5]
+  %1 = conv(%0, %v) {strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1} : f32[2,12,3,5]
+  %2, %3, %4 = batch_norm_train(%0, %scale, %shift) {eps=0.01} : f32[2,16,3,5], f32[16], f32[16]
+  %5 = relu(%2) : f32[2,16,3,5]
+  %6 = concat(%0, %1, %5) {axis=1} : f32[2,44,3,5]
+  return %6
+}""",
 }  # fmt: skip
 
 

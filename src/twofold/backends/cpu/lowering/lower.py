@@ -301,8 +301,13 @@ class Lowering:
         parts = self.temporary(Spec((waiting.parts(), Statistics.rows, channels), float32), "statistics")
         waiting.steps += (Statistics(channels),)
         waiting.extra.append((parts.buffer, 0))
-        self._stop_waiting(waiting)
+        waited = self.pending.pop(waiting.target.buffer)
+        at = waited.index(waiting)
+        for earlier in waited[:at]:
+            self._call(earlier)
         self._call(waiting).written.append(parts.buffer)
+        if later := waited[at + 1 :]:  # they may read what this one writes
+            self.pending[waiting.target.buffer] = later
         return parts
 
     def moments_of(self, buffer: Buffer, dtype: DType) -> Moments:
