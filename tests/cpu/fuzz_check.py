@@ -40,6 +40,7 @@ FAMILIES = {
     "bfloat16": Family(Maker, "bfloat16"),
     "double": Family(Maker, "float64"),
     "images": Family(ImageMaker),
+    "images, long": Family(ImageMaker, nodes=30),
     "images half": Family(ImageMaker, "float16", 8),
     "images bfloat16": Family(ImageMaker, "bfloat16", 8),
     "training": Family(TrainingMaker, nodes=9),
