@@ -5,7 +5,7 @@
 He et al., "Deep residual learning for image recognition", 2015, figure 6: on CIFAR-10 a plain network of 56 layers has
 a larger training error than one of 20, though it could copy it; with shortcuts the deeper one is the better. Here the
 same four networks see the same batches of Fashion-MNIST, shrunk to 14x14. What is drawn is the training error: that of
-each batch before the step it causes, averaged over the last ``WINDOW`` steps.
+each batch before the step it causes, averaged over ``WINDOW`` steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from twofold.nn import functional as F
 
 NETWORKS = ("plain20_cifar", "plain56_cifar", "resnet20_cifar", "resnet56_cifar")
 COLOURS = {"plain20_cifar": "C1", "plain56_cifar": "C3", "resnet20_cifar": "C0", "resnet56_cifar": "C2"}
-WINDOW = 100
+FAMILIES = {"plain": "without shortcuts", "resnet": "with shortcuts"}  # how names begin -> a heading
+WINDOW = 100  # steps that an error is averaged over
 
 
 def batches(name: str, side: int, size: int, seed: int):
@@ -58,26 +59,26 @@ def errors(network: str, stream, steps: int, lr: float) -> list[float]:
 
 
 def smooth(values: list[float]) -> np.ndarray:
-    """The mean of the last ``WINDOW`` values, or of as many as there are."""
-    sums = np.cumsum([0.0, *values])
-    ends = np.arange(1, len(sums))
-    starts = np.maximum(ends - WINDOW, 0)
-    return (sums[ends] - sums[starts]) / (ends - starts)
+    """The mean of each ``WINDOW`` neighbours (of all, if there are fewer); the last is that of the last steps."""
+    window = min(WINDOW, len(values))
+    return np.convolve(values, np.full(window, 1 / window), "valid")
 
 
 def draw(curves: dict[str, list[float]], title: str, path: str) -> None:
+    """The curves, plain networks on the left and residual ones on the right, on one scale."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for side, family in zip(axes, ("plain", "resnet")):
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    for side, (family, heading) in zip(axes, FAMILIES.items()):
         for name, values in curves.items():
             if name.startswith(family):
                 curve = smooth(values)
-                side.plot(range(1, len(curve) + 1), curve, color=COLOURS[name], label=f"{name}: {curve[-1]:.1f} %")
-        side.set(title="without shortcuts" if family == "plain" else "with shortcuts", xlabel="step", ylim=(0, 60))
+                steps = np.arange(len(values) - len(curve), len(values)) + 1
+                side.plot(steps, curve, color=COLOURS[name], label=f"{name}: {curve[-1]:.1f} %")
+        side.set(title=heading, xlabel="step", ylim=(0, 90))  # 90 %: guessing one of ten classes
         side.grid(alpha=0.3)
         if side.lines:
-            side.legend(title=f"error over the last {WINDOW} steps")
-    axes[0].set_ylabel("training error (%)")
+            side.legend(title=f"error of the last {WINDOW} steps")
+    axes[0].set_ylabel(f"training error, mean of {WINDOW} steps (%)")
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=110)
 
