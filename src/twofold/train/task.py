@@ -83,12 +83,12 @@ def recipe_of(network: str, name: str) -> Recipe:
 
 
 def build_model(settings: Settings) -> nn.Module:
-    """The network for these settings, initialised as its recipe says."""
+    """The network for these settings, its weights drawn once, as its recipe says."""
     entry = zoo.info(settings.network)
     fitting = entry.options_for(settings.input_shape)
-    model = entry(len(settings.classes), **{**fitting, **settings.options})
-    initialise(model, recipe_of(settings.network, settings.recipe).init)
-    return model
+    with nn.init.skipped():
+        model = entry(len(settings.classes), **{**fitting, **settings.options})
+    return initialise(model, recipe_of(settings.network, settings.recipe).init)
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------

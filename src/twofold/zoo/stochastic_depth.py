@@ -15,10 +15,10 @@ from typing import Any
 import twofold as tw
 from twofold.nn import functional as F
 from twofold.zoo.leaving_out import with_all_gradients
-from twofold.zoo.recipes import CIFAR_AUGMENTED, CIFAR_PLAIN, QUICK, Recipe, Schedule
+from twofold.zoo.recipes import CIFAR_AUGMENTED, CIFAR_PLAIN, Recipe, Schedule
 from twofold.zoo.registry import CIFAR10, Error, Family, Paper
 from twofold.zoo.resnet import BasicBlock
-from twofold.zoo.resnet_cifar import CifarResNet
+from twofold.zoo.resnet_cifar import QUICK_WARMED, CifarResNet
 
 PAPER = Paper(
     "Deep networks with stochastic depth", "Huang, Sun, Liu, Sedra, Weinberger", 2016, "ECCV 2016", "1603.09382"
@@ -63,7 +63,7 @@ RECIPE = Recipe(
     init="he_fan_in", notes="Test error at the epoch that was best on 5,000 images held back.",
 )  # fmt: skip
 resnet110_stochastic_depth = Family(
-    StochasticDepthResNet, PAPER, CIFAR10, {"paper": RECIPE, "quick": QUICK.but(lr=0.1)}, init="he_fan_in"
+    StochasticDepthResNet, PAPER, CIFAR10, {"paper": RECIPE, "quick": QUICK_WARMED}, init="he_fan_in"
 )(
     "resnet110_stochastic_depth", params=1_727_962, macs=252_887_680, error=Error(5.23, None, "CIFAR-10+ test"),
     about="ResNet-110 whose blocks are left out at random in training", depth=110,

@@ -1,0 +1,122 @@
+"""``twofold train ... --recipe paper`` on CIFAR-10's own file format: what runs is what the paper says.
+
+He et al., arXiv 1512.03385, section 4.2: SGD, momentum 0.9, weight decay 1e-4, batches of 128, the rate 0.1 divided by 10
+after 32,000 and 48,000 of 64,000 iterations; 4 pixels of padding, a random crop of 32x32, a random mirror image.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import twofold as tw
+from twofold import data, zoo
+from twofold.cli.app import run
+from twofold.train import read_checkpoint
+from twofold.train.task import build_model, build_optimizer, build_schedule, loader, prepare, settings_for
+
+STEPS = 390.625  # of 128 images in an epoch of 50,000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """CIFAR-10's six binary files, with 4 images in each: label, then the red, green, and blue planes."""
+    path, rng = tmp_path_factory.mktemp("cifar") / "cifar-10-batches-bin", np.random.default_rng(0)
+    path.mkdir()
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        rows = rng.integers(0, 256, (4, 3073), np.uint8)
+        rows[:, 0] = np.arange(4)
+        (path / name).write_bytes(rows.tobytes())
+    return path.parent
+
+
+def paper(folder, name="resnet20_cifar"):
+    train = data.cifar10(root=folder, download=False)
+    return train, settings_for(name, "cifar10", train, "paper")
+
+
+def test_train_resnet20_by_the_paper(folder, tmp_path, capsys):
+    """Two steps of the command, a checkpoint, and an ONNX file that another process runs to the same scores."""
+    arguments = ["train", "resnet20_cifar", "--recipe", "paper", "--data", "cifar10", "--data-dir", str(folder)]
+    options = ["--epochs", "1", "--batch-size", "10", "--output", str(tmp_path), "--json"]
+    assert run([*arguments, *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["network"], result["data"], result["checked_images"]) == ("resnet20_cifar", "cifar10", 4)
+    arrays, progress = read_checkpoint(tmp_path / "last.safetensors")
+    assert progress.step == 2 and progress.settings["recipe"] == "paper" and progress.settings["lr"] == 0.1
+    assert progress.settings["input_shape"] == [3, 32, 32] or progress.settings["input_shape"] == (3, 32, 32)
+    assert all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f")
+
+
+def test_the_optimizer_is_the_papers(folder):
+    _, settings = paper(folder)
+    assert (settings.lr, settings.batch_size, settings.epochs) == (0.1, 128, 164)
+    optimizer = build_optimizer(build_model(settings), settings)
+    assert isinstance(optimizer, tw.optim.SGD)
+    groups = optimizer.param_groups
+    assert {g["momentum"] for g in groups} == {0.9} and not any(g["nesterov"] for g in groups)
+    assert [(g["weight_decay"], {p.ndim > 1 for p in g["params"]}) for g in groups] == [(1e-4, {True}), (0.0, {False})]
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("resnet20_cifar", {0: 0.1, 300: 0.1, 31_990: 0.1, 32_010: 0.01, 47_990: 0.01, 48_010: 0.001, 63_999: 0.001}),
+        # "a slightly too large learning rate to start converging": 0.01 first, about 400 iterations
+        ("resnet110_cifar", {0: 0.01, 380: 0.01, 400: 0.1, 31_990: 0.1, 32_010: 0.01, 48_010: 0.001}),
+        # Huang et al., section 4: 500 epochs, divided by 10 after 250 and 375
+        ("resnet110_stochastic_depth", {0: 0.1, 97_600: 0.1, 97_700: 0.01, 146_400: 0.01, 146_500: 0.001}),
+    ],
+)
+def test_the_rate_falls_when_the_paper_says(folder, name, rates):
+    _, settings = paper(folder, name)
+    optimizer = tw.optim.SGD([tw.Variable(np.zeros(1, np.float32), requires_grad=True)], settings.lr)
+    schedule = build_schedule(optimizer, settings, STEPS)
+    found = {step: settings.lr * schedule.factor(step) for step in rates}
+    assert found == pytest.approx(rates)
+
+
+def test_the_augmentation_is_the_papers(folder):
+    """Each image of a batch is the normalised image, padded by 4 zeros, at one of 81 shifts, mirrored or not."""
+    train, settings = paper(folder)
+    images, labels = next(iter(loader(prepare(train, settings), settings, training=True)))
+    normalised = (train.images.astype(np.float64) / 255 - np.reshape(settings.mean, (3, 1, 1))) / np.reshape(settings.std, (3, 1, 1))
+    black = (0 - np.reshape(settings.mean, (3, 1, 1))) / np.reshape(settings.std, (3, 1, 1))
+    padded = np.broadcast_to(black, (3, 40, 40)).copy()
+    found = set()
+    for image, label in zip(np.asarray(images, np.float64), np.asarray(labels)):
+        for source in normalised[train.labels == label]:
+            padded[:, 4:36, 4:36] = source
+            for y in range(9):
+                for x in range(9):
+                    crop = padded[:, y : y + 32, x : x + 32]
+                    found |= {(y, x, m) for m, c in ((0, crop), (1, crop[:, :, ::-1])) if np.abs(c - image).max() < 1e-4}
+    assert len(images) == 20 and len(found) > 12  # nearly every one has its own place
+    assert {m for _, _, m in found} == {0, 1}
+
+
+def test_evaluation_is_the_whole_image(folder):
+    train, settings = paper(folder)
+    images, _ = next(iter(loader(prepare(train, settings), settings, training=False)))
+    mean, std = (np.reshape(v, (3, 1, 1)) for v in (settings.mean, settings.std))
+    np.testing.assert_allclose(np.asarray(images), (train.images / 255 - mean) / std, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_drawn_once(folder):
+    """What ``train`` starts from is what ``create`` gives for the same seed: He's initial values, one draw a layer."""
+    _, settings = paper(folder)
+    tw.random.seed(3)
+    built = build_model(settings).state_dict()
+    tw.random.seed(3)
+    for name, value in zoo.create("resnet20_cifar").state_dict().items():
+        np.testing.assert_array_equal(built[name].numpy(), value.numpy(), err_msg=name)
+    weight = built["layer3.2.conv2.weight"].numpy()
+    assert weight.std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+
+
+def test_a_hundred_layers_start_slowly_in_the_quick_recipe_too():
+    for name in ("resnet110_cifar", "resnet1202_cifar", "resnet110_stochastic_depth"):
+        schedule = zoo.info(name).recipes["quick"].schedule
+        assert (schedule.warmup, schedule.warmup_lr) == (1.0, 0.01), name
