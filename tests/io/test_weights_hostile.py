@@ -355,3 +355,15 @@ def test_other_files_are_named(tmp_path, content, message):
 def test_the_machine_lists_only_harmless_instructions():
     refused = {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "DUP", "NEXT_BUFFER"}
     assert not refused & set(machine.HANDLERS)
+
+
+def test_the_stride_of_an_axis_of_one_says_nothing(tmp_path):
+    huge = b"\x8a\x08" + (2**62).to_bytes(8, "little")
+    found = read_bytes(tmp_path, archive(tensor(shape=b"(K\x01K\x06t", strides=b"(" + huge + b"K\x01t")))
+    assert [np.asarray(value).shape for value in found.values()] == [(1, 6)]
+
+
+def test_a_device_is_a_word(tmp_path):
+    described = HEAD + b"ctorch\ndevice\n" + text("x" * 65) + b"K\x00\x86R."
+    with pytest.raises(UnsafeFileError, match="65 characters"):
+        read_bytes(tmp_path, archive(described))

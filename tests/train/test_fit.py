@@ -210,7 +210,7 @@ def test_evaluate_counts_right_and_puts_the_mode_back():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"epoch": -1}', '{"epoch": "x"}', '{"unknown": 1}', '{"history": {}}']
+    "text", ["", "{", "[]", '{"epoch": -1}', '{"epoch": "x"}', '{"unknown": 1}', '{"history": {}}', "[" * 100_000]
 )
 def test_a_checkpoint_with_a_bad_record_is_an_error(tmp_path, text):
     from twofold.io.weights import write_safetensors

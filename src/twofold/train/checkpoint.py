@@ -61,7 +61,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Pro
         fields = json.loads(metadata["progress"])
         progress = Progress(**fields)
         _check(progress)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: its record of progress cannot be read: {error}") from None
     return dict(found), progress
 

@@ -112,7 +112,7 @@ class Machine:
         function, arguments = self.take(2)
         if not isinstance(function, Name) or type(arguments) is not tuple:
             raise UnsafeFileError("the pickle calls something that is not one of the tensor-building functions")
-        self.spend(1)
+        self.spend(1 + sum(len(a) // 8 for a in arguments if isinstance(a, (tuple, list))))  # shapes are copied
         if function is names.ORDERED_DICT:
             return self.ordered_dict(arguments)
         if function.build is None:

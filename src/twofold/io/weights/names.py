@@ -75,6 +75,8 @@ def _from_type(build, kind, arguments, state) -> TensorRef:
 def _device(kind, index=None) -> str:
     if not isinstance(kind, str) or not (index is None or type(index) is int):
         raise FormatError("a torch.device is built from something other than a string and a number")
+    if len(kind) > 64:
+        raise UnsafeFileError(f"a torch.device's kind has {len(kind)} characters; expected a word such as 'cuda'")
     return kind if index is None else f"{kind}:{index}"
 
 

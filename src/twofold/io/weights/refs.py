@@ -109,7 +109,7 @@ def materialize(tensor: TensorRef, storage: np.ndarray, what: str) -> np.ndarray
     window = storage[start + tensor.offset * dtype.itemsize : start + (last + 1) * dtype.itemsize]
     if dtype.kind == "b":
         check_booleans(window, what)
-    steps = tuple(step * dtype.itemsize for step in tensor.strides)
+    steps = tuple(step * dtype.itemsize if dim > 1 else 0 for dim, step in zip(tensor.shape, tensor.strides))
     return np.lib.stride_tricks.as_strided(window.view(dtype), tensor.shape, steps)
 
 
