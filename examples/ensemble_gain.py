@@ -62,7 +62,9 @@ def draw(errors: list[list[float]], title: str, path: str) -> None:
     axes = figure.subplots()
     sizes = np.arange(1, len(errors) + 1)
     for k, values in zip(sizes, errors):
-        axes.plot([k] * len(values), values, ".", color="C0", alpha=0.35, label="one choice of networks" if k == 1 else None)
+        axes.plot(
+            [k] * len(values), values, ".", color="C0", alpha=0.35, label="one choice of networks" if k == 1 else None
+        )
     axes.plot(sizes, [np.mean(values) for values in errors], "o-", color="C3", label="mean of all choices")
     axes.set(xlabel="networks whose softmax outputs are averaged", ylabel="test error (%)")
     axes.set_title(title, fontsize=10)

@@ -46,7 +46,7 @@ _LAZY = {
     **dict.fromkeys(("export", "load", "save_weights", "load_weights"), "twofold.io"),
     "summary": "twofold.nn",
 }
-_SUBPACKAGES = ("backends", "compress", "data", "io", "nn", "ops", "optim", "passes", "static", "train", "viz", "zoo")
+_SUBPACKAGES = ("backends", "data", "io", "nn", "ops", "optim", "passes", "static", "train", "viz", "zoo")
 _TENSOR_MODULES = ("distributed", "linalg", "random")
 
 globals().update(FUNCTIONS)
