@@ -14,9 +14,11 @@ import numpy as np
 from twofold.ir import Graph, Node, Value, interpret
 from twofold.ir.interpret import run_reference
 
+# what a dtype's results may differ by, relative to the largest magnitude of the reference
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 # The relative errors put in: more than a kernel makes (Winograd's included), so that comparisons near a tie (a ReLU's mask)
-# come out otherwise here if they may do so there; a tenth of what ``verification`` allows a result anyhow.
-ERROR = {"float64": 1e-10, "float32": 2e-5, "float16": 2e-3, "bfloat16": 1e-2}
+# come out otherwise here if they may do so there.
+ERROR = {dtype: allowed / 10 for dtype, allowed in TOLERANCE.items()}
 RUNS = 2
 SAFETY = 8.0  # the largest of a few samples is smaller than the largest there may be
 SUMS = frozenset(("conv", "matmul", "normalization", "scan", "linalg"))

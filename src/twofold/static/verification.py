@@ -11,10 +11,7 @@ from twofold.backends import Device, Program, device
 from twofold.base.errors import VerificationError
 from twofold.ir import Graph, Node, Value
 from twofold.ir.interpret import interpret, observing, run_reference
-from twofold.static.rounding import allowances
-
-# what a dtype's results may differ by, relative to the largest magnitude of the reference
-TOLERANCE = {"float64": 1e-9, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
+from twofold.static.rounding import TOLERANCE, allowances
 
 Arrays = list[np.ndarray]
 

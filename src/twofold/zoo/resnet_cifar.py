@@ -7,6 +7,7 @@ With ``shortcut="B"`` each has 2,752 more.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from twofold import nn
@@ -45,10 +46,10 @@ RECIPE = Recipe(
     notes="The paper trains on 45,000 images and validates on 5,000, and subtracts the mean of each pixel.",
 )  # fmt: skip
 # ResNet-110 and 1202: 0.01 until the training error is below 80 %, about 400 iterations
-WARM = RECIPE.but(schedule=Schedule("multistep", milestones=(81.9, 122.9), warmup=1.0, warmup_lr=0.01))
+WARM = RECIPE.but(schedule=replace(RECIPE.schedule, warmup=1.0, warmup_lr=0.01))
 QUICK_CIFAR = QUICK.but(lr=0.1)
 # A hundred layers and more: an epoch at 0.01, then 0.04 (at 0.1 the loss of stochastic depth grows even so)
-QUICK_WARMED = QUICK_CIFAR.but(lr=0.04, schedule=Schedule("poly", power=1.0, warmup=1.0, warmup_lr=0.01))
+QUICK_WARMED = QUICK_CIFAR.but(lr=0.04, schedule=replace(QUICK.schedule, warmup=1.0, warmup_lr=0.01))
 cifar = Family(CifarResNet, PAPER, CIFAR10, {"paper": RECIPE, "quick": QUICK_CIFAR}, init="he_fan_in")
 warmed = cifar.but(recipes={"paper": WARM, "quick": QUICK_WARMED})
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
-import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twofold.backends.cpu import debug, eager
+from twofold.backends.cpu import debug, eager, locks
 from twofold.backends.host import HostBackend
 from twofold.backends.interface import Device, Memory, Program, written_state
 from twofold.base import flags
@@ -22,9 +19,6 @@ from twofold.ir.builder import annotate
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.assemble import Assembled
-
-
-_programs: weakref.WeakSet[CpuProgram] = weakref.WeakSet()
 
 
 class CpuProgram(Program):
@@ -55,8 +49,7 @@ class CpuProgram(Program):
         sizes = {shape[0] for shape in shapes[: self._arguments] if shape}
         batch = sizes.pop() if len(sizes) == 1 else 0
         self._execution = Execution(self._built, self.threads, shapes, orders or {}, f"{self.name} on the CPU", batch)
-        self._lock = threading.Lock()
-        _programs.add(self)
+        self._lock = locks.renewed()
         self._timed = flags.get("TWOFOLD_DEBUG") >= 1
         if flags.get("TWOFOLD_DEBUG") >= 2:
             debug.show(self)
@@ -145,16 +138,6 @@ def _assembled(
     first = len(graph.inputs)
     constant = [plan.inputs[first + i] for i, state in enumerate(graph.state) if not state.written]
     return assemble(prepared(plan, constant), host(), threads)
-
-
-def _unlock() -> None:
-    """In a forked child: a thread of the parent may have been running a program, and will not give its lock back here."""
-    for program in list(_programs):
-        program._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
 
 
 def compile_graph(graph: Graph) -> CpuProgram:

@@ -5,13 +5,12 @@ A program is kept for each op, shapes, attributes and layout of the operands; im
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from twofold.backends.cpu import locks
 from twofold.base.dtypes import as_dtype, float32, sum_dtype
 from twofold.ir import Builder, Op, Spec
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 CHANNELS_LAST = (0, 2, 3, 1)
 LEAST_OUTPUT = 256  # elements: smaller results are left to NumPy
 _programs: dict[Any, CpuProgram] = {}
-_lock = threading.Lock()
+_lock = locks.renewed()
 
 
 def is_heavy(op: Op, specs: Sequence[Spec], attrs: dict[str, Any]) -> bool:
@@ -53,13 +52,3 @@ def _compile(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any]) -> Cp
     out = builder.append(op, inputs, dict(attrs))
     orders = {i: CHANNELS_LAST for i, b in enumerate(buffers) if _lies_channels_last(b)}
     return CpuProgram(builder.finish(out if op.multi else [out]), orders=orders)
-
-
-def _unlock() -> None:
-    """In a forked child: a thread of the parent may have been compiling."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from twofold.backends.cpu import cache
+from twofold.backends.cpu import cache, locks
 from twofold.backends.cpu.machine import Machine, available_cores, host
 from twofold.base import flags
 from twofold.base.errors import GraphError
 
-_lock = threading.RLock()  # over what follows, and the linker
+_lock = locks.renewed(threading.RLock)  # over what follows, and the linker
 _local = threading.local()  # target machines by Machine: LLVM lets one thread use each
 _ready: list[bool] = []  # whether LLVM is initialised
 _memory: dict[str, bytes] = {}  # objects of this process, by key
@@ -152,9 +152,7 @@ def _emit_object(target, module) -> bytes:
 
 
 def _renew() -> None:
-    """In a forked child: a thread of the parent may have held the lock, and the workers are not there."""
-    global _lock
-    _lock = threading.RLock()
+    """In a forked child: the workers are not there."""
     _started.clear()
     _workers.clear()
 

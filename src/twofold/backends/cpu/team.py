@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 
-from twofold.backends.cpu import jit
+from twofold.backends.cpu import jit, locks
 from twofold.backends.cpu.llvm.runtime import BARRIER_OFFSET, STATE_BYTES, runtime_ir
 from twofold.backends.cpu.machine import available_cores, host, num_threads
 
@@ -75,7 +75,7 @@ class Team:
 
 
 _teams: dict[int, Team] = {}
-_teams_lock = threading.Lock()
+_teams_lock = locks.renewed()
 
 
 def get(threads: int = 0) -> Team:
@@ -94,9 +94,7 @@ def _stop_all() -> None:
 
 
 def _forget_teams() -> None:
-    """In a forked child: the parent's workers do not exist here, and its locks may be held for ever."""
-    global _teams_lock
-    _teams_lock = threading.Lock()
+    """In a forked child: the parent's workers do not exist here."""
     _teams.clear()
 
 
