@@ -1,6 +1,7 @@
-"""An ONNX graph run channels-last by an array library: what JAX's and TensorFlow's users would write by hand.
+"""A graph run channels-last by an array library: what JAX's and TensorFlow's users would write by hand.
 
-    graph = Graph(folder / "model.onnx")
+    graph = Graph(folder)
+    parameters, running = graph.load(convert)
     logits, running = graph.forward(library, parameters, running, x, training)
 
 A library offers ``conv``, ``max_pool``, ``mean_pool``, ``batch_norm``, ``pad``, ``relu``, ``mean``, ``concat``, ``transpose``,
@@ -9,6 +10,7 @@ A library offers ``conv``, ``max_pool``, ``mean_pool``, ``batch_norm``, ``pad``,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,38 +21,32 @@ MOMENTUM = 0.1  # of running statistics
 
 
 class Graph:
-    """The nodes, the ``parameters`` that are learned and the ``running`` statistics, as arrays by name."""
+    """The nodes of ``graph.json`` and its small constants; the weights stay in their files until ``load``."""
 
-    def __init__(self, path: Path):
-        import onnx
-        from onnx import numpy_helper
+    def __init__(self, folder: Path):
+        facts = json.loads((folder / "graph.json").read_text())
+        self.folder, self.input, self.output = folder, facts["input"], facts["output"]
+        self.nodes, self.learned = facts["nodes"], facts["learned"]
+        self.constants = {k: np.array(v, kind) for k, (kind, v) in facts["constants"].items()}
 
-        graph = onnx.load(path).graph
-        self.input, self.output = graph.input[0].name, graph.output[0].name
-        self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-        self.nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
-        self.parameters: dict[str, np.ndarray] = {}
-        self.running: dict[str, np.ndarray] = {}
-        for node in graph.node:
-            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            if node.op_type == "Constant":
-                self.constants[node.output[0]] = numpy_helper.to_array(attributes["value"])
-                continue
-            inputs = list(node.input)
-            if node.op_type in ("Conv", "Gemm", "BatchNormalization"):
-                self._learn(node.op_type, inputs, attributes)
-            self.nodes.append((node.op_type, inputs, list(node.output), attributes))
+    def load(self, convert: Callable[[np.ndarray], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is learned and the running statistics, by name, as ``convert`` makes them of arrays: read one at a time."""
+        parameters: dict[str, Any] = {}
+        running: dict[str, Any] = {}
+        for op, inputs, _, a in self.nodes:
+            for k, name in enumerate(inputs):
+                if name in self.learned and name not in parameters:
+                    into = running if op == "BatchNormalization" and k >= 3 else parameters
+                    into[name] = convert(self._array(op, a, name))
+        return parameters, running
 
-    def _learn(self, op: str, inputs: list[str], attributes: dict[str, Any]) -> None:
-        for name in inputs[1:3]:
-            array = self.constants[name]
-            if op == "Conv" and array.ndim == 4:
-                array = array.transpose(2, 3, 1, 0)
-            if op == "Gemm" and array.ndim == 2 and attributes.get("transB"):
-                array = array.T
-            self.parameters[name] = np.ascontiguousarray(array)
-        if op == "BatchNormalization":
-            self.running.update((name, self.constants[name]) for name in inputs[3:5])
+    def _array(self, op: str, a: dict[str, Any], name: str) -> np.ndarray:
+        array = np.load(self.folder / self.learned[name])
+        if op == "Conv" and array.ndim == 4:
+            array = array.transpose(2, 3, 1, 0)
+        if op == "Gemm" and array.ndim == 2 and a.get("transB"):
+            array = array.T
+        return np.ascontiguousarray(array)
 
     def forward(self, lib: Any, parameters: Any, running: Any, x: Any, training: bool) -> tuple[Any, Any]:
         """Logits for images (n, h, w, c), and the running statistics afterwards."""

@@ -45,10 +45,10 @@ class Library:
 
 
 def step(folder: Path, mode: str, rate: float, momentum: float) -> Callable[[], Any]:
-    graph, lib = nhwc.Graph(folder / "model.onnx"), Library()
+    graph, lib = nhwc.Graph(folder), Library()
     x = jnp.asarray(np.load(folder / "x.npy").transpose(0, 2, 3, 1).copy())
     y = jnp.asarray(np.load(folder / "y.npy"))
-    parameters, running = (jax.tree.map(jnp.asarray, tree) for tree in (graph.parameters, graph.running))
+    parameters, running = graph.load(jnp.asarray)
     if mode == "infer":
         infer = jax.jit(lambda p, r, x: graph.forward(lib, p, r, x, False)[0])
         return lambda: np.asarray(infer(parameters, running, x))
@@ -65,7 +65,7 @@ def step(folder: Path, mode: str, rate: float, momentum: float) -> Callable[[], 
         return loss, (jax.tree.map(lambda p, v: p - rate * v, p, v), v, r)
 
     jitted = jax.jit(train, donate_argnums=0)
-    state = [(parameters, jax.tree.map(jnp.zeros_like, parameters), running)]
+    state = [(parameters, jax.tree.map(jnp.zeros_like, parameters), running)]  # donated: its buffers are used again
 
     def run():
         loss, state[0] = jitted(state[0], x, y)

@@ -40,19 +40,16 @@ class Library:
 def step(folder: Path, mode: str, threads: int, rate: float, momentum: float) -> Callable[[], Any]:
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    graph, lib, training = nhwc.Graph(folder / "model.onnx"), Library(), mode == "train"
+    graph, lib, training = nhwc.Graph(folder), Library(), mode == "train"
     grouped = any(op == "Conv" and a["group"] > 1 for op, _, _, a in graph.nodes)  # its CPU kernels have none: XLA's have
     x = tf.constant(np.load(folder / "x.npy").transpose(0, 2, 3, 1).copy())
     y = tf.constant(np.load(folder / "y.npy"))
     if not training:
-        constants, running = (
-            {k: tf.constant(a) for k, a in tree.items()} for tree in (graph.parameters, graph.running)
-        )
+        constants, running = graph.load(tf.constant)
         infer = tf.function(lambda x: graph.forward(lib, constants, running, x, False)[0], jit_compile=grouped)
         return lambda: infer(x).numpy()
-    parameters = {k: tf.Variable(a) for k, a in graph.parameters.items()}
-    velocity = {k: tf.Variable(np.zeros_like(a)) for k, a in graph.parameters.items()}
-    running = {k: tf.Variable(a) for k, a in graph.running.items()}
+    parameters, running = graph.load(tf.Variable)
+    velocity = {k: tf.Variable(tf.zeros_like(v)) for k, v in parameters.items()}
 
     @tf.function(jit_compile=grouped)
     def train(x, y):
