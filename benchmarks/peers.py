@@ -53,7 +53,6 @@ def twofold(folder: Path, mode: str, threads: int) -> Step:
             module.p = 0.0  # for everybody: so that losses can be compared
     optimizer = tw.optim.SGD(model.parameters(), lr=_rate(folder), momentum=MOMENTUM)
 
-    @tw.compile
     def train(x, y):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
@@ -61,7 +60,8 @@ def twofold(folder: Path, mode: str, threads: int) -> Step:
         optimizer.step()
         return loss
 
-    return lambda: train(x, y).numpy()
+    step = train if mode == "eager" else tw.compile(train)
+    return lambda: step(x, y).numpy()
 
 
 def onnxruntime(folder: Path, mode: str, threads: int) -> Step:

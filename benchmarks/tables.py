@@ -145,10 +145,15 @@ def write(rows: list[Row], page: Path) -> None:
     rows = sorted(rows, key=lambda r: order[r["network"], r["mode"]])
     (page.parent / "images").mkdir(exist_ok=True)
     chart(rows, page.parent / "images" / "performance.png")
-    before, rest = page.read_text().split("<!-- results -->")
-    after = rest.split("<!-- end of results -->")[1]
-    middle = "\n\n".join(part for part in (about(rows), tables(rows), gaps(rows), costs(rows)) if part)
-    page.write_text(f"{before}<!-- results -->\n{middle}\n<!-- end of results -->{after}")
+    insert(page, "results", [about(rows), tables(rows), gaps(rows), costs(rows)])
+
+
+def insert(page: Path, name: str, parts: list[str]) -> None:
+    """Put texts between the page's markers ``<!-- name -->`` and ``<!-- end of name -->``."""
+    before, rest = page.read_text().split(f"<!-- {name} -->")
+    after = rest.split(f"<!-- end of {name} -->")[1]
+    middle = "\n\n".join(part for part in parts if part)
+    page.write_text(f"{before}<!-- {name} -->\n{middle}\n<!-- end of {name} -->{after}")
 
 
 def about(rows: list[Row]) -> str:
