@@ -26,6 +26,8 @@ class SGD(Optimizer):
     0.8
     """
 
+    traceable = True
+
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0,
         weight_decay: float = 0.0, nesterov: bool = False,
@@ -65,6 +67,7 @@ class Adam(Optimizer):
     The step count of the bias correction is shared by a group's parameters.
     """
 
+    traceable = True
     counts_steps = True
 
     def __init__(
@@ -106,6 +109,8 @@ def _correction(beta: float, step: Value) -> Value:
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv 1711.05101): ``w *= 1 - lr * wd``."""
 
+    traceable = True
+
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -118,6 +123,8 @@ class AdamW(Adam):
 
 class RMSprop(Optimizer):
     """Gradients divided by a running root mean square (Tieleman and Hinton 2012). ``centered`` uses the variance."""
+
+    traceable = True
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8,

@@ -7,7 +7,7 @@ traced function: they are its state, and a new learning rate needs no new trace.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from twofold.base.errors import ArgumentError, WeightsError
 from twofold.base.shapes import show
 from twofold.ir import Value, current_builder, grad_mode
 from twofold.ops.convert import cast
+from twofold.optim.whole import WholeStep
 from twofold.tensor.tensor import Tensor, Variable, concrete
 
 
@@ -73,6 +74,7 @@ class Optimizer:
         self.param_groups: list[Group] = []
         self._state: dict[str, dict[int, Variable]] = {}
         self._steps: list[Variable] = []
+        self._whole: WholeStep | None = None
         self._defaults = {"lr": lr, **defaults}
         given = list(params)
         for group in given if given and isinstance(given[0], Mapping) else [{"params": given}]:
@@ -84,6 +86,8 @@ class Optimizer:
         return ()
 
     counts_steps = False
+    # True in a class whose ``update`` reads nothing but its arguments, and for it alone: eager steps may then be compiled
+    traceable: ClassVar[bool]
 
     def update(
         self, p: Value, g: Value, lr: Value, state: dict[str, Value], step: Value | None, s: Mapping[str, Any]
@@ -112,6 +116,7 @@ class Optimizer:
         settings = {**self._defaults, **{k: v for k, v in group.items() if k != "params"}}
         self.check(settings)
         first = sum(len(g.params) for g in self.param_groups)
+        self._whole = None
         made = Group(len(self.param_groups), params, settings)
         self.param_groups.append(made)
         for slot in self.slots(settings):
@@ -145,6 +150,15 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
+        if "traceable" in vars(type(self)):
+            if self._whole is None:
+                self._whole = WholeStep(self)
+            if self._whole.run(self):
+                return
+        self.step_by_ops()
+
+    def step_by_ops(self) -> None:
+        """``step``, one parameter after the other."""
         index = 0
         with grad_mode(False):
             for group in self.param_groups:
