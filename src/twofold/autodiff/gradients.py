@@ -9,11 +9,13 @@ recorded, whatever precision is asked for around the call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 
 from twofold.base.errors import GradientError, ShapeError
 from twofold.base.shapes import show
 from twofold.ir import Node, Value, grad_mode, precision_mode
+from twofold.ir.builder import eager_pull_back
 from twofold.ops import full, sum_to
 from twofold.ops.convert import cast
 
@@ -46,9 +48,8 @@ def gradients(
         for node in reversed(order):
             if id(node) in useful:
                 _pull_back(node, cotangents, wanted, useful, stop)
-    if not retain_graph:
-        for node in order:
-            node.freed, node.inputs, node.outputs = True, (), ()
+            if not retain_graph:  # at once: what it kept serves for the gradients to come
+                node.freed, node.inputs, node.outputs = True, (), ()
     return [cotangents.get(x.key) for x in xs]
 
 
@@ -129,15 +130,30 @@ def _pull_back(
         return
     if node.op.vjp is None:
         return
-    if node.op.multi:
-        if not node.op.sparse:
-            gs = [zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, node.outputs)]
-        results = node.op.vjp(tuple(gs), node.outputs, *node.inputs, **node.attrs)
-    else:
-        results = node.op.vjp(gs[0], node.outputs[0], *node.inputs, **node.attrs)
-    for value, g in zip(node.inputs, results, strict=True):
-        if g is not None and value.dtype.is_floating and _leads(value, wanted, useful):
-            _accumulate(cotangents, value, _fit(g() if callable(g) else g, value))
+    if node.op.multi and not node.op.sparse:
+        gs = [zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, node.outputs)]
+    asked = [i for i, value in enumerate(node.inputs) if value.dtype.is_floating and _leads(value, wanted, useful)]
+    keys = [node.inputs[i].key for i in asked]
+    vjp = functools.partial(_vjp, node)
+    for whole in eager_pull_back:
+        results = whole(node, gs, asked, [cotangents.get(k) for k in keys], vjp)
+        if results is not None:
+            cotangents.update((k, g) for k, g in zip(keys, results) if g is not None)
+            return
+    for i, g in zip(asked, vjp(gs, node.outputs, node.inputs, asked)):
+        if g is not None:
+            _accumulate(cotangents, node.inputs[i], g)
+
+
+def _vjp(
+    node: Node, gs: Sequence[Value | None], ys: Sequence[Value], xs: Sequence[Value], asked: Sequence[int]
+) -> Iterator[Value | None]:
+    """The cotangents of the inputs asked for: what the op's row gives for these values of the node's, in the inputs' types."""
+    given = (tuple(gs), ys) if node.op.multi else (gs[0], ys[0])
+    results = node.op.vjp(*given, *xs, **node.attrs)  # type: ignore[misc]
+    for i, (x, g) in enumerate(zip(xs, results, strict=True)):
+        if i in asked:
+            yield None if g is None else _fit(g() if callable(g) else g, x)
 
 
 def zeros_like(y: Value) -> Value:

@@ -177,6 +177,14 @@ class Backend(ABC):
         """An equal buffer of its own."""
         return buffer.copy()
 
+    def runs_graphs(self, op: Op, buffer: Any) -> bool:
+        """Whether ``run_graph`` might take the gradients of this op, given one of an output's size; asked often, so quick."""
+        return False
+
+    def run_graph(self, graph: Graph, buffers: Sequence[Any], device: Device) -> Sequence[Any] | None:
+        """The results of a small graph, run as one program (remembered by the graph); None if it had better run op by op."""
+        return None
+
     @abstractmethod
     def run(
         self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device

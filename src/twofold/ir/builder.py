@@ -34,6 +34,7 @@ class _Context(threading.local):
 
 context = _Context()
 eager_bind: list[Callable[..., Any]] = []  # filled by twofold.tensor
+eager_pull_back: list[Callable[..., Any]] = []  # filled by twofold.tensor: gradients of one recorded op, as one program
 
 
 def bind(op: Op | str, *inputs: Value, **attrs: Any) -> Any:

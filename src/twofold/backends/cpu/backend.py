@@ -25,7 +25,7 @@ class CpuProgram(Program):
     """A graph as machine code. Safe to call from several threads (calls take turns).
 
     ``built`` is what it is made of, if that is known from disk; ``again`` then makes the program anew, for those who want
-    to look inside.
+    to look inside. One that ``borrows`` keeps no working memory between calls.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class CpuProgram(Program):
         orders: Mapping[int, Sequence[int]] | None = None,
         built: Assembled | None = None,
         again: Callable[[], CpuProgram] | None = None,
+        borrows: bool = False,
     ):
         from twofold.backends.cpu.execution import Execution
         from twofold.backends.cpu.machine import num_threads
@@ -48,7 +49,8 @@ class CpuProgram(Program):
         self._arguments = len(graph.inputs)
         sizes = {shape[0] for shape in shapes[: self._arguments] if shape}
         batch = sizes.pop() if len(sizes) == 1 else 0
-        self._execution = Execution(self._built, self.threads, shapes, orders or {}, f"{self.name} on the CPU", batch)
+        name = f"{self.name} on the CPU"
+        self._execution = Execution(self._built, self.threads, shapes, orders or {}, name, batch, borrows)
         self._lock = locks.renewed()
         self._timed = flags.get("TWOFOLD_DEBUG") >= 1
         if flags.get("TWOFOLD_DEBUG") >= 2:
@@ -125,13 +127,14 @@ def _assembled(
     """A graph lowered, compiled and linked."""
     from twofold.backends.cpu.lowering.assemble import assemble
     from twofold.backends.cpu.lowering.donate import donate
+    from twofold.backends.cpu.lowering.lines import as_images
     from twofold.backends.cpu.lowering.lower import lower
     from twofold.backends.cpu.lowering.merge import merge
     from twofold.backends.cpu.lowering.prepare import prepared
     from twofold.backends.cpu.lowering.widen import widened
     from twofold.backends.cpu.machine import host
 
-    graph = widened(graph)
+    graph = as_images(widened(graph))
     plan = lower(graph, host(), compile_graph, orders)
     merge(plan)
     donate(plan, graph, donated)
@@ -156,9 +159,14 @@ class CpuBackend(HostBackend):
     def run(
         self, op: Op, buffers: Sequence[Any], attrs: dict[str, Any], specs: Sequence[Spec], device: Device
     ) -> Sequence[Any]:
-        if eager.is_heavy(op, specs, attrs):
-            return eager.program(op, buffers, attrs)(buffers)
-        return super().run(op, buffers, attrs, specs, device)
+        results = eager.run(op, buffers, attrs, specs)
+        return super().run(op, buffers, attrs, specs, device) if results is None else results
+
+    def runs_graphs(self, op: Op, buffer: Any) -> bool:
+        return eager.may_pay(op, buffer)
+
+    def run_graph(self, graph: Graph, buffers: Sequence[Any], device: Device) -> Sequence[Any] | None:
+        return eager.run_graph(graph, buffers)
 
     def compile(self, graph: Graph, device: Device, *, donated: Sequence[int] = ()) -> Program:
         return CpuProgram(graph, donated)

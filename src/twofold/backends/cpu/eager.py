@@ -1,54 +1,196 @@
-"""Eager ops worth a compiled kernel: convolutions, pools, batch norm. Everything else is quick enough, or quicker, in NumPy.
+"""Eager work worth a compiled program: single ops, and small graphs such as the gradients of one op (``tensor.pullback``).
 
-A program is kept for each op, shapes, attributes and layout of the operands; images stay channels-last between such ops.
+``RULES`` says which: NumPy is quicker for small ones, compiling pays only for what comes again, and movement mostly stays
+with NumPy's views. (Its BLAS is as quick in large products, but its threads go on spinning on the cores that ours then lack.)
+A program is kept for each op, shapes, attributes and layout of the operands; images stay channels-last between programs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from twofold.backends.cpu import locks
-from twofold.base.dtypes import as_dtype, float32, sum_dtype
-from twofold.ir import Builder, Op, Spec
+from twofold.base.dtypes import as_dtype
+from twofold.ir import Builder, Graph, Op, Spec
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.backend import CpuProgram
 
-CHANNELS_LAST = (0, 2, 3, 1)
-LEAST_OUTPUT = 256  # elements: smaller results are left to NumPy
-_programs: dict[Any, CpuProgram] = {}
-_lock = locks.renewed()
+MOST_PROGRAMS = 1024  # those least recently used are dropped
 
 
-def is_heavy(op: Op, specs: Sequence[Spec], attrs: dict[str, Any]) -> bool:
-    """Whether the op goes through a compiled program."""
-    if op.kind not in ("conv", "pool", "normalization"):
-        return False
-    out = specs[0]
-    return sum_dtype(out.dtype) is float32 and out.ndim == 4 and int(np.prod(out.shape)) >= LEAST_OUTPUT  # type: ignore[arg-type]
+class Rule(NamedTuple):
+    """A program is made when an op of at least so much work comes, after ``patience`` times through NumPy.
+
+    Work is multiply-adds for convolutions and products, else the elements of the largest array.
+    """
+
+    least: int
+    patience: int
 
 
-def program(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any]) -> CpuProgram:
-    """The program of one op for operands like these."""
-    key = (op, tuple((b.shape, b.dtype, _lies_channels_last(b)) for b in buffers), tuple(attrs.items()))
-    with _lock:
-        if key not in _programs:
-            _programs[key] = _compile(op, buffers, attrs)
-        return _programs[key]
+RULES = {
+    "conv": Rule(1 << 15, 0),
+    "matmul": Rule(1 << 18, 1),
+    "pool": Rule(1 << 12, 0),
+    "normalization": Rule(1 << 10, 0),
+    "elementwise": Rule(1 << 16, 2),
+    "reduction": Rule(1 << 16, 2),
+    "random": Rule(1 << 14, 2),
+    "concat": Rule(1 << 18, 2),
+    "pad": Rule(1 << 18, 2),
+}
+# kinds whose gradients are one program rather than one an op, and the least elements of the output's gradient
+FUSED = {"conv": 1, "pool": 1, "normalization": 1, "elementwise": RULES["elementwise"].least}
 
 
-def _lies_channels_last(array: np.ndarray) -> bool:
-    return array.ndim == 4 and not array.flags.c_contiguous and array.transpose(CHANNELS_LAST).flags.c_contiguous
+def rule_for(op: Op, specs: Sequence[Spec], operands: Sequence[Any]) -> Rule | None:
+    """The rule that sends an op through a program; None: NumPy does it. ``operands`` have shapes."""
+    rule = RULES.get(op.kind) or RULES.get(op.name)
+    if rule is None or (op.kind != "random" and not _narrow_floats(specs[0], operands)):
+        return None
+    if op.kind in ("conv", "pool") and len(specs[0].shape) > 4:  # plain loops: NumPy unfolds and multiplies
+        return None
+    return rule if _work(op, specs, operands) >= rule.least else None
 
 
-def _compile(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any]) -> CpuProgram:
-    from twofold.backends.cpu.backend import CpuProgram
+def _narrow_floats(out: Spec, operands: Sequence[Any]) -> bool:
+    """Whether an op is about floats of at most 32 bits (or makes bits)."""
+    dtypes = [out.dtype, *(as_dtype(x.dtype) for x in operands)]
+    return any(d.is_floating and d.bits <= 32 for d in dtypes) and not any(
+        d.is_floating and d.bits > 32 for d in dtypes
+    )
 
+
+def _work(op: Op, specs: Sequence[Spec], operands: Sequence[Any]) -> int:
+    size = max(math.prod(x.shape) for x in [*operands, *specs])
+    if op.kind == "conv":
+        gradient_of_weight = op.name == "conv_weight_grad"
+        images = operands[1] if gradient_of_weight else specs[0] if op.name == "conv" else operands[0]
+        weight = specs[0] if gradient_of_weight else operands[1]
+        return math.prod(images.shape) * math.prod(weight.shape[1:])
+    return math.prod(specs[0].shape) * operands[0].shape[-1] if op.kind == "matmul" else size
+
+
+# ---- the programs ----------------------------------------------------------------------------------------------------
+
+
+class Table:
+    """Programs by key. Nobody waits for another's compilation, unless it is of the same program."""
+
+    def __init__(self, most: int = MOST_PROGRAMS):
+        self.most = most
+        self._known: OrderedDict[Any, Any] = OrderedDict()
+        self._making: dict[Any, Any] = {}
+        self._seen: dict[Any, int] = {}
+        self._lock = locks.renewed()
+
+    def get(self, key: Any, patience: int, make: Callable[[], Any]) -> Any:
+        """What ``make`` gave for this key; None while it has not been asked for more than ``patience`` times."""
+        with self._lock:
+            found = self._known.get(key)
+            if found is not None:
+                self._known.move_to_end(key)
+                return found
+            if patience and not self._is_due(key, patience):
+                return None
+            lock = self._making.setdefault(key, locks.renewed())
+        with lock:
+            found = self._known.get(key)
+            if found is None:
+                found = make()
+                with self._lock:
+                    self._known[key] = found
+                    self._making.pop(key, None)
+                    while len(self._known) > self.most:
+                        self._known.popitem(last=False)
+            return found
+
+    def _is_due(self, key: Any, patience: int) -> bool:
+        seen = self._seen[key] = self._seen.get(key, 0) + 1
+        if len(self._seen) > 8 * self.most:
+            self._seen.clear()
+        return seen > patience
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+PROGRAMS = Table()
+
+
+def run(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any], specs: Sequence[Spec]) -> list[np.ndarray] | None:
+    """The op's results by a compiled program; None if NumPy is as quick."""
+    rule = RULES.get(op.kind) or RULES.get(op.name)
+    if rule is None or (
+        rule.patience and math.prod([b.size for b in buffers]) < rule.least
+    ):  # quick: most ops are small
+        return None
+    rule = rule_for(op, specs, buffers)
+    if rule is None:
+        return None
+    try:
+        key = (op, _layouts(buffers), tuple(attrs.items()))
+        program = PROGRAMS.get(key, rule.patience, lambda: _compile(_graph(op, buffers, attrs), buffers))
+    except TypeError:  # an attribute that does not hash
+        return None
+    return program(buffers) if program is not None else None
+
+
+def run_graph(graph: Graph, buffers: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """The results of a small graph by a compiled program; None if its ops are as quick one by one. The graph, and not its
+    text, is what programs are remembered by."""
+    patience = patience_for(graph)
+    if patience is None:
+        return None
+    program = PROGRAMS.get((graph, _layouts(buffers)), patience, lambda: _compile(_optimised(graph), buffers))
+    return program(buffers) if program is not None else None
+
+
+def may_pay(op: Op, g: np.ndarray) -> bool:
+    """Whether the gradients of an op may be worth a program, seen from the size of its output's gradient."""
+    return op.kind in FUSED and g.size >= FUSED[op.kind]
+
+
+def patience_for(graph: Graph) -> int | None:
+    """After how many times a graph of ops gets a program: the least of its ops' rules; None: never."""
+    rules = (rule_for(n.op, [v.spec for v in n.outputs], [v.spec for v in n.inputs]) for n in graph.nodes)
+    return min((r.patience for r in rules if r is not None), default=None)
+
+
+def _layouts(buffers: Sequence[np.ndarray]) -> tuple[Any, ...]:
+    return tuple([(b.shape, b.dtype, order_of(b)) for b in buffers])
+
+
+def order_of(array: np.ndarray) -> tuple[int, ...] | None:
+    """The order of the dimensions in memory; None if they are in order. (Then nothing is copied, unless there are gaps.)"""
+    if array.flags.c_contiguous:
+        return None
+    strides = array.strides
+    order = tuple(sorted(range(array.ndim), key=lambda d: -abs(strides[d])))
+    return None if order == tuple(range(array.ndim)) else order
+
+
+def _graph(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any]) -> Graph:
     builder = Builder(op.name)
     inputs = [builder.input(Spec(b.shape, as_dtype(b.dtype))) for b in buffers]
     out = builder.append(op, inputs, dict(attrs))
-    orders = {i: CHANNELS_LAST for i, b in enumerate(buffers) if _lies_channels_last(b)}
-    return CpuProgram(builder.finish(out if op.multi else [out]), orders=orders)
+    return builder.finish(out if op.multi else [out])
+
+
+def _optimised(graph: Graph) -> Graph:
+    from twofold.passes import optimise
+
+    return optimise(graph)
+
+
+def _compile(graph: Graph, buffers: Sequence[np.ndarray]) -> CpuProgram:
+    from twofold.backends.cpu.backend import CpuProgram
+
+    orders = {i: order for i, order in enumerate(map(order_of, buffers)) if order is not None}
+    return CpuProgram(graph, orders=orders, borrows=True)

@@ -16,13 +16,15 @@ import numpy as np
 from twofold.backends.cpu import room, team
 from twofold.backends.cpu.lowering.assemble import ARENA, ERRORS, FIRST, KEPT, Assembled, Segment
 from twofold.backends.cpu.lowering.steps import HostStep, Placed
+from twofold.backends.cpu.recycle import POOL
 
 
 class Execution:
     """The memory of one program. One call at a time: the caller holds a lock.
 
     ``shapes`` are the inputs'; ``orders`` gives the order in memory of the dimensions of those that are not row-major; ``name``
-    and ``batch`` (0: unknown) are for errors.
+    and ``batch`` (0: unknown) are for errors. One that ``borrows`` takes its arena anew for each call from what all such
+    programs share.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class Execution:
         orders: Mapping[int, Sequence[int]],
         name: str = "program",
         batch: int = 0,
+        borrows: bool = False,
     ):
-        self.built, self.threads, self.name, self.batch = built, threads, name, batch
+        self.built, self.threads, self.name, self.batch, self._borrows = built, threads, name, batch, borrows
         plan = built.plan
         taken = {*plan.inputs, *plan.constants}
         self._results = [_Result(p, tuple(map(int, s.shape))) for p, s in zip(plan.outputs, plan.specs)]
@@ -64,6 +67,8 @@ class Execution:
         """The outputs; prepares first what is not up to date (see ``Program``)."""
         arrays = self.bind(buffers, version)
         self._run(self.built.segments, arrays)
+        if self._borrows:
+            self._memory.pop(ARENA, None)
         return [arrays[r.at] if r.plain else r.of(arrays[r.at]) for r in self._results]
 
     def bind(self, buffers: Sequence[Any], version: int | None = None) -> list[np.ndarray]:
@@ -74,15 +79,12 @@ class Execution:
             if known() is not arrays[i]:
                 arrays[i] = self._point(i, arrays[i])
         for slot, shape, dtype in self._fresh:
-            array = np.empty(shape, dtype)
+            array = POOL.empty(shape, dtype)
             table[slot] = address_of(array)
             arrays.append(array)
         arrays += self._constants.values()
-        if not self._memory:
-            needed = max(self.built.arena, self.built.prepare_arena) + self.built.kept
-            room.require(self.name, needed, self.batch, self.built.kept)
-            self._reserve(ARENA, self.built.arena)
-            self._reserve(KEPT, self.built.kept)
+        if ARENA not in self._memory:
+            self._reserve_all()
         if self.built.prepare and (version is None or version != self._version):
             self._prepare(arrays, version)
         return arrays
@@ -121,8 +123,16 @@ class Execution:
             self._table[ARENA] = arena
         self._version = None if self.failed else version
 
-    def _reserve(self, slot: int, size: int) -> None:
-        self._memory[slot] = _bytes(size)
+    def _reserve_all(self) -> None:
+        """What the program works in, and what it keeps."""
+        built = self.built
+        if KEPT not in self._memory:
+            room.require(self.name, max(built.arena, built.prepare_arena) + built.kept, self.batch, built.kept)
+            self._reserve(KEPT, _bytes(built.kept))
+        self._reserve(ARENA, POOL.empty((built.arena + 64,), _BYTE) if self._borrows else _bytes(built.arena))
+
+    def _reserve(self, slot: int, memory: np.ndarray) -> None:
+        self._memory[slot] = memory
         self._table[slot] = _aligned(self._memory[slot])
 
     def _run(self, segments: Sequence[Segment], arrays: list[np.ndarray]) -> None:
@@ -187,8 +197,11 @@ def address_of(array: np.ndarray) -> int:
         return array.ctypes.data
 
 
+_BYTE = np.dtype(np.uint8)
+
+
 def _bytes(size: int) -> np.ndarray:
-    return np.empty(size + 64, np.uint8)
+    return np.empty(size + 64, _BYTE)
 
 
 def _aligned(memory: np.ndarray) -> int:

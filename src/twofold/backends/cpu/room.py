@@ -6,6 +6,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
+from twofold.backends.cpu.recycle import POOL
 from twofold.base.errors import OutOfMemoryError
 
 SMALL = 32 << 20  # bytes for which nobody asks
@@ -21,6 +22,9 @@ def require(name: str, needed: int, batch: int = 0, fixed: int = 0) -> None:
     if needed <= SMALL:
         return
     free = available()
+    if free is not None and needed > free:
+        POOL.release()
+        free = available()
     if free is None or needed <= free:
         return
     advice = "use a smaller batch or tw.checkpoint"
