@@ -48,10 +48,11 @@ def command(
         f"(least {min(seconds) * 1e3:.2f}), {batch / median:.1f} images/s; first step {first:.2f} s"
     ]
     if profile or trace is not None:
+        from twofold.backends.cpu import calibrate
         from twofold.backends.cpu import profile as profiler
 
         rows = profiler.of(run, arguments)
-        peak = profiler.peak_gflops()
+        peak = calibrate.fma_rate()
         record |= {"peak_gflops": peak, "kernels": [row.as_dict() for row in rows]}
         if profile:
             lines += [profiler.table(rows, peak=peak)]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from twofold.backends.cpu.machine import host
-from twofold.backends.cpu.program import KernelBuilder, ProgramBuilder, Ref
+from twofold.backends.cpu.program import ProgramBuilder
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.backend import CpuProgram
@@ -63,30 +60,6 @@ def of(function: Any, arguments: Sequence[Any], rounds: int = 3) -> list[Row]:
     compiled = list(runner.programs.values())[-1]
     buffers = [a._own.buffer for a in [*arguments, *runner.variables]]
     return profile(compiled.program, buffers, rounds)
-
-
-def peak_gflops(rounds: int = 5) -> float:
-    """The most that one core can do of float32 multiply-adds, measured: a loop on registers alone, in 1e9 operations a
-    second (a multiply-add counts as two)."""
-    machine, chains, steps = host(), 12, 100_000
-    k = KernelBuilder(machine, "peak", ["x"])
-    start = k.f.vload(k.f.arg("x"))
-    with k.f.loop(0, steps, carry=[start] * chains) as loop:
-        loop.carry([k.f.fma(start, start, value) for value in loop.carried])
-    total = loop.results[0]
-    for value in loop.results[1:]:
-        total = k.f.fadd(total, value)
-    k.f.vstore(total, k.f.arg("x"))
-    builder = ProgramBuilder(machine)
-    builder.call(k.finish(), [Ref(0)])
-    program, numbers = builder.finish(), np.zeros(64, np.float32)
-    table = (ctypes.c_void_p * 1)(numbers.ctypes.data)
-    best = float("inf")
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        program.run_alone(ctypes.addressof(table))
-        best = min(best, time.perf_counter() - begun)
-    return 2 * chains * steps * machine.lanes / best / 1e9
 
 
 def chrome_trace(rows: Sequence[Row], name: str) -> dict[str, Any]:
