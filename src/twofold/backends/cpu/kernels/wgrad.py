@@ -4,23 +4,27 @@ ALGORITHM
     dw[o, i, kh, kw] = sum over n, oh, ow of x[n, oh*s + kh*d - p, ow*s + kw*d - p, i] * dy[n, oh, ow, o]
 SCHEDULE
     A tile is MR inputs x NV vectors of outputs in registers (the forward tile with inputs as its pixels), reduced over
-    the output positions. The images go by in chunks: rows of one image, or several small images. Of each chunk all
-    threads together copy x into strips of MR channels (with its padding as zeros) and dy into strips of NV vectors;
-    barrier; then units (group, strip of dy, strip of x, kh, kw) are shared out and add the chunk to the result;
-    barrier. Every weight has one owner and one order of summation.
-    The copy makes the strips dense: a strip of each, about 90 bytes for a pixel on AVX2, fits L1 for all taps, where
-    channels-last rows of many channels would meet in a few cache sets. It takes GROUP pixels of a strip at a time, so
-    that it reads and writes whole vectors and whole lines.
-    A chunk fits half of L2, but is never so small that loading and storing the tiles would show.
+    the output positions. These go by in chunks: rows of one image, or several small images. The chunks are cut into
+    ``parts`` that are summed apart and joined at the end in their order, and the inputs into ``slabs``. Units (part,
+    slab, block of outputs) are shared among the threads. A thread copies, chunk by chunk, its slab of x (with the
+    padding as zeros) into strips of MR channels, and then block by block dy into a strip of NV vectors, and adds the
+    products of these two to the result. Nobody waits for anybody before the end, and every weight has one order of
+    summation whatever the number of threads.
+    Sizes: the strip of dy fills a quarter of L1, since all strips of x pass by it; the slab of x half of L2, since all
+    blocks of dy pass by it. As many parts as make enough units to share, which the shape decides, not the threads.
+    The first chunk of a part begins with zeros: its tiles are read from a few zeros instead of from the result.
     With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip.
-    For 1x1 kernels only the pixels that the stride meets are copied, and a chunk is one loop over them.
+    For 1x1 kernels only the pixels that the stride meets are copied, and a chunk is one loop over them; without a
+    stride, images and rows are forgotten. There the tiles also ask for what is copied next: a few lines each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from twofold.backends.cpu.kernels.shapes import Conv, forward_axes, runs, split
+from twofold.backends.cpu.kernels import strips
+from twofold.backends.cpu.kernels.direct import is_pointwise
+from twofold.backends.cpu.kernels.shapes import Conv, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, shaped
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
@@ -28,44 +32,83 @@ from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 GROUP = 8  # pixels of a strip copied together
-SHORTEST = 128  # pixels of a chunk, if there are as many
+SHORTEST = 96  # pixels that a chunk has at least, if rows are to be forgotten
+UNITS = 32  # units wanted: enough to share them evenly among several threads
+LINE = 16  # float32 elements in a cache line
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """A kind of slab, ``count`` of them: ``groups`` whole groups from group ``first`` on, or (``cut``) of each group
+    ``channels`` channels from ``first`` on."""
+
+    first: int
+    count: int
+    groups: int
+    channels: int
+    cut: bool
 
 
 @dataclass(frozen=True)
 class _Strips:
-    """Strips of x of one width: ``inputs`` channels from ``first + k*inputs`` on, for k below ``count``."""
+    """Strips of x of one width: ``inputs`` channels from ``first + k*inputs`` on, for k below ``count``; ``before``
+    strips come before them in the slab."""
 
     first: int
     count: int
     inputs: int
+    before: int
 
 
 @dataclass(frozen=True)
-class _Space:
-    """Units of one code variant: a kind of block of outputs, a kind of strip, ``taps`` neighbouring kw."""
+class _Chunk:
+    """The first image and output row of a chunk."""
 
-    first_block: int
-    blocks: int
-    outs: int
-    strips: _Strips
-    first_tap: int
-    tap_groups: int
-    taps: int
+    image: Index
+    row: Index
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """What a thread does with a chunk: unit ``index`` of its own, [``low``, ``high``), in the slab from ``channel`` of
+    ``group`` on. ``rows`` rows of each image; ``dy`` and ``next_x`` point to the chunk's dy and to the x after it;
+    ``fresh`` tells that ``result`` has nothing yet."""
+
+    index: Index
+    low: Index
+    high: Index
+    rows: Index
+    group: Index
+    channel: Index
+    dy: Value
+    next_x: Value
+    result: Value
+    fresh: Value
 
 
 def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0) -> Kernel:
-    """Kernel (x, dy, dw, workspace): ``dw`` in forward ``packed`` order (its padding is set to zero)."""
-    return _Builder(machine, conv, packed, ldx or conv.c, ldy or conv.o).kernel()
+    """Kernel (x, dy, dw, [workspace], scratch): ``dw`` in forward ``packed`` order (its padding is set to zero)."""
+    flat = _flattened(conv, _most_pixels(machine, packed.block)) if is_pointwise(conv) else None
+    return _Builder(machine, flat or conv, packed, ldx or conv.c, ldy or conv.o, flat is not None).kernel()
 
 
-def chunk(machine: Machine, conv: Conv, tile: int, width: int) -> tuple[int, int]:
-    """(images, output rows) of a chunk: its copy fits half of L2, a strip of x and one of dy three quarters of L1."""
+def _most_pixels(machine: Machine, width: int) -> int:
+    """Pixels of a chunk at most: their strip of dy takes a quarter of L1."""
+    return machine.l1 // 4 // (4 * width)
+
+
+def _flattened(conv: Conv, most: int) -> Conv | None:
+    """A pointwise convolution with its pixels as one-row images of a convenient size, if there is one."""
+    pixels = conv.n * conv.h * conv.w
+    row = max(size for size in range(1, min(pixels, most) + 1) if pixels % size == 0)
+    return replace(conv, n=pixels // row, h=1, w=row) if row >= min(pixels, SHORTEST) else None
+
+
+def chunk(machine: Machine, conv: Conv, inputs: int, width: int) -> tuple[int, int]:
+    """(images, output rows) of a chunk, whose strips have so many channels: that of x takes half of L1."""
     vertical, horizontal = copied_strides(conv)
-    by_l2 = machine.l2 // 2 // (4 * (conv.c * vertical * horizontal + conv.o))
-    by_l1 = machine.l1 * 3 // 4 // (4 * (tile * horizontal + width))
-    pixels = min(max(SHORTEST, by_l2), by_l1)
-    rows = max(1, min(conv.oh, pixels // conv.ow))
-    rows = split(conv.oh, rows)[0]
+    pixels = min(_most_pixels(machine, width), machine.l1 // 2 // (4 * vertical * horizontal * inputs))
+    rows = split(conv.oh, max(1, min(conv.oh, pixels // conv.ow)))[0]
     images = 1
     if rows == conv.oh:
         images = max(i for i in range(1, conv.n + 1) if conv.n % i == 0 and (i == 1 or i * rows * conv.ow <= pixels))
@@ -77,227 +120,164 @@ def copied_strides(conv: Conv) -> tuple[int, int]:
     return (conv.stride[0] if conv.kh > 1 else 1, conv.stride[1] if conv.kw > 1 else 1)
 
 
-def _picked(f: Function, vectors: dict[tuple[int, int], Value], places: list[tuple[tuple[int, int], int]]) -> Value:
-    """A vector of lanes of other vectors: of the vector and lane that ``places`` tell for each of its own."""
-    lanes = f.machine.lanes
-    keys = list(dict.fromkeys(key for key, _ in places))
-    result = vectors[keys[0]]
-    at = [lane if key == keys[0] else -1 for key, lane in places]
-    for key in keys[1:]:
-        picks = [lanes + lane if key == own else old for old, (own, lane) in zip(at, places)]
-        result = f.shuffle(result, vectors[key], picks + [-1] * (lanes - len(picks)))
-        at = [i if pick >= 0 else -1 for i, pick in enumerate(picks)]
-    if len(keys) == 1:
-        result = f.shuffle(result, None, at + [-1] * (lanes - len(at)))
-    return result
-
-
 class _Builder:
-    def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int):
-        self.machine, self.conv, self.packed, self.ldx, self.ldy = machine, conv, packed, ldx, ldy
-        self.v, self.h = forward_axes(conv)
+    def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int, flat: bool):
+        self.machine, self.conv, self.packed, self.ldx, self.ldy, self.flat = machine, conv, packed, ldx, ldy, flat
         vectors = -(-min(packed.outs, packed.block) // machine.lanes)
-        most = machine.accumulators(vectors) // vectors
-        self.together = max(1, min(conv.kw, most // conv.cg)) if conv.dilation[1] == 1 else 1
-        self.strips = [_Strips(*run) for run in runs(split(conv.cg, most))]
-        self.images, self.rows = chunk(machine, conv, most, packed.block)
+        self.most = machine.accumulators(vectors) // vectors
+        together = max(1, min(conv.kw, self.most // conv.cg)) if conv.dilation[1] == 1 else 1
+        whole, rest = divmod(conv.kw, together)
+        self.taps = [(0, whole, together)] + ([(whole * together, 1, rest)] if rest else [])
+        self.images, self.rows = chunk(machine, conv, min(conv.cg, self.most), packed.block)
         self.strides = copied_strides(conv)
         self.in_rows = (self.rows - 1) * self.strides[0] + (conv.kh - 1) * conv.dilation[0] + 1
         self.in_columns = (conv.ow - 1) * self.strides[1] + (conv.kw - 1) * conv.dilation[1] + 1
         self.x_plane = self.images * self.in_rows * self.in_columns  # pixels of a strip
         self.y_plane = self.images * self.rows * conv.ow
+        self.bands = -(-conv.oh // self.rows)
+        self.chunks = conv.n // self.images * self.bands
+        self.blocks = packed.whole + (1 if packed.rest else 0)
         self.y_width = packed.whole * packed.block + packed.rest_width  # elements for a pixel of a group
-        self.y_at = -(-conv.c * self.x_plane // 16) * 16
-        self.k = KernelBuilder(machine, "conv_dw", ["x", "dy", "dw", "workspace"])
+        self.slabs = self._slabs()
+        units = sum(s.count * (conv.groups * self.blocks if s.cut else 2) for s in self.slabs)
+        self.parts = max(1, min(self.chunks, UNITS // units, machine.l3 // 4 // (4 * packed.size)))
+        width = min(packed.block, -(-packed.outs // machine.lanes) * machine.lanes)
+        self.zeros = max(self.most, (together - 1) * packed.ins + min(conv.cg, self.most)) * width
+        strip = max(width if s.cut else s.groups * self.y_width for s in self.slabs)
+        self.x_at = self.zeros + -(-self.y_plane * strip // LINE) * LINE
+        channels = max(s.groups * s.channels for s in self.slabs)
+        self.scratch = 4 * -(-(self.x_at + channels * self.x_plane) // LINE) * LINE
+        names = ["x", "dy", "dw", *(["workspace"] if self.parts > 1 else []), "scratch"]
+        self.k = KernelBuilder(machine, "conv_dw", names)
         self.f: Function = self.k.f
+        self.own = self.f.gep(self.f.arg("scratch"), self.f.mul(self.f.arg("tid"), self.scratch), "i8")
 
     def kernel(self) -> Kernel:
-        f, conv = self.f, self.conv
-        spaces = self._spaces()
-        for space in spaces:
-            self._clear(space)
-        bands = -(-conv.oh // self.rows)
-        with f.loop(0, conv.n // self.images * bands) as part:
-            group, band = f.divmod_chain(part.index, [conv.n // self.images, bands])
-            image, row = f.mul(group, self.images), f.mul(band, self.rows)
-            rows = f.imin(self.rows, f.sub(conv.oh, row)) if conv.oh % self.rows else self.rows
-            self._copy_x(image, row)
-            self._copy_dy(image, row, rows)
+        f = self.f
+        with f.loop(0, self.zeros, self.machine.lanes) as loop:
+            f.vstore(const(f.vec(), 0.0), f.gep(self.own, loop.index))
+        for slab in self.slabs:
+            self._sweep(slab)
+        if self.parts > 1:
             self.k.barrier()
-            for space in spaces:
-                self._units(space, rows)
-            self.k.barrier()
-        size = 4 * (self.y_at + conv.groups * self.y_width * self.y_plane)
-        note = f"direct weight gradient, {self.images} images of {self.rows} rows at a time"
-        return self.k.finish(flops=conv.flops, workspace=size, note=note)
+            self._join()
+        images = (
+            f"{self.chunks} rows of {self.conv.ow} pixels" if self.flat else f"{self.images} images of {self.rows} rows"
+        )
+        note = f"direct weight gradient, {images} at a time, {self.parts} parts"
+        workspace = 4 * (self.parts - 1) * self.packed.size
+        return self.k.finish(flops=self.conv.flops, workspace=workspace, scratch=self.scratch, note=note)
 
-    def _spaces(self) -> list[_Space]:
-        whole, rest = divmod(self.conv.kw, self.together)
-        taps = [(0, whole, self.together)] + ([(whole * self.together, 1, rest)] if rest else [])
-        return [
-            _Space(*kind, strips, *group) for kind in self.packed.kinds() for group in taps for strips in self.strips
-        ]
+    def _slabs(self) -> list[_Slab]:
+        conv = self.conv
+        size = self.machine.l2 // 2 // 4
+        groups = 4 * size // (conv.cg * self.x_plane + self.y_width * self.y_plane)
+        if conv.groups > 1 and groups:
+            return [_Slab(*run, conv.cg, cut=False) for run in runs(split(conv.groups, groups))]
+        most = max(self.most, size // self.x_plane)
+        return [_Slab(first, count, 1, size, cut=True) for first, count, size in runs(split(conv.cg, most))]
 
-    def _share(self, total: int) -> tuple[Index, Index]:
-        return self.f.share(total, self.f.arg("tid"), self.f.arg("n"))
+    def _strips(self, slab: _Slab) -> list[_Strips]:
+        found, before = [], 0
+        for first, count, inputs in runs(split(slab.channels, self.most)):
+            found.append(_Strips(first, count, inputs, before))
+            before += count
+        return found
 
-    # ---- copies -----------------------------------------------------------------------------------------------------
-    def _copy_x(self, image: Index, row: Index) -> None:
-        """The rows of x that the output rows from ``row`` on read, as strips, padding included."""
+    # ---- the walk -----------------------------------------------------------------------------------------------------
+    def _sweep(self, slab: _Slab) -> None:
+        """All units of one kind of slab."""
         f, conv = self.f, self.conv
-        steps = [stride // copied for stride, copied in zip(conv.stride, self.strides)]
-        columns = [c for c in range(self.in_columns) if 0 <= c * steps[1] - conv.pad[1][0] < conv.w]
-        left, right = (columns[0], columns[-1] + 1) if columns else (0, 0)
-        top = f.sub(f.mul(row, conv.stride[0]), conv.pad[0][0])
-        with f.loop(*self._share(self.images * self.in_rows)) as loop:
-            which, line = f.divmod_chain(loop.index, [self.images, self.in_rows])
-            source_line = f.add(top, f.mul(line, steps[0]))
-            inside = f.icmp("ult", f.index(source_line), conv.h)
-            start = f.mul(f.add(f.mul(f.add(image, which), conv.h), source_line), conv.w)
-            source = f.gep(f.arg("x"), f.mul(f.sub(start, conv.pad[1][0]), self.ldx))
-            at = f.mul(loop.index, self.in_columns)
+        outer_groups = conv.groups if slab.cut else 1
+        inner = slab.groups * self.blocks
+        low, high = f.share(self.parts * outer_groups * slab.count * inner, f.arg("tid"), f.arg("n"))
+        with f.loop(f.div(low, inner), f.div(f.add(high, inner - 1), inner)) as outer:
+            part, group, number = f.divmod_chain(outer.index, [self.parts, outer_groups, slab.count])
+            start = f.mul(outer.index, inner)
+            span = f.imax(f.sub(low, start), 0), f.imin(f.sub(high, start), inner)
+            group, channel = (
+                (group, f.add(f.mul(number, slab.channels), slab.first))
+                if slab.cut
+                else (f.add(f.mul(number, slab.groups), slab.first), 0)
+            )
+            first, end = f.share(self.chunks, part, self.parts)
+            result = f.arg("dw")
+            if self.parts > 1:
+                later = f.gep(f.arg("workspace"), f.mul(f.sub(part, 1), self.packed.size))
+                result = f.select(f.icmp("eq", f.index(part), 0), result, later)
+            with f.loop(first, end) as loop:
+                images, band = f.divmod_chain(loop.index, [conv.n // self.images, self.bands])
+                row = f.mul(band, self.rows)
+                rows = f.imin(self.rows, f.sub(conv.oh, row)) if conv.oh % self.rows else self.rows
+                at = _Chunk(f.mul(images, self.images), row)
+                self._copy_x(slab, at, f.add(f.mul(group, conv.cg), channel))
+                fresh = f.icmp("eq", loop.index, f.index(first))
+                pixel = f.mul(f.add(f.mul(at.image, conv.oh), at.row), conv.ow)
+                dy = f.gep(f.arg("dy"), f.mul(pixel, self.ldy))
+                next_x = f.gep(f.arg("x"), f.add(f.mul(f.add(pixel, self.x_plane), self.ldx), channel))
+                if not slab.cut:
+                    whole = f.gep(dy, f.mul(group, conv.og))
+                    self._copy_groups(slab, whole, f.mul(rows, self.images * conv.ow))
+                with f.loop(*span) as unit:
+                    self._unit(slab, _Unit(unit.index, *span, rows, group, channel, dy, next_x, result, fresh))
 
-            def copy() -> list[Value]:
-                self._copy_columns(None, at, 0, left, 0)
-                self._copy_columns(source, at, left, right, steps[1] * self.ldx)
-                self._copy_columns(None, at, right, self.in_columns, 0)
-                return []
-
-            def clear() -> list[Value]:
-                self._copy_columns(None, at, 0, self.in_columns, 0)
-                return []
-
-            f.choose(inside, copy, clear)
-
-    def _copy_columns(self, source: Value | None, at: Index, low: int, high: int, step: int) -> None:
-        """Columns [low, high) of all strips: ``step`` elements apart in ``source``, or zeros without one."""
-        f = self.f
-        whole = low + (high - low) // GROUP * GROUP
-        if low < whole:
-            with f.loop(low, whole, GROUP) as column:
-                self._copy_group(source, at, column.index, GROUP, step)
-        if whole < high:
-            self._copy_group(source, at, whole, high - whole, step)
-
-    def _copy_group(self, source: Value | None, at: Index, column: Index, pixels: int, step: int) -> None:
-        """``pixels`` neighbouring columns of all strips."""
-        f, conv = self.f, self.conv
-        for strips in self.strips:
-            # a whole vector may be read from all strips but those that end within a vector of the last channel
-            safe = max(0, min(strips.count, (conv.cg - self.machine.lanes - strips.first) // strips.inputs + 1))
-            if strips.inputs > self.machine.lanes:
-                safe = 0
-            for first, count, wide in ((0, safe, True), (safe, strips.count - safe, False)):
-                if not count:
-                    continue
-                with f.loop(0, conv.groups * count) as strip:
-                    group, number = f.divmod_chain(strip.index, [conv.groups, count])
-                    number = f.add(number, first)
-                    channel = f.dot([(group, conv.cg), (number, strips.inputs), (1, strips.first)])
-                    target = f.dot([(channel, self.x_plane), (f.add(at, column), strips.inputs)])
-                    target = f.gep(f.arg("workspace"), target)
-                    begin = None if source is None else f.gep(source, f.dot([(column, step), (channel, 1)]))
-                    self._copy_pixels(begin, target, pixels, strips.inputs, step, wide)
-
-    def _copy_pixels(
-        self, source: Value | None, target: Value, pixels: int, inputs: int, step: int, wide: bool
-    ) -> None:
-        """``inputs`` channels of each pixel, one behind the other; ``wide``: whole vectors may be read."""
-        f, lanes = self.f, self.machine.lanes
-
-        def vector(p: int, first: int) -> Value:
-            count = lanes if wide else min(lanes, inputs - first)
-            return const(f.vec(), 0.0) if source is None else f.vload(f.gep(source, p * step + first), count)
-
-        read = {(p, first): vector(p, first) for p in range(pixels) for first in range(0, inputs, lanes)}
-        places = [((p, c // lanes * lanes), c % lanes) for p in range(pixels) for c in range(inputs)]
-        for at in range(0, len(places), lanes):
-            piece = places[at : at + lanes]
-            f.vstore(_picked(f, read, piece), f.gep(target, at), len(piece))
-
-    def _copy_dy(self, image: Index, row: Index, rows: Index) -> None:
-        """The output rows of dy as strips of a block of outputs, zeros beyond the last output."""
-        f, conv, packed, lanes = self.f, self.conv, self.packed, self.machine.lanes
-        with f.loop(*f.share(f.mul(rows, self.images), f.arg("tid"), f.arg("n"))) as loop:
-            which = f.div(loop.index, rows)
-            line = f.sub(loop.index, f.mul(which, rows))
-            start = f.mul(f.add(f.mul(f.add(image, which), conv.oh), f.add(row, line)), conv.ow)
-            at = f.mul(f.add(f.mul(which, self.rows), line), conv.ow)
-            for first, count, outs in packed.kinds():
-                width = -(-outs // lanes) * lanes
-                with f.loop(0, conv.ow) as column, f.loop(0, conv.groups * count) as strip:
-                    group, block = f.divmod_chain(strip.index, [conv.groups, count])
-                    block = f.add(block, first)
-                    channel = f.dot([(group, conv.og), (block, packed.block)])
-                    source = f.dot([(f.add(start, column.index), self.ldy), (channel, 1)])
-                    target = f.add(self._y_strip(group, block), f.mul(f.add(at, column.index), width))
-                    for lane in range(0, width, lanes):
-                        value = f.vload(f.gep(f.arg("dy"), f.add(source, lane)), min(lanes, outs - lane))
-                        f.vstore(value, f.gep(f.arg("workspace"), f.add(target, lane)))
-
-    def _y_strip(self, group: Index, block: Index) -> Index:
-        f = self.f
-        width = f.dot([(group, self.y_width), (block, self.packed.block)])
-        return f.add(self.y_at, f.mul(width, self.y_plane))
-
-    # ---- units ------------------------------------------------------------------------------------------------------
-    def _decode(self, space: _Space, unit: Index) -> tuple[Index, Index, Index, Index, Index]:
-        """(group, block, first input, kh, kw) of a unit; taps run fastest, so that a strip meets them all in L1."""
-        f = self.f
-        box = [self.conv.groups, space.blocks, space.strips.count, self.conv.kh, space.tap_groups]
-        group, block, strip, kh, kw = f.divmod_chain(unit, box)
-        first = f.add(f.mul(strip, space.strips.inputs), space.strips.first)
-        return group, f.add(block, space.first_block), first, kh, f.add(f.mul(kw, space.taps), space.first_tap)
-
-    def _units_of(self, space: _Space) -> tuple[Index, Index]:
-        box = (self.conv.groups, space.blocks, space.strips.count, self.conv.kh, space.tap_groups)
-        total = 1
-        for extent in box:
-            total *= extent
-        return self._share(total)
-
-    def _places(self, space: _Space, unit: tuple[Index, ...]) -> list[list[Value]]:
-        """Where the tile's vectors lie in the result: [kw and input][vector]."""
-        f, packed, lanes = self.f, self.packed, self.machine.lanes
-        group, block, first, kh, kw = unit
-        width = -(-space.outs // lanes) * lanes
-        row = f.add(f.mul(f.add(f.mul(kh, packed.kw), kw), packed.ins), first)
-        base = f.gep(f.arg("dw"), f.add(packed.panel(f, group, block), f.mul(row, width)))
-        return [
-            [f.gep(base, (t * packed.ins + i) * width + at) for at in range(0, width, lanes)]
-            for t in range(space.taps)
-            for i in range(space.strips.inputs)
-        ]
-
-    def _clear(self, space: _Space) -> None:
-        """Set this thread's part of the result to zero."""
-        f = self.f
-        with f.loop(*self._units_of(space)) as loop:
-            for place in flatten(self._places(space, self._decode(space, loop.index))):
-                f.vstore(const(f.vec(), 0.0), place)
-
-    def _units(self, space: _Space, rows: Index) -> None:
-        """Add the chunk to all units of this thread."""
-        f, conv, lanes = self.f, self.conv, self.machine.lanes
-        inputs, vectors = space.strips.inputs, -(-space.outs // lanes)
-        width = vectors * lanes
-        with f.loop(*self._units_of(space)) as loop:
-            group, block, first, kh, kw = unit = self._decode(space, loop.index)
-            places = self._places(space, unit)
-            x = f.gep(f.arg("workspace"), f.mul(f.add(f.mul(group, conv.cg), first), self.x_plane))
-            corner = f.add(f.mul(f.mul(kh, conv.dilation[0]), self.in_columns), f.mul(kw, conv.dilation[1]))
-            x = f.gep(x, f.mul(corner, inputs))
-            dy = f.gep(f.arg("workspace"), self._y_strip(group, block))
-            tile = [[f.vload(place) for place in line] for line in places]
-            x_step = self.strides[1] * inputs
-            if (conv.kh, conv.kw) == (1, 1):  # all pixels of the chunk follow each other
-                ops = Operands(x, dy, x_step, 1, width, (lanes,) * vectors)
-                pixels = f.mul(f.mul(rows, self.images), conv.ow)
-                results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), 2))
+    def _unit(self, slab: _Slab, unit: _Unit) -> None:
+        """A chunk's products of one slab and one block of outputs."""
+        f, kinds = self.f, self.packed.kinds()
+        inner, block = f.divmod_chain(unit.index, [slab.groups, self.blocks])
+        for first, count, outs in kinds:
+            if len(kinds) == 1:
+                self._block(slab, unit, inner, block, outs)
             else:
-                results = self._lines(tile, x, dy, rows, x_step, width)
-            for value, place in zip(results, flatten(places)):
-                f.vstore(value, place)
+                with f.when(f.icmp("ult", f.index(f.sub(block, first)), count)):
+                    self._block(slab, unit, inner, block, outs)
+
+    def _block(self, slab: _Slab, unit: _Unit, inner: Index, block: Index, outs: int) -> None:
+        f, conv, packed, lanes = self.f, self.conv, self.packed, self.machine.lanes
+        group = f.add(unit.group, inner)
+        width = -(-outs // lanes) * lanes
+        unit = replace(unit, dy=f.gep(unit.dy, f.dot([(group, conv.og), (block, packed.block)])))
+        dy = f.gep(self.own, f.add(self._strip(inner, block), self.zeros))
+        if slab.cut:
+            dy = f.gep(self.own, self.zeros)
+            self._copy_dy(unit.dy, dy, f.mul(unit.rows, self.images * conv.ow), outs)
+        panel = f.gep(unit.result, packed.panel(f, group, block))
+        x = f.gep(self.own, f.add(f.mul(inner, slab.channels * self.x_plane), self.x_at))
+        for kind in self._strips(slab):
+            for first_tap, tap_groups, taps in self.taps:
+                with f.loop(0, kind.count) as strip:
+                    if self.flat and conv.groups == 1:
+                        self._ahead(slab, unit, f.add(strip.index, kind.before))
+                    first = f.add(f.mul(strip.index, kind.inputs), kind.first)
+                    with f.loop(0, conv.kh) as kh, f.loop(0, tap_groups) as kw:
+                        tap = f.add(f.mul(kw.index, taps), first_tap)
+                        row = f.add(
+                            f.mul(f.add(f.mul(kh.index, packed.kw), tap), packed.ins), f.add(first, unit.channel)
+                        )
+                        corner = f.dot([(kh.index, conv.dilation[0] * self.in_columns), (tap, conv.dilation[1])])
+                        strip_at = f.add(f.mul(first, self.x_plane), f.mul(corner, kind.inputs))
+                        target = f.gep(panel, f.mul(row, width))
+                        self._tile(unit, f.gep(x, strip_at), dy, target, kind.inputs, taps, width)
+
+    def _tile(self, unit: _Unit, x: Value, dy: Value, target: Value, inputs: int, taps: int, width: int) -> None:
+        """Add the chunk's products to one tile of the result."""
+        f, conv, lanes = self.f, self.conv, self.machine.lanes
+        offsets = [
+            [(t * self.packed.ins + i) * width + j for j in range(0, width, lanes)]
+            for t in range(taps)
+            for i in range(inputs)
+        ]
+        before = f.select(unit.fresh, self.own, target)
+        tile = [[f.vload(f.gep(before, offset)) for offset in line] for line in offsets]
+        x_step = self.strides[1] * inputs
+        if (conv.kh, conv.kw) == (1, 1):  # all pixels of the chunk follow each other
+            ops = Operands(x, dy, x_step, 1, width, (lanes,) * (width // lanes))
+            pixels = f.mul(unit.rows, self.images * conv.ow)
+            results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), 4))
+        else:
+            results = self._lines(tile, x, dy, unit.rows, x_step, width)
+        for value, offset in zip(results, [offset for line in offsets for offset in line]):
+            f.vstore(value, f.gep(target, offset))
 
     def _lines(self, tile: Tile, x: Value, dy: Value, rows: Index, x_step: int, width: int) -> list[Value]:
         """The tile and the products of all rows of the chunk."""
@@ -306,10 +286,9 @@ class _Builder:
             which = f.div(loop.index, rows) if self.images > 1 else 0
             line = f.sub(loop.index, f.mul(which, rows)) if self.images > 1 else loop.index
             x_line = f.add(f.mul(which, self.in_rows), f.mul(line, self.strides[0]))
-            y_line = f.add(f.mul(which, self.rows), line)
             ops = Operands(
                 f.gep(x, f.mul(x_line, self.in_columns * (x_step // self.strides[1]))),
-                f.gep(dy, f.mul(y_line, conv.ow * width)),
+                f.gep(dy, f.mul(loop.index, conv.ow * width)),
                 x_step,
                 1,
                 width,
@@ -318,3 +297,111 @@ class _Builder:
             inner = shaped(loop.carried, vectors)
             loop.carry(flatten(accumulate(f, inner, ops, conv.ow, range(len(tile)), 2)))
         return loop.results
+
+    def _ahead(self, slab: _Slab, unit: _Unit, strip: Index) -> None:
+        """Ask for a few of the lines that are copied next: dy of the next block, x of the next chunk."""
+        f, width = self.f, self.packed.block
+        tiles = sum(kind.count for kind in self._strips(slab))
+        lines = -(-self.y_plane // tiles)
+        first_again = f.add(self.y_plane * self.ldy, f.mul(f.sub(unit.low, unit.index), width))
+        more = f.icmp("slt", f.add(unit.index, 1), f.index(unit.high))
+        ahead = f.select(more, const("i64", width), f.index(first_again))
+        dy = f.gep(unit.dy, f.add(ahead, f.mul(strip, lines * self.ldy)))
+        with f.loop(0, lines) as line:
+            f.prefetch(f.gep(dy, f.mul(line.index, self.ldy)), 2)
+        each = -(-slab.channels // LINE)  # lines of a pixel of x
+        shares = f.mul(f.sub(unit.high, unit.low), tiles)
+        share = f.div(f.add(f.sub(shares, 1), self.x_plane * each), shares)
+        start = f.mul(f.add(f.mul(f.sub(unit.index, unit.low), tiles), strip), share)
+        with f.loop(start, f.add(start, share)) as line:
+            pixel, part = f.divmod_chain(line.index, [0, each])
+            f.prefetch(f.gep(unit.next_x, f.dot([(pixel, self.ldx), (part, LINE)])), 2)
+
+    # ---- copies -------------------------------------------------------------------------------------------------------
+    def _copy_x(self, slab: _Slab, at: _Chunk, channel: Index) -> None:
+        """What the chunk reads of the slab from ``channel`` on, as strips, padding included."""
+        f, conv = self.f, self.conv
+        steps = [stride // copied for stride, copied in zip(conv.stride, self.strides)]
+        columns = [c for c in range(self.in_columns) if 0 <= c * steps[1] - conv.pad[1][0] < conv.w]
+        left, right = (columns[0], columns[-1] + 1) if columns else (0, 0)
+        top = f.sub(f.mul(at.row, conv.stride[0]), conv.pad[0][0])
+        with f.loop(0, self.images * self.in_rows) as loop:
+            which, line = f.divmod_chain(loop.index, [self.images, self.in_rows])
+            source_line = f.add(top, f.mul(line, steps[0]))
+            start = f.mul(f.add(f.mul(f.add(at.image, which), conv.h), source_line), conv.w)
+            source = f.gep(f.arg("x"), f.add(f.mul(f.sub(start, conv.pad[1][0]), self.ldx), channel))
+            place = f.mul(loop.index, self.in_columns)
+
+            def copy() -> list[Value]:
+                self._columns(slab, None, place, 0, left, 0)
+                self._columns(slab, source, place, left, right, steps[1] * self.ldx)
+                self._columns(slab, None, place, right, self.in_columns, 0)
+                return []
+
+            def clear() -> list[Value]:
+                self._columns(slab, None, place, 0, self.in_columns, 0)
+                return []
+
+            if conv.kh == 1 and conv.pad[0] == (0, 0) and conv.oh % self.rows == 0:
+                copy()
+            else:
+                f.choose(f.icmp("ult", f.index(source_line), conv.h), copy, clear)
+
+    def _columns(self, slab: _Slab, source: Value | None, place: Index, low: int, high: int, step: int) -> None:
+        """Columns [low, high) of all strips: ``step`` elements apart in ``source``, or zeros without one."""
+        f = self.f
+        whole = low + (high - low) // GROUP * GROUP
+        if low < whole:
+            with f.loop(low, whole, GROUP) as column:
+                self._pixels(slab, source, place, column.index, GROUP, step)
+        if whole < high:
+            self._pixels(slab, source, place, whole, high - whole, step)
+
+    def _pixels(self, slab: _Slab, source: Value | None, place: Index, column: Index, pixels: int, step: int) -> None:
+        """``pixels`` neighbouring columns of all strips."""
+        f = self.f
+        for kind in self._strips(slab):
+            with f.loop(0, slab.groups * kind.count) as strip:
+                group, number = f.divmod_chain(strip.index, [slab.groups, kind.count])
+                channel = f.dot([(group, slab.channels), (number, kind.inputs), (1, kind.first)])
+                target = f.dot([(channel, self.x_plane), (f.add(place, column), kind.inputs), (1, self.x_at)])
+                begin = None if source is None else f.gep(source, f.dot([(column, step), (channel, 1)]))
+                strips.copy(f, begin, f.gep(self.own, target), pixels, kind.inputs, step)
+
+    def _copy_dy(self, source: Value, strip: Value, pixels: Index, outs: int) -> None:
+        """A block of outputs of the chunk's pixels as a strip, zeros beyond the last output."""
+        f, lanes = self.f, self.machine.lanes
+        width = -(-outs // lanes) * lanes
+        with f.loop(0, pixels) as pixel:
+            begin, target = f.gep(source, f.mul(pixel.index, self.ldy)), f.gep(strip, f.mul(pixel.index, width))
+            for lane in range(0, width, lanes):
+                f.vstore(f.vload(f.gep(begin, lane), min(lanes, outs - lane)), f.gep(target, lane))
+
+    def _copy_groups(self, slab: _Slab, source: Value, pixels: Index) -> None:
+        """All outputs of a slab of whole groups, pixel by pixel: several groups share a line."""
+        f, packed, lanes = self.f, self.packed, self.machine.lanes
+        with f.loop(0, pixels) as pixel, f.loop(0, slab.groups) as group:
+            begin = f.gep(source, f.dot([(pixel.index, self.ldy), (group.index, self.conv.og)]))
+            for first, count, outs in packed.kinds():
+                width = -(-outs // lanes) * lanes
+                with f.loop(first, first + count) as block:
+                    strip = f.add(self._strip(group.index, block.index), f.mul(pixel.index, width))
+                    target = f.gep(self.own, f.add(strip, self.zeros))
+                    at = f.gep(begin, f.mul(block.index, packed.block))
+                    for lane in range(0, width, lanes):
+                        f.vstore(f.vload(f.gep(at, lane), min(lanes, outs - lane)), f.gep(target, lane))
+
+    def _strip(self, group: Index, block: Index) -> Index:
+        """Where the strip of dy of a block of outputs lies, in a slab of whole groups."""
+        f = self.f
+        return f.mul(f.add(f.mul(group, self.y_width), f.mul(block, self.packed.block)), self.y_plane)
+
+    def _join(self) -> None:
+        """Add the later parts to the first, in their order."""
+        f, size, lanes = self.f, self.packed.size, self.machine.lanes
+        with f.loop(*f.share(size // lanes, f.arg("tid"), f.arg("n"))) as loop:
+            at = f.mul(loop.index, lanes)
+            total = f.vload(f.gep(f.arg("dw"), at))
+            for part in range(self.parts - 1):
+                total = f.fadd(total, f.vload(f.gep(f.arg("workspace"), f.add(at, part * size))))
+            f.vstore(total, f.gep(f.arg("dw"), at))
