@@ -80,6 +80,7 @@ PATHS = {
     "product, both turned": (matmul((65, 130), (130, 75), "ab"), "matmul"),
     "skinny product": (matmul((3, 700), (700, 1030)), "matmul"),
     "dot products": (matmul((4, 900), (900, 210), "b"), "matmul_dots"),
+    "outer product": (matmul((700, 6), (6, 500), "a"), "matmul_outer"),
     "long sums": (matmul((40, 9000), (9000, 40)), "matmul"),
     "batched product": (matmul((7, 33, 20), (7, 20, 41)), "matmul"),
     "max pool": (

@@ -8,16 +8,17 @@ SCHEDULE
     (batch, 8*MR rows, panel) are shared among the threads; the rows stay in L2 while panels go by. Long sums are cut
     in blocks of K so that a panel stays in L2 as well; between blocks the sums rest in c.
     A transposed a, whose columns lie far apart, is copied into strips of MR rows in the same way.
+    With few k and a large result, the result is written past the caches (``outer.py``).
     With few rows and b transposed, each result is a dot product along contiguous memory: vectors run along k.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels.shapes import runs, split
+from twofold.backends.cpu.kernels import outer
+from twofold.backends.cpu.kernels.shapes import Matmul, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, best_shape, zeros
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -29,29 +30,10 @@ DOT_TILE = (3, 4)  # rows x columns: 12 sums + 3 + 1 operands fit 16 registers
 STREAMS = 8  # rows of b read side by side when it is not packed: what the hardware's prefetchers follow
 
 
-@dataclass(frozen=True)
-class Matmul:
-    """``batch`` products of (m, k) and (k, n); with a transposition flag the operand is stored (k, m) or (n, k).
-
-    ``a_batch`` and ``b_batch`` say whether the operand has a batch of its own or is shared by all products.
-    """
-
-    m: int
-    k: int
-    n: int
-    batch: int = 1
-    transpose_a: bool = False
-    transpose_b: bool = False
-    a_batch: bool = True
-    b_batch: bool = True
-
-    @property
-    def flops(self) -> int:
-        return 2 * self.batch * self.m * self.k * self.n
-
-
 def matmul(machine: Machine, shape: Matmul, epilogue: ep.Epilogue = (), ldc: int = 0) -> Kernel:
     """Kernel (a, b, c, ...epilogue[, workspace]); a Site's pixel is batch*m + row, its channel the column."""
+    if outer.fits(machine, shape):
+        return outer.matmul(machine, shape, epilogue, ldc or shape.n)
     if shape.transpose_b and shape.m <= DOT_ROWS and (not shape.transpose_a or shape.m == 1):
         return _dots(machine, shape, epilogue, ldc or shape.n)
     return _Product(machine, shape, epilogue, ldc or shape.n).kernel()
@@ -293,3 +275,6 @@ def _dot_step(f: Function, shape: Matmul, a: Value, b: Value, size: int, count: 
         row = f.vload(f.gep(a, i * shape.k), count)
         out += [f.fma(row, column, sums[i * size + j]) for j, column in enumerate(columns)]
     return out
+
+
+__all__ = ["Matmul", "matmul"]

@@ -111,6 +111,27 @@ class Pass:
     pixel_first: int = 0
 
 
+@dataclass(frozen=True)
+class Matmul:
+    """``batch`` products of (m, k) and (k, n); with a transposition flag the operand is stored (k, m) or (n, k).
+
+    ``a_batch`` and ``b_batch`` say whether the operand has a batch of its own or is shared by all products.
+    """
+
+    m: int
+    k: int
+    n: int
+    batch: int = 1
+    transpose_a: bool = False
+    transpose_b: bool = False
+    a_batch: bool = True
+    b_batch: bool = True
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.m * self.k * self.n
+
+
 def forward_axes(conv: Conv) -> tuple[Axis, Axis]:
     """The (vertical, horizontal) axes of the forward pass."""
     h = Axis(conv.h, conv.oh, conv.oh, conv.stride[0], -conv.pad[0][0], conv.dilation[0], conv.kh)

@@ -1,0 +1,60 @@
+"""Outer products with few steps of k, on caches so small that small results are large."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from guarded import Guarded
+from kernel_oracles import HOST, error, normal, run, unset
+
+from twofold.backends.cpu import jit
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels import gemm, outer
+from twofold.backends.cpu.kernels.gemm import Matmul
+from twofold.backends.cpu.machine import AVX2, AVX512, NEON
+
+SMALL = replace(HOST, l1=8 << 10, l2=2 << 10, l3=1 << 10)
+CASES = [
+    Matmul(300, 8, 77, 1, True),
+    Matmul(64, 1, 513, 1, True),
+    Matmul(513, 16, 48, 1, True),  # whole lines: written past the caches
+]
+
+
+def _operands(shape: Matmul) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return normal((shape.k, shape.m)), normal((shape.k, shape.n), 1), normal(shape.n, 2)
+
+
+@pytest.mark.parametrize("shape", CASES, ids=str)
+@pytest.mark.parametrize("off", [0, 4], ids=["aligned", "unaligned"])
+def test_outer_products_match_float64_on_any_number_of_threads(shape, off):
+    assert outer.fits(SMALL, shape)
+    a, b, bias = _operands(shape)
+    kernel, found = gemm.matmul(SMALL, shape, (ep.Bias(), ep.Relu())), []
+    for threads in (1, 3):
+        raw = unset(shape.m * shape.n + 32)
+        start = (-raw.ctypes.data % 64) // 4 + off
+        found.append(raw[start : start + shape.m * shape.n].reshape(shape.m, shape.n))
+        run(kernel, [a, b, found[-1], bias], threads)
+    assert error(found[0], np.maximum(a.T.astype(np.float64) @ b + bias, 0)) < 2e-6
+    assert np.array_equal(*found)
+
+
+@pytest.mark.skipif(not HOST.is_linux, reason="needs mprotect")
+@pytest.mark.parametrize("after", [True, False], ids=["end", "start"])
+def test_nothing_outside_the_buffers_is_touched(after):
+    """A read or write one element too far would end this process."""
+    for shape in CASES:
+        kernel = gemm.matmul(SMALL, shape)
+        sizes = [shape.m * shape.k, shape.k * shape.n, shape.m * shape.n]
+        buffers = [Guarded(size, after) for size in sizes]
+        run(kernel.__class__(kernel.symbol, kernel.ir, kernel.params), [buffer.array for buffer in buffers], 2)
+
+
+@pytest.mark.parametrize("machine", [AVX2, AVX512, NEON], ids=["avx2", "avx512", "neon"])
+def test_kernels_are_emitted_for_other_machines(machine):
+    small = replace(machine, l1=SMALL.l1, l2=SMALL.l2, l3=SMALL.l3)
+    for shape in CASES:
+        assert jit.compile_ir(gemm.matmul(small, shape, (ep.Bias(),)).ir, machine).startswith(b"\x7fELF")
