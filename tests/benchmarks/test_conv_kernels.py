@@ -38,6 +38,6 @@ def test_a_network_s_convolutions_are_counted(conv_kernels):
 
 def test_the_roof_is_the_lower_of_arithmetic_and_memory():
     rates = calibrate.Rates(fma=100.0, read=10.0, write=5.0, threads=1)
-    assert rates.roof(flops=1000, nbytes=10) == 100.0
-    assert rates.roof(flops=20, nbytes=10) == 20.0
+    assert rates.least_seconds(flops=1000, read=10, written=5) == 10e-9  # bound by arithmetic
+    assert rates.least_seconds(flops=100, read=20, written=5) == 3e-9  # bound by memory
     assert calibrate.fma_rate(rounds=1) > 0.5

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json as text_of
+import os
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,13 +26,16 @@ def command(
     batch: Annotated[int, typer.Option(min=1, help="Images a step.")] = 1,
     train: Annotated[bool, typer.Option("--train", help="Measure a training step instead of inference.")] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps to time, after two that warm up.")] = 10,
-    profile: Annotated[bool, typer.Option("--profile", help="Print each kernel's time and rate.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Print each kernel's time in a step, waiting, and rates.")] = False,
     trace: Annotated[
-        Path | None, typer.Option(help="Write the kernels' times for Perfetto or chrome://tracing.")
+        Path | None, typer.Option(help="Write a recording of a step, by thread, for Perfetto or chrome://tracing.")
     ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads (0: TWOFOLD_NUM_THREADS, or all cores).")] = 0,
     json: Json = False,
 ) -> None:
     """Time a network of the zoo with random weights and images, compiled, on device cpu."""
+    if threads:
+        os.environ["TWOFOLD_NUM_THREADS"] = str(threads)
     run, arguments = step_of(network, batch, train)
     with tw.device("cpu"):
         start = time.perf_counter()
@@ -48,17 +53,18 @@ def command(
         f"(least {min(seconds) * 1e3:.2f}), {batch / median:.1f} images/s; first step {first:.2f} s"
     ]
     if profile or trace is not None:
-        from twofold.backends.cpu import calibrate
         from twofold.backends.cpu import profile as profiler
+        from twofold.backends.cpu.calibrate import Rates
 
-        rows = profiler.of(run, arguments)
-        peak = calibrate.fma_rate()
-        record |= {"peak_gflops": peak, "kernels": [row.as_dict() for row in rows]}
+        recording = profiler.of(run, arguments)
         if profile:
-            lines += [profiler.table(rows, peak=peak)]
+            rates = Rates.measure(recording.threads)
+            rows = [{**asdict(r), "gflops": r.gflops, "of_roof": r.share(rates)} for r in recording.rows()]
+            record |= {"rates": asdict(rates), "kernels": rows}
+            lines += [profiler.table(recording, rates)]
         if trace is not None:
             with atomic_write(trace) as stream:
-                stream.write(text_of.dumps(profiler.chrome_trace(rows, network)).encode())
+                stream.write(text_of.dumps(profiler.chrome_trace(recording, network)).encode())
             lines += [f"{trace}: open it at https://ui.perfetto.dev"]
     emit(record, json, "\n".join(lines))
 

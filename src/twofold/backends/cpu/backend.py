@@ -96,10 +96,15 @@ class CpuProgram(Program):
             debug.timing(self, time.perf_counter() - start)
         return results
 
-    def pointers(self, buffers: Sequence[Any]) -> tuple[list[int], Any]:
-        """The pointer table for these inputs, and what it points to: for running parts of the program by themselves."""
-        arrays = self._execution.bind(buffers)
-        return self._execution.pointers, arrays
+    @property
+    def segments(self) -> Sequence[Any]:
+        """The native parts and the parts in Python, in order."""
+        return self.opened._built.segments
+
+    def record(self, buffers: Sequence[Any], segments: Sequence[Any], clock: int) -> None:
+        """Run ``segments`` in the place of the program's own; see ``Execution.record``."""
+        with self._lock:
+            self._execution.record(buffers, segments, clock)
 
     def _raise_error(self, code: int, index: int) -> None:
         """Raise what a kernel left in the error word."""

@@ -1,7 +1,7 @@
 """What this machine can do, measured: multiply-adds on registers, bytes read from memory and written to it.
 
-    peak = Rates.measure(threads=2)
-    peak.fma, peak.read, peak.write          # 1e9 operations or bytes a second, of all threads together
+    rates = Rates.measure(threads=2)
+    rates.fma, rates.read, rates.write          # 1e9 operations or bytes a second, of all threads together
 
 Each is a loop in machine code like the kernels' own. Kernels are judged by them, in the same minutes: what a virtual machine
 gives varies.
@@ -38,9 +38,9 @@ class Rates:
         """The best of some rounds each."""
         return cls(fma_rate(threads, rounds), read_rate(threads, rounds), write_rate(threads, rounds), threads)
 
-    def roof(self, flops: int, nbytes: int) -> float:
-        """The most operations, in 1e9 a second, that a kernel doing ``flops`` over ``nbytes`` of memory can reach."""
-        return min(self.fma, self.read * flops / nbytes) if nbytes else self.fma
+    def least_seconds(self, flops: int, read: int, written: int) -> float:
+        """What a kernel must take at least by the roofline: its operations at the peak, or its bytes from and to memory."""
+        return max(flops / self.fma, read / self.read + written / self.write) / 1e9
 
 
 def fma_rate(threads: int = 1, rounds: int = 5) -> float:

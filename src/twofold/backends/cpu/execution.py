@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from twofold.backends.cpu import room, team
-from twofold.backends.cpu.lowering.assemble import ARENA, ERRORS, FIRST, KEPT, Assembled, Segment
+from twofold.backends.cpu.lowering.assemble import ARENA, CLOCK, ERRORS, FIRST, KEPT, Assembled, Segment
 from twofold.backends.cpu.lowering.steps import HostStep, Placed
 from twofold.backends.cpu.recycle import POOL
 
@@ -70,6 +70,12 @@ class Execution:
         if self._borrows:
             self._memory.pop(ARENA, None)
         return [arrays[r.at] if r.plain else r.of(arrays[r.at]) for r in self._results]
+
+    def record(self, buffers: Sequence[Any], segments: Sequence[Segment], clock: int) -> None:
+        """Run ``segments`` in the place of the program's own: such as store times at the address ``clock``."""
+        arrays = self.bind(buffers)
+        self._table[CLOCK] = clock
+        self._run(segments, arrays)
 
     def bind(self, buffers: Sequence[Any], version: int | None = None) -> list[np.ndarray]:
         """Point the table at these inputs and at fresh outputs, see that what is kept is up to date; the arrays that the

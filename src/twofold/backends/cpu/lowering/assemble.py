@@ -19,16 +19,18 @@ from twofold.backends.cpu.program import Kernel, Program, ProgramBuilder, Ref
 
 Segment = Program | HostStep
 SMALL = 100e-6  # seconds of work for which no team is woken: that may take as long
-ARENA, ERRORS, KEPT, FIRST = 0, 1, 2, 3  # slots of the pointer table; buffers of the caller and constants follow
+ARENA, ERRORS, KEPT, CLOCK, FIRST = 0, 1, 2, 3, 4  # slots of the pointer table; the caller's buffers and constants follow
 
 
 @dataclass
 class Call:
-    """One kernel of the program and where its parameters lie."""
+    """One kernel of the program and where its parameters lie; which segment it is in, and whether all wait before it."""
 
     kernel: Kernel
     refs: list[Ref]
     step: Step
+    segment: int = 0
+    waits: bool = False
 
 
 @dataclass
@@ -133,7 +135,8 @@ class _Assembler:
             self._builder, self._pending, self._work = ProgramBuilder(self.machine), [], 0.0
         touched = [self._range(b, True) for b in step.writes()] + [self._range(b, False) for b in step.reads()]
         touched += [(ARENA, block.offset, block.offset + block.size, True) for block in extra]
-        if any(_conflict(a, b) for a in touched for b in self._pending):
+        waits = any(_conflict(a, b) for a in touched for b in self._pending)
+        if waits:
             self._builder.barrier()
             self.barriers += 1
             self._pending = []
@@ -144,7 +147,7 @@ class _Assembler:
         refs += [Ref(ARENA, block.offset) for block in extra]
         self._builder.call(kernel, refs)
         self._work += _seconds(step, kernel)
-        self.calls.append(Call(kernel, refs, step))
+        self.calls.append(Call(kernel, refs, step, len(self.segments), waits))
 
     def host(self, step: HostStep) -> None:
         self.close()
