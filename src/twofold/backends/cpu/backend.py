@@ -101,6 +101,11 @@ class CpuProgram(Program):
         """The native parts and the parts in Python, in order."""
         return self.opened._built.segments
 
+    @property
+    def parts(self) -> Sequence[Any]:
+        """What is done once, then ``segments``."""
+        return [*self.opened._built.prepare, *self.segments]
+
     def record(self, buffers: Sequence[Any], segments: Sequence[Any], clock: int) -> None:
         """Run ``segments`` in the place of the program's own; see ``Execution.record``."""
         with self._lock:

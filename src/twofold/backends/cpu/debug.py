@@ -1,4 +1,8 @@
-"""What TWOFOLD_DEBUG shows of a program, on stderr: 1 timings, 2 schedule, 4 loops, 6 assembly (the JIT shows 5, LLVM IR)."""
+"""What TWOFOLD_DEBUG shows of a program, on stderr: docs/how-to/look-inside.md. The pipeline prints level 3 itself.
+
+A level shows what the lower ones do too. From 2 on programs are made anew instead of being read from disk whole; kernels are
+shown whether or not their objects were cached.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,38 @@ from twofold.base import flags
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.backend import CpuProgram
+    from twofold.backends.cpu.program import Kernel
 
 
 def show(program: CpuProgram) -> None:
     """Print what the level asks for of a program just made."""
     level = flags.get("TWOFOLD_DEBUG")
-    print(f"# cpu program {program.name}\n{program.report()}", file=sys.stderr)
+    _print(f"# cpu program {program.name}\n{program.report()}")
     if level >= 4:
         from twofold.backends.cpu.loops.text import print_nest
 
         for step in program.steps:
             if hasattr(step, "nest"):
-                print(f"# {step.nest.note}\n{print_nest(step.nest)}", file=sys.stderr)
+                _print(f"# loops: {step.nest.note or 'copy'}\n{print_nest(step.nest)}")
+    if level >= 5:
+        for kernel in _kernels(program):
+            _print(f"# LLVM IR: {kernel.symbol}: {kernel.note}\n{kernel.ir}")
     if level >= 6:
         from twofold.backends.cpu import jit
 
-        for symbol, kernel in {c.kernel.symbol: c.kernel for c in program.calls}.items():
-            print(f"# {symbol}\n{jit.assembly(kernel.ir, level=kernel.level)}", file=sys.stderr)
+        for kernel in _kernels(program):
+            _print(f"# assembly: {kernel.symbol}: {kernel.note}\n{jit.assembly(kernel.ir, level=kernel.level)}")
 
 
 def timing(program: CpuProgram, seconds: float) -> None:
     """One line for each run."""
-    print(f"twofold: cpu program {program.name}: {seconds * 1e3:.3f} ms", file=sys.stderr)
+    _print(f"twofold: cpu program {program.name}: {seconds * 1e3:.3f} ms, {program.threads} threads")
+
+
+def _kernels(program: CpuProgram) -> list[Kernel]:
+    """The different kernels, in the order of their first call; those done once come first."""
+    return list({k.symbol: k for part in program.parts for k in getattr(part, "kernels", [])}.values())
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr)

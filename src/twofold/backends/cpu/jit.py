@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,6 @@ from typing import Any
 
 from twofold.backends.cpu import cache, locks
 from twofold.backends.cpu.machine import Machine, available_cores, host
-from twofold.base import flags
 from twofold.base.errors import GraphError
 
 _lock = locks.renewed(threading.RLock)  # over what follows, and the linker
@@ -127,11 +125,6 @@ def _emit(ir: str, machine: Machine, level: int, assembly: bool):
         options.loop_vectorization = options.slp_vectorization = level > 1
         builder = llvm.create_pass_builder(target, options)
         builder.getModulePassManager().run(module, builder)
-    debug = flags.get("TWOFOLD_DEBUG")
-    if debug >= 5:
-        print(module, file=sys.stderr)
-    if debug >= 6:
-        print(target.emit_assembly(module), file=sys.stderr)
     return target.emit_assembly(module) if assembly else _emit_object(target, module)
 
 
