@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import what they share (``formula``, ``torch_networks``)."""
+"""Lets the tests of this folder import what they share (``formula``, ``make_golden``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Writes ``golden/*.npz``: what the networks give with PyTorch, for machines without it. ``python make_golden.py [NAME...]``
+"""Writes ``golden/*.npz``: what torchvision's networks give, for machines without it. ``python make_golden.py [NAME...]``
 
-Weights and images come from ``formula.py``, and the networks from ``torch_networks.py``, which writes torchvision's
-definitions with PyTorch's functions. All is float64, on images of 64x64, with 7 classes. A file has, for "eval" and "train":
+Weights and images come from ``formula.py``, and the networks from torchvision (fully connected layers of 32 units instead
+of 4096, and no dropout). All is float64, on images of 64x64, with 7 classes. A file has, for "eval" and "train":
 
 * ``eval.output``, ``train.output0`` (and 1, 2: auxiliary heads): scores (2, 7)
 * ``train.gradients``: a row for each parameter, in alphabetical order: the norm of its gradient, the sum of its gradient
@@ -17,38 +17,51 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from formula import noise, weight
-from torch_networks import ORACLES, Oracle
 
 GOLDEN = Path(__file__).parent / "golden"
-NETWORKS = ("alexnet", "vgg11_bn", "googlenet", "resnet18", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "squeezenet1_1")
-CLASSES, IMAGES = 7, (2, 3, 64, 64)
+NETWORKS = {name: {} for name in ("alexnet", "vgg11_bn", "resnet18", "wide_resnet50_2", "resnext50_32x4d", "densenet121", "squeezenet1_1")}
+NETWORKS["googlenet"] = {"aux_logits": True, "init_weights": False}
+CLASSES, IMAGES, HIDDEN = 7, (2, 3, 64, 64), 32
 
 
-def state_of(shapes: dict[str, tuple[int, ...]], parameters: set[str]) -> dict[str, Any]:
-    """A state dict by formula."""
-    return {n: torch.tensor(weight(n, s), requires_grad=n in parameters) for n, s in shapes.items()}
+def narrow(classifier: Any) -> None:
+    """Make all but the last linear layer ``HIDDEN`` wide; dropout goes."""
+    linear = [i for i, part in enumerate(classifier) if isinstance(part, torch.nn.Linear)]
+    for i, before in zip(linear, [None, *linear]):
+        inputs = classifier[i].in_features if before is None else HIDDEN
+        classifier[i] = torch.nn.Linear(inputs, CLASSES if i == linear[-1] else HIDDEN)
+
+
+def network(name: str) -> Any:
+    """torchvision's module in float64, with a state by formula."""
+    model = getattr(torchvision.models, name)(num_classes=CLASSES, **NETWORKS[name])
+    if name.startswith(("alexnet", "vgg")):
+        narrow(model.classifier)
+    model.double()
+    for entry, value in model.state_dict().items():
+        if not entry.endswith("num_batches_tracked"):
+            value.copy_(torch.tensor(weight(entry, tuple(value.shape))))
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    return model
 
 
 def record(name: str) -> dict[str, np.ndarray]:
-    """What the file of a network holds; names and shapes of the state dict are the zoo's."""
-    from twofold import nn, zoo
-
-    forward, options = ORACLES[name]
-    with nn.init.skipped():
-        model = zoo.create(name, num_classes=CLASSES, **options)
-    shapes = {n: tuple(v.shape) for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
-    parameters, x = {n for n, _ in model.named_parameters()}, torch.tensor(noise("images", IMAGES))
-    out = {"eval.output": forward(Oracle(state_of(shapes, parameters), False), x).detach().numpy()}
-    state = state_of(shapes, parameters)
-    scores = forward(Oracle(state, True), x)
+    """What the file of a network holds."""
+    model, x = network(name), torch.tensor(noise("images", IMAGES))
+    out = {"eval.output": model.eval()(x).detach().numpy()}
+    scores = model.train()(x)
     scores = scores if isinstance(scores, tuple) else (scores,)
     sum((s * torch.tensor(noise(f"loss{i}", tuple(s.shape)))).sum() for i, s in enumerate(scores)).backward()
     out |= {f"train.output{i}": s.detach().numpy() for i, s in enumerate(scores)}
-    grads = {n: state[n].grad.numpy() if state[n].grad is not None else np.full(shapes[n], np.nan) for n in sorted(parameters)}
+    parameters = sorted(model.named_parameters())
+    grads = {n: np.full(p.shape, np.nan) if p.grad is None else p.grad.numpy() for n, p in parameters}
     out["train.gradients"] = np.array([summary(n, g) for n, g in grads.items()])
-    running = sorted(set(shapes) - parameters)
-    out["train.statistics"] = np.array([np.linalg.norm(state[n].detach().numpy()) for n in running])
+    running = [b for n, b in sorted(model.named_buffers()) if not n.endswith("num_batches_tracked")]
+    out["train.statistics"] = np.array([np.linalg.norm(b.numpy()) for b in running])
     return out
 
 

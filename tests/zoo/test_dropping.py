@@ -181,6 +181,29 @@ def test_memory_efficient_densenet_trains_alike(compiled):
         np.testing.assert_allclose(again_state[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+def test_dense_nets_drop_after_every_convolution_but_the_first():
+    """As the authors' code: after both of a layer's, and after a transition's."""
+    model = DenseNet(4, depths=(2, 3, 2), growth=4, first=8, stem="cifar", dropout=0.2)
+    ran = []
+    for part in model.modules():
+        if isinstance(part, nn.Conv2d | nn.Dropout):
+            assert not isinstance(part, nn.Dropout) or part.p == 0.2
+            part.register_forward_hook(lambda part, *_: ran.append(type(part).__name__))
+    model(noise(1, 3, 8, 8))
+    assert ran == ["Conv2d", *(["Conv2d", "Dropout"] * (7 * 2 + 2))]
+
+
+def test_nin_pools_as_its_authors_files():
+    """cuda-convnet's NIN/cifar-10_def has "pool=max" twice; the Caffe model of 2014 has the average second."""
+    model = zoo.create("nin_cifar10").eval()
+    x = noise(1, 192, 16, 16)
+    np.testing.assert_array_equal(model.pool2(x).numpy(), F.max_pool2d(x, 3, 2, ceil_mode=True).numpy())
+    average = zoo.create("nin_cifar10", pool2="avg").eval()
+    np.testing.assert_array_equal(average.pool2(x).numpy(), F.avg_pool2d(x, 3, 2, ceil_mode=True).numpy())
+    with pytest.raises(tw.ArgumentError, match="pool2='mean'; expected one of 'max', 'avg'"):
+        zoo.create("nin_cifar10", pool2="mean")
+
+
 def test_with_zero_branches_a_stage_is_its_shortcuts():
     model = zoo.create("resnet18", zero_init_residual=True, small_input=True).eval()
     x = noise(1, 64, 8, 8)
@@ -287,5 +310,8 @@ def test_initial_values_have_the_prescribed_spread():
     model = zoo.create("alexnet_2012", hidden=64)
     assert model.features.conv4.weight.numpy().std() == pytest.approx(0.01, rel=0.01)
     assert model.features.conv4.bias.numpy().min() == 1 and model.features.conv3.bias.numpy().max() == 0
+    google = zoo.create("googlenet_2014", num_classes=3)
+    assert google.aux1.fc1.bias.numpy().min() == google.conv1.conv.bias.numpy().max() == np.float32(0.2)
+    assert not google.aux1.fc2.bias.numpy().any() and not google.fc.bias.numpy().any()
     resnet = zoo.create("resnet18")
     assert resnet.layer4[1].conv2.weight.numpy().std() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)

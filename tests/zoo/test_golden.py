@@ -1,4 +1,4 @@
-"""The networks that torchvision has against numbers that PyTorch gave (``make_golden.py``): needs no torch.
+"""The networks that torchvision has against numbers that it gave (``make_golden.py``): needs neither it nor torch.
 
 float64 on the reference device, so that a difference is one of definition and not of rounding; and float32 compiled.
 """

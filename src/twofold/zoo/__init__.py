@@ -45,7 +45,7 @@ from twofold.zoo.fractalnet import fractalnet20_cifar, fractalnet34_imagenet
 from twofold.zoo.densenet import (
     densenet40_k12, densenet121, densenet161, densenet169, densenet201, densenet_bc_100_12,
 )  # fmt: skip
-from twofold.zoo.resnext import resnext29_8x64d, resnext50_32x4d, resnext101_32x8d
+from twofold.zoo.resnext import resnext29_8x64d, resnext50_32x4d, resnext101_32x8d, resnext101_64x4d
 
 __all__ = [
     "Domain", "Ensemble", "Entry", "Error", "GoogLeNetOutputs", "Inception", "Paper", "Recipe", "Schedule",
@@ -60,7 +60,8 @@ __all__ = [
     "resnet110_cifar",
     "resnet110_stochastic_depth", "resnet1202_cifar", "resnet152", "resnet18", "resnet20_cifar", "resnet32_cifar",
     "resnet34",
-    "resnet44_cifar", "resnet50", "resnet56_cifar", "resnext101_32x8d", "resnext29_8x64d", "resnext50_32x4d",
+    "resnet44_cifar", "resnet50", "resnet56_cifar", "resnext101_32x8d", "resnext101_64x4d", "resnext29_8x64d",
+    "resnext50_32x4d",
     "squeezenet1_0", "squeezenet1_1", "squeezenet_bypass", "squeezenet_complex_bypass", "vgg11", "vgg11_bn", "vgg13",
     "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "wide_resnet101_2", "wide_resnet50_2", "wrn_16_8",
     "wrn_28_10",

@@ -65,11 +65,11 @@ class DenseBlock(nn.Module):
         return tw.concat(maps, axis=1)
 
 
-def transition(in_channels: int, out_channels: int) -> nn.Sequential:
-    """BN-ReLU-conv 1x1, then the mean of each 2x2."""
+def transition(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
+    """BN-ReLU-conv 1x1, dropout, then the mean of each 2x2."""
     return nn.Sequential({
         "norm": nn.BatchNorm2d(in_channels), "relu": nn.ReLU(), "conv": conv1x1(in_channels, out_channels),
-        "pool": nn.AvgPool2d(2, 2),
+        "dropout": nn.Dropout(dropout), "pool": nn.AvgPool2d(2, 2),
     })  # fmt: skip
 
 
@@ -77,8 +77,8 @@ class DenseNet(nn.Module):
     """``(N, 3, H, W)`` to ``(N, num_classes)``.
 
     ``depths``: layers of each block; ``growth``: k; ``first``: channels of the stem; ``theta``: what a transition
-    keeps. ``stem``: "imagenet" (7x7 with stride 2, BN-ReLU, pooling) or "cifar" (3x3 alone). ``small_input``: the
-    ImageNet networks with a 3x3 stem of stride 1 and no pooling.
+    keeps; ``dropout``: after every convolution but the first. ``stem``: "imagenet" (7x7 with stride 2, BN-ReLU,
+    pooling) or "cifar" (3x3 alone). ``small_input``: the ImageNet networks with a 3x3 stem of stride 1 and no pooling.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class DenseNet(nn.Module):
             parts[f"denseblock{i}"] = DenseBlock(channels, depth, growth, bottleneck, dropout, memory_efficient)
             channels += depth * growth
             if i < len(depths):
-                parts[f"transition{i}"] = transition(channels, int(theta * channels))
+                parts[f"transition{i}"] = transition(channels, int(theta * channels), dropout)
                 channels = int(theta * channels)
         parts["norm5"] = nn.BatchNorm2d(channels)
         self.features = nn.Sequential(parts)

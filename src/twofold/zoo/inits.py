@@ -50,9 +50,9 @@ SCHEMES: dict[str, tuple[Row, ...]] = {
     "nin_imagenet": (Row(nn.Conv2d, normal(0.01), 0.0, r"\b(conv1|conv3|cccp8)$"), Row(nn.Conv2d, normal(0.05))),
     # torchvision's VGG
     "vgg": (Row(nn.Conv2d, he_fan_out), Row(nn.Linear, normal(0.01))),
-    # torchvision's GoogLeNet, and Caffe's replica of the paper
+    # torchvision's GoogLeNet, and Caffe's replica of the paper (whose classifiers begin with a bias of 0)
     "truncated_normal": (Row(BOTH, functools.partial(init.trunc_normal_, std=0.01), None),),
-    "googlenet_2014": (Row(nn.Conv2d, init.caffe_xavier_, 0.2), Row(nn.Linear, init.caffe_xavier_, 0.0)),
+    "googlenet_2014": (Row(BOTH, init.caffe_xavier_, 0.0, r"\bfc2?$"), Row(BOTH, init.caffe_xavier_, 0.2)),
     # He et al. 2015 (arXiv 1502.01852), by inputs as the ResNet paper cites it, and by outputs as most code does
     "he_fan_in": (Row(nn.Conv2d, he_fan_in), Row(nn.Linear, keep, 0.0)),
     "he_fan_out": (Row(nn.Conv2d, he_fan_out), Row(nn.Linear, keep, 0.0)),

@@ -84,8 +84,9 @@ CIFAR_PLAIN = (NORMALIZE,)
 CIFAR_AUGMENTED = (step("RandomCrop", size="input", padding=4), FLIP, NORMALIZE)  # "C10+" of the papers
 CIFAR_REFLECTED = (step("RandomCrop", size="input", padding=4, mode="reflect"), FLIP, NORMALIZE)
 CENTRE = (step("Resize", size=256), step("CenterCrop", size="input"), NORMALIZE)
-# AlexNet's: a random crop of an image whose shorter side is 256, its mirror, and noise along the colours' components
-CROP_256 = (step("Resize", size=256), step("RandomCrop", size="input"), FLIP, step("PCALighting", std=0.1), NORMALIZE)
+# A random crop of an image whose shorter side is 256, and its mirror; AlexNet's has noise along the colours' components
+CROP_PLAIN = (step("Resize", size=256), step("RandomCrop", size="input"), FLIP, NORMALIZE)
+CROP_256 = (*CROP_PLAIN[:-1], step("PCALighting", std=0.1), NORMALIZE)
 # VGG's and ResNet's: the same of larger images
 CROP_384 = (step("Resize", size=384), *CROP_256[1:])
 # GoogLeNet's and everybody's since: a random 8 to 100 % of the area, a random aspect, colour jitter

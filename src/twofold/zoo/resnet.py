@@ -168,8 +168,8 @@ CROPS = "ImageNet val, 10 crops"
 PLAIN: dict[str, Any] = {"about": "the same layers without shortcuts", "shortcut": None}
 
 resnet18 = resnet(
-    "resnet18", params=11_689_512, macs=1_814_073_344, error=Error(27.88, None, CROPS), block=BasicBlock,
-    depths=(2, 2, 2, 2),
+    "resnet18", params=11_689_512, macs=1_814_073_344, error=Error(27.88, None, f"{CROPS}, option A"),
+    block=BasicBlock, depths=(2, 2, 2, 2),
 )  # fmt: skip
 resnet34 = resnet(
     "resnet34", params=21_797_672, macs=3_663_761_408, error=Error(24.52, 7.46, CROPS), block=BasicBlock,

@@ -2,7 +2,7 @@
 
 arXiv 1611.05431. A bottleneck whose 3x3 convolution has groups: many narrow paths in parallel instead of one wide.
 "32x4d" is 32 groups of 4 channels in the first stage. The ImageNet networks are ResNet's with other bottlenecks;
-101 32x8d is torchvision's.
+101 32x8d is torchvision's, 101 64x4d also the paper's.
 """
 
 from __future__ import annotations
@@ -68,4 +68,8 @@ resnext101_32x8d = resnext(
     "resnext101_32x8d", params=88_791_336, macs=16_414_015_488, error=Error(20.688, 5.474, "ImageNet val, torchvision"),
     about="torchvision's; the paper has 32x4d and 64x4d", block=Bottleneck, depths=(3, 4, 23, 3), groups=32,
     base_width=8,
+)  # fmt: skip
+resnext101_64x4d = resnext(
+    "resnext101_64x4d", params=83_455_272, macs=15_460_270_080, error=Error(20.4, 5.3), block=Bottleneck,
+    depths=(3, 4, 23, 3), groups=64, base_width=4,
 )  # fmt: skip
