@@ -107,6 +107,28 @@ def test_export_and_run(trained, tmp_path, capsys):
 def test_summary_counts_what_the_paper_counts(capsys):
     code, out, _ = call(capsys, "summary", "lenet5")
     assert code == 0 and "61,706" in out and "416,520" in out
+    code, out, _ = call(capsys, "summary", "lenet5", "--json")
+    record = json.loads(out)
+    assert code == 0 and (record["parameters"], record["weights"], record["multiply_adds"]) == (61_706, 61_470, 416_520)
+    assert record["rows"][0]["output"] == [1, 6, 28, 28]
+
+
+def test_summary_gives_the_figures_of_the_lecture(capsys):
+    """AlexNet's CONV1, VGG-16's parameters and memory for an image, inception's operations without and with bottlenecks."""
+    conv1 = next(line for line in call(capsys, "summary", "alexnet_2012")[1].splitlines() if "features.conv1" in line)
+    assert "(1, 96, 55, 55)" in conv1 and "34,944" in conv1 and "34,848" in conv1
+    total = next(line for line in call(capsys, "summary", "vgg16")[1].splitlines() if line.startswith("total"))
+    assert total.split()[2:] == ["138,357,544", "138,344,128", "15,470,264,320", "61.0", "MB"]
+    operations = {}
+    for bottlenecks in (False, True):
+        out = call(capsys, "summary", "googlenet_2014", "--json", "--option", f"bottlenecks={bottlenecks}")[1]
+        rows = json.loads(out)["rows"]
+        operations[bottlenecks] = sum(r["multiply_adds"] for r in rows if r["name"].startswith("inception3a."))
+    # on 28x28x192: 64 1x1, 128 3x3, 32 5x5, without and with 96, 16 and 32 1x1 before (after pooling)
+    assert operations == {False: 28 * 28 * 192 * (64 + 9 * 128 + 25 * 32), True: 128_049_152}
+    assert call(capsys, "summary", "lenet5", "--option", "activation=tanh")[0] == 0
+    assert "unknown option 'depth'" in call(capsys, "summary", "lenet5", "--option", "depth=3")[2]
+    assert "expected NAME=VALUE" in call(capsys, "summary", "lenet5", "--option", "depth")[2]
 
 
 def test_lists_and_the_doctor(capsys):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import twofold as tw
-from twofold import zoo
+from twofold import nn, zoo
 from twofold.base.errors import ArgumentError
 from twofold.cli.bench import step_of
 from twofold.cli.common import Json, emit
@@ -18,6 +19,9 @@ def command(
     network: Annotated[str, typer.Argument(help="A network of `twofold zoo`.")],
     input: Annotated[str | None, typer.Option(help="Shape of one image, such as 3x224x224.")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Number of classes.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the network, such as bottlenecks=False; may be repeated.")
+    ] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Print what a compiled step takes, planned, not run.")
     ] = False,
@@ -35,9 +39,24 @@ def command(
         return
     entry = zoo.info(network)
     shape = entry.input_shape if input is None else _shape(input)
-    model = entry(classes, **entry.options_for(shape))
+    with nn.init.skipped():
+        model = entry(classes, **{**entry.options_for(shape), **_options(option or [])})
     found = tw.summary(model, shape)
-    emit(found.to_json() if json else None, json, str(found))
+    emit(found.as_dict() if json else None, json, str(found))
+
+
+def _options(texts: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, where the value is a Python literal, or else a word."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals and value):
+            raise ArgumentError(f"--option {text!r}; expected NAME=VALUE, such as bottlenecks=False")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -20,13 +20,15 @@ _IN_PLACE = frozenset({"reshape", "constant", "full", "identity", "detach"})
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its path, class, the shape it gives, its own parameters, multiply-adds (of convolutions and matrix
-    products) and bytes of activations (0 if it can work in place)."""
+    """One layer: its path, class, the shape it gives, its own parameters, those in matrices and filters (``weights``: no
+    biases, no vectors), multiply-adds (of convolutions and matrix products) and bytes of activations (0 if it can work
+    in place)."""
 
     name: str
     kind: str
     output: tuple[int, ...]
     parameters: int
+    weights: int
     multiply_adds: int
     activation_bytes: int
 
@@ -43,6 +45,7 @@ class Summary:
     input: tuple[int, ...]
     rows: list[Row]
     parameters: int
+    weights: int
     trainable: int
     multiply_adds: int
     activation_bytes: int
@@ -60,13 +63,9 @@ class Summary:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = ("layer", "", "output", "parameters", "multiply-adds", "activations")
-        body = [
-            (r.name, r.kind, show(r.output), f"{r.parameters:,}", f"{r.multiply_adds:,}", _bytes(r.activation_bytes))
-            for r in self.rows
-        ]
-        totals = (f"{self.parameters:,}", f"{self.multiply_adds:,}", _bytes(self.activation_bytes))
-        lines = [head, *body, ("total", self.model, "", *totals)]
+        head = ("layer", "", "output", "parameters", "weights", "multiply-adds", "activations")
+        lines = [head, *((r.name, r.kind, show(r.output), *_numbers(r)) for r in self.rows)]
+        lines.append(("total", self.model, "", *_numbers(self)))
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         rule = "-" * (sum(widths) + 2 * len(widths) - 2)
         text = [_row(line, widths) for line in lines]
@@ -80,12 +79,12 @@ def summary(model: Module, input_shape: Sequence[int], dtype: Any = "float32") -
 
     >>> import twofold as tw
     >>> print(tw.summary(tw.nn.Sequential(tw.nn.Linear(4, 3), tw.nn.ReLU()), (4,)))
-    layer              output  parameters  multiply-adds  activations
-    -----------------------------------------------------------------
-    0      Linear      (1, 3)          15             12         12 B
-    1      ReLU        (1, 3)           0              0          0 B
-    -----------------------------------------------------------------
-    total  Sequential                  15             12         28 B
+    layer              output  parameters  weights  multiply-adds  activations
+    --------------------------------------------------------------------------
+    0      Linear      (1, 3)          15       12             12         12 B
+    1      ReLU        (1, 3)           0        0              0          0 B
+    --------------------------------------------------------------------------
+    total  Sequential                  15       12             12         28 B
     input (1, 4); 15 of the parameters are trainable
     """
     given = tuple(int(d) for d in input_shape)
@@ -96,8 +95,8 @@ def summary(model: Module, input_shape: Sequence[int], dtype: Any = "float32") -
         graph = trace(model, (Value(spec),), specs=[spec], keep_gradients=False).graph
     rows = list(_rows(model, graph, calls))
     return Summary(
-        type(model).__name__, shape, rows, model.num_parameters(), model.num_parameters(trainable=True),
-        sum(r.multiply_adds for r in rows), int(spec.nbytes) + sum(r.activation_bytes for r in rows),
+        type(model).__name__, shape, rows, model.num_parameters(), sum(r.weights for r in rows),
+        model.num_parameters(trainable=True), sum(r.multiply_adds for r in rows), int(spec.nbytes) + sum(r.activation_bytes for r in rows),
         {name: output for name, _, output in calls},
     )  # fmt: skip
 
@@ -136,15 +135,16 @@ def _rows(model: Module, graph: Graph, calls: list[tuple[str, Module, tuple[int,
     counted: set[int] = set()
     for name, module, output in calls:
         mine = nodes.pop(name, [])
-        own = {id(p): int(product(p.shape)) for _, p in module._attributes(Parameter) if id(p) not in counted}
-        parameters = sum(own.values())
+        own = {id(p): p for _, p in module._attributes(Parameter) if id(p) not in counted}
+        parameters = sum(int(product(p.shape)) for p in own.values())
+        weights = sum(int(product(p.shape)) for p in own.values() if len(p.shape) > 1)
         counted |= set(own)
         products = sum(map(_multiply_adds, mine))
         leaf = next(module.children(), None) is None
         if leaf or parameters or products:
             writes = any(n.op.kind != "elementwise" and n.op.name not in _IN_PLACE for n in mine)
             size = max((int(n.outputs[0].spec.dtype.itemsize) for n in mine), default=4) * int(product(output))
-            yield Row(name, type(module).__name__, output, parameters, products, size if writes else 0)
+            yield Row(name, type(module).__name__, output, parameters, weights, products, size if writes else 0)
 
 
 def _multiply_adds(node: Node) -> int:
@@ -154,6 +154,10 @@ def _multiply_adds(node: Node) -> int:
     if node.op.name == "conv_input_grad":
         return int(product(node.inputs[0].shape)) * int(product(node.inputs[1].shape[1:]))
     return out * int(node.inputs[0].shape[-1]) if node.op.name == "matmul" else 0
+
+
+def _numbers(of: Row | Summary) -> tuple[str, str, str, str]:
+    return f"{of.parameters:,}", f"{of.weights:,}", f"{of.multiply_adds:,}", _bytes(of.activation_bytes)
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
