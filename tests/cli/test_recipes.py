@@ -68,6 +68,8 @@ def test_the_optimizer_is_the_papers(folder):
         ("resnet110_cifar", {0: 0.01, 380: 0.01, 400: 0.1, 31_990: 0.1, 32_010: 0.01, 48_010: 0.001}),
         # Huang et al., section 4: 500 epochs, divided by 10 after 250 and 375
         ("resnet110_stochastic_depth", {0: 0.1, 97_600: 0.1, 97_700: 0.01, 146_400: 0.01, 146_500: 0.001}),
+        # the README beside the authors' files: 200 epochs, 30 at a tenth, 30 at a hundredth
+        ("nin_cifar10", {0: 0.1, 78_100: 0.1, 78_150: 0.01, 89_800: 0.01, 89_850: 0.001, 101_500: 0.001}),
     ],
 )
 def test_the_rate_falls_when_the_paper_says(folder, name, rates):
@@ -76,6 +78,39 @@ def test_the_rate_falls_when_the_paper_says(folder, name, rates):
     schedule = build_schedule(optimizer, settings, STEPS)
     found = {step: settings.lr * schedule.factor(step) for step in rates}
     assert found == pytest.approx(rates)
+
+
+def test_a_rate_is_divided_as_often_as_the_paper_says():
+    """Krizhevsky et al., section 5: "three times prior to termination", when the validation error stopped improving."""
+    train = data.ArrayDataset(np.zeros((2, 3, 32, 32), np.uint8), np.arange(2), ("a", "b"))
+    settings = settings_for("alexnet_2012", "cifar10", train, "paper")
+    optimizer = tw.optim.SGD([tw.Variable(np.zeros(1, np.float32), requires_grad=True)], settings.lr)
+    schedule = build_schedule(optimizer, settings, STEPS)
+    rates = []
+    for _ in range(60):
+        schedule.step(1.0)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert sorted(set(rates), reverse=True) == pytest.approx([1e-2, 1e-3, 1e-4, 1e-5])
+
+
+def test_every_recipe_makes_an_optimizer_a_schedule_and_inputs():
+    digits, done = data.load("digits", "train"), []
+    few = data.ArrayDataset(digits.images[:2], digits.labels[:2], digits.classes)
+    for name in zoo.names():
+        for key, recipe in zoo.info(name).recipes.items():
+            if recipe in done:
+                continue
+            done.append(recipe)
+            settings = settings_for(name, "digits", few, key)
+            optimizer = build_optimizer(tw.nn.Linear(2, 2), settings)
+            build_schedule(optimizer, settings, 10)
+            rate = recipe.schedule.warmup_lr if recipe.schedule.warmup else recipe.lr
+            assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([rate] * len(optimizer.param_groups))
+            for training in (True, False):
+                batch, _ = next(iter(loader(prepare(few, settings), settings, training=training)))
+                assert batch.shape == (min(2, settings.batch_size), *settings.input_shape), (name, key)
+                assert np.isfinite(np.asarray(batch)).all()
+    assert len(done) > 20
 
 
 def test_the_augmentation_is_the_papers(folder):

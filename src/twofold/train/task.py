@@ -192,7 +192,8 @@ def build_schedule(optimizer: optim.Optimizer, settings: Settings, steps: int) -
     """The recipe's schedule; it goes by training steps (``steps`` an epoch), except "plateau", which goes by epochs."""
     schedule = recipe_of(settings.network, settings.recipe).schedule
     if schedule.kind == "plateau":
-        return optim.ReduceLROnPlateau(optimizer, factor=schedule.gamma, patience=schedule.patience)
+        least = 0.0 if schedule.drops is None else settings.lr * schedule.gamma**schedule.drops
+        return optim.ReduceLROnPlateau(optimizer, factor=schedule.gamma, patience=schedule.patience, min_lr=least)
     factor = rate_factor(schedule, settings.lr, settings.epochs)
     return optim.LambdaLR(optimizer, lambda t: factor(t / max(steps, 1)))
 
