@@ -96,8 +96,8 @@ def summary(model: Module, input_shape: Sequence[int], dtype: Any = "float32") -
     rows = list(_rows(model, graph, calls))
     return Summary(
         type(model).__name__, shape, rows, model.num_parameters(), sum(r.weights for r in rows),
-        model.num_parameters(trainable=True), sum(r.multiply_adds for r in rows), int(spec.nbytes) + sum(r.activation_bytes for r in rows),
-        {name: output for name, _, output in calls},
+        model.num_parameters(trainable=True), sum(r.multiply_adds for r in rows),
+        int(spec.nbytes) + sum(r.activation_bytes for r in rows), {name: output for name, _, output in calls},
     )  # fmt: skip
 
 
