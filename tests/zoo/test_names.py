@@ -86,6 +86,7 @@ RESNETS = {
     "wide_resnet50_2": ((3, 4, 6, 3), 3, 320),
     "resnext50_32x4d": ((3, 4, 6, 3), 3, 320),
     "resnext101_32x8d": ((3, 4, 23, 3), 3, 626),
+    "resnext101_64x4d": ((3, 4, 23, 3), 3, 626),
 }
 NAMES = {
     "alexnet": both(*(f"features.{i}" for i in (0, 3, 6, 8, 10)), *(f"classifier.{i}" for i in (1, 4, 6))),
