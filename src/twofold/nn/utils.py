@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from twofold.base.dtypes import sum_dtype
 from twofold.base.errors import ArgumentError
 from twofold.ir import grad_mode
 from twofold.ops.convert import cast
@@ -25,8 +26,9 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm
         return zeros(())
     with grad_mode(False):
         gradients = [p.grad.value for p in chosen]  # type: ignore[union-attr]
+        wide = [cast(g, sum_dtype(g.dtype)) for g in gradients]
         if norm_type == 2.0:
-            squares = stack([cast(sum_(g * g), "float32") for g in gradients])
+            squares = stack([cast(sum_(g * g), "float32") for g in wide])
             total = sqrt(sum_(squares))
         elif norm_type == float("inf"):
             total = max_(stack([cast(max_(abs_(g)), "float32") for g in gradients]))

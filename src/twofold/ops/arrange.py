@@ -18,6 +18,7 @@ from twofold.ops.elementwise import equal, greater_equal, less_equal, logical_xo
 from twofold.ops.gather import take
 from twofold.ops.indexing import concrete_array
 from twofold.ops.movement import FLIP, broadcast_to, concat, expand_dims, permute_dims, reshape, slice_along, squeeze
+from twofold.ops.precision import rounded_once
 from twofold.ops.reduction import CUMPROD, CUMSUM, _widened
 from twofold.ops.reduction import sum as sum_
 
@@ -232,11 +233,13 @@ def _cumulative(op: Any, x: Any, axis: int | None, dtype: Any, include_initial: 
     return concat([first, out], axis=axis)
 
 
+@rounded_once
 def cumulative_sum(x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False) -> Value:
     """Running sums along ``axis``; with ``include_initial`` a zero stands before them."""
     return _cumulative(CUMSUM, x, axis, dtype, include_initial, 0)
 
 
+@rounded_once
 def cumulative_prod(x: Any, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False) -> Value:
     """Running products along ``axis``; with ``include_initial`` a one stands before them."""
     return _cumulative(CUMPROD, x, axis, dtype, include_initial, 1)

@@ -20,6 +20,7 @@ from twofold.ops.elementwise import abs_, not_equal
 from twofold.ops.indexing import concrete_array
 from twofold.ops.matmul import matmul, outer, tensordot, vecdot  # noqa: F401 (the standard has them here too)
 from twofold.ops.movement import broadcast_to, concat, matrix_transpose, reshape, slice_along
+from twofold.ops.precision import rounded_once
 from twofold.ops.reduction import max as max_
 from twofold.ops.reduction import min as min_
 from twofold.ops.reduction import norm
@@ -188,6 +189,7 @@ def trace(x: Any, /, *, offset: int = 0, dtype: Any = None) -> Value:
     return sum_(diagonal(x, offset=offset), axis=-1, dtype=dtype)
 
 
+@rounded_once
 def vector_norm(x: Any, /, *, axis: Any = None, keepdims: bool = False, ord: float = 2) -> Value:
     """The ``ord``-norm over ``axis`` (all elements for None): any number, or plus or minus infinity. Gradient 0 at 0 for
     ``ord`` 2."""
@@ -209,6 +211,7 @@ def vector_norm(x: Any, /, *, axis: Any = None, keepdims: bool = False, ord: flo
     return sum_(size**ord, axis=axes, keepdims=keepdims) ** (1 / ord)
 
 
+@rounded_once
 def matrix_norm(x: Any, /, *, keepdims: bool = False, ord: Any = "fro") -> Value:
     """A norm of matrices ``(..., m, n)``: "fro", "nuc", 1, -1, 2, -2, inf or -inf (2, -2, "nuc": eager, no gradient)."""
     x = _matrices("matrix_norm", x)

@@ -15,7 +15,7 @@ from twofold.ops.convert import cast, value
 from twofold.ops.elementwise import abs_, relu, where
 from twofold.ops.gather import take_along_axis
 from twofold.ops.movement import expand_dims, squeeze
-from twofold.ops.precision import in_float32
+from twofold.ops.precision import in_float32, rounded_once
 from twofold.ops.reduction import mean
 from twofold.ops.reduction import sum as sum_
 
@@ -77,7 +77,7 @@ def _picked(x: Value, labels: Value, axis: int) -> Value:
     return squeeze(take_along_axis(x, expand_dims(beyond, axis), axis=axis), axis)
 
 
-@in_float32
+@rounded_once
 def nll_loss(log_probabilities: Any, labels: Any, reduction: str = "mean") -> Value:
     """Negative log-likelihood: minus the log-probability of each label. ``(N, C, ...)`` and int labels ``(N, ...)``."""
     x = value(log_probabilities)
@@ -110,7 +110,7 @@ def cross_entropy(logits: Any, labels: Any, reduction: str = "mean", label_smoot
     return cast(reduced(loss, reduction), logits.dtype)
 
 
-@in_float32
+@rounded_once
 def binary_cross_entropy_with_logits(logits: Any, target: Any, reduction: str = "mean") -> Value:
     """Cross-entropy of ``sigmoid(logits)`` with targets in [0, 1], elementwise; does not overflow."""
     x = value(logits)
@@ -129,20 +129,20 @@ def _difference(name: str, x: Any, target: Any) -> Value:
     return x - target
 
 
-@in_float32
+@rounded_once
 def mse_loss(x: Any, target: Any, reduction: str = "mean") -> Value:
     """Squared difference. Shapes must be equal: ``(N, 1)`` against ``(N,)`` is refused."""
     difference = _difference("mse_loss", x, target)
     return reduced(difference * difference, reduction)
 
 
-@in_float32
+@rounded_once
 def l1_loss(x: Any, target: Any, reduction: str = "mean") -> Value:
     """Absolute difference. Shapes must be equal."""
     return reduced(abs_(_difference("l1_loss", x, target)), reduction)
 
 
-@in_float32
+@rounded_once
 def huber_loss(x: Any, target: Any, reduction: str = "mean", delta: float = 1.0) -> Value:
     """Half the squared difference up to ``delta``, then linear (Huber 1964)."""
     size = abs_(_difference("huber_loss", x, target))
@@ -151,7 +151,7 @@ def huber_loss(x: Any, target: Any, reduction: str = "mean", delta: float = 1.0)
     return reduced(inside * inside * 0.5 + beyond * float(delta), reduction)
 
 
-@in_float32
+@rounded_once
 def smooth_l1_loss(x: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Value:
     """Huber's loss divided by ``beta``."""
     return huber_loss(x, target, reduction, beta) * (1 / float(beta))

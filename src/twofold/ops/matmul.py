@@ -13,6 +13,7 @@ from twofold.base.shapes import axis_index, broadcast, product, show
 from twofold.ir import Op, Sample, Spec, Value, bind, register
 from twofold.ops.convert import together, value
 from twofold.ops.movement import matrix_transpose, permute_dims, reshape
+from twofold.ops.precision import rounded_once
 from twofold.ops.reduction import sum as sum_
 
 
@@ -70,6 +71,7 @@ def matmul(x1: Any, x2: Any) -> Value:
     return bind(MATMUL, a, b)
 
 
+@rounded_once
 def vecdot(x1: Any, x2: Any, *, axis: int = -1) -> Value:
     """Sum of products along ``axis`` (negative: counted from the end in both), after broadcasting."""
     a, b = together(x1, x2)

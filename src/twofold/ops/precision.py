@@ -16,10 +16,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from twofold.base.dtypes import DType, as_dtype, bfloat16, float16, float32
+from twofold.base.dtypes import DType, as_dtype, bfloat16, float16, float32, promote
 from twofold.base.errors import ArgumentError, DtypeError
 from twofold.ir import Op, Value, context, precision_mode
-from twofold.ops.convert import cast
+from twofold.ops.convert import cast, value
 from twofold.ops.movement import broadcast_to
 
 LOW = frozenset({"matmul", "conv", "conv_input_grad", "conv_weight_grad"})
@@ -92,6 +92,26 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     return raised
 
 
+def rounded_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of values that adds up many elements: 16-bit floats go in as float32, and what comes out is rounded to
+    their dtype once, unless a wider array was given too. Inside ``autocast`` it belongs to FULL."""
+
+    @in_float32
+    @functools.wraps(function)
+    def wide(x: Any, *others: Any, **options: Any) -> Any:
+        x = value(x)
+        if x.dtype not in _NARROW:
+            return function(x, *others, **options)
+        dtype = x.dtype
+        for other in (*others, *options.values()):
+            if hasattr(other, "dtype") and as_dtype(other.dtype).is_floating:
+                dtype = promote(dtype, as_dtype(other.dtype))
+        y = function(cast(x, float32), *others, **options)
+        return cast(y, dtype) if dtype in _NARROW else y
+
+    return wide
+
+
 def beside(parameter: Value, x: Value) -> Value:
     """A float32 parameter (a bias, a slope) as it meets ``x``: inside ``autocast`` it goes down with a 16-bit ``x``, so
     that the result stays in 16 bits. It is laid over ``x`` before, so that its gradient is added up after the cast back."""
@@ -99,4 +119,4 @@ def beside(parameter: Value, x: Value) -> Value:
     return cast(broadcast_to(parameter, x.shape), x.dtype) if narrow else parameter
 
 
-__all__ = ["FULL", "LOW", "PRECISIONS", "Policy", "autocast", "beside", "in_float32", "policy_of"]
+__all__ = ["FULL", "LOW", "PRECISIONS", "Policy", "autocast", "beside", "in_float32", "policy_of", "rounded_once"]

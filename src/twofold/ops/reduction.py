@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from twofold.base.dtypes import DType, as_dtype, bool_, int64
+from twofold.base.dtypes import DType, as_dtype, bool_, int64, sum_dtype
 from twofold.base.errors import DtypeError, ShapeError
 from twofold.base.shapes import axis_index, axis_tuple, product, show, without
 from twofold.ir import Op, Sample, Spec, Value, bind, register
 from twofold.ops.convert import cast, dim_value, value
 from twofold.ops.elementwise import equal, sqrt, where
 from twofold.ops.movement import FLIP, broadcast_to, reshape
+from twofold.ops.precision import rounded_once
 
 _SAMPLES = lambda: (
     Sample(((3, 4),), {"axes": (1,), "keepdims": False}),
@@ -34,9 +35,8 @@ def _infer(name: str, out: DType | None = None) -> Any:
 
 def _ref(function: Any) -> Any:
     def ref(x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> np.ndarray:
-        narrow = x.dtype.itemsize == 2 and x.dtype.kind not in "iu"
         with np.errstate(all="ignore"):
-            out = function(x.astype(np.float32) if narrow else x, axis=axes, keepdims=keepdims)
+            out = function(x.astype(_sums(x), copy=False), axis=axes, keepdims=keepdims)
             return np.asarray(out).astype(x.dtype, copy=False)
 
     return ref
@@ -103,6 +103,7 @@ def sum(x: Any, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) 
     return total if dtype is None else cast(total, dtype)
 
 
+@rounded_once
 def prod(x: Any, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Value:
     """Product over ``axis``; the gradient is exact where elements are zero."""
     total = _reduce(PROD, _widened(value(x), dtype), axis, keepdims)
@@ -133,8 +134,9 @@ def _count(x: Value, axis: Any) -> Any:
     return product(x.shape[a] for a in axis_tuple(axis, x.ndim))
 
 
+@rounded_once
 def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Value:
-    """Arithmetic mean over ``axis``; floating dtypes only."""
+    """Arithmetic mean over ``axis``; floating dtypes only. 16-bit floats are added and divided in float32."""
     x = value(x)
     if not x.dtype.is_floating:
         raise DtypeError(f"mean: dtype {x.dtype.name}; expected a floating dtype; cast with .astype(tw.float32)")
@@ -142,6 +144,7 @@ def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Value:
     return total / dim_value(_count(x, axis), total.dtype)
 
 
+@rounded_once
 def var(x: Any, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Value:
     """Variance over ``axis``, two-pass; the divisor is the count less ``correction``."""
     x = value(x)
@@ -150,11 +153,13 @@ def var(x: Any, *, axis: Any = None, correction: float = 0.0, keepdims: bool = F
     return total / (dim_value(_count(x, axis), total.dtype) - correction)
 
 
+@rounded_once
 def std(x: Any, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Value:
     """Standard deviation over ``axis``; its gradient at a constant array is 0, not NaN."""
     return root(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
 
+@rounded_once
 def norm(x: Any, *, axis: Any = None, keepdims: bool = False) -> Value:
     """Euclidean norm over ``axis``; gradient 0 at 0."""
     x = value(x)
@@ -208,7 +213,12 @@ def argmin(x: Any, *, axis: int | None = None, keepdims: bool = False) -> Value:
 
 
 def _cumulative_ref(function: Any) -> Any:
-    return lambda x, *, axis: function(x, axis=axis, dtype=x.dtype)
+    """16-bit floats are added up in float32; each result is rounded once."""
+    return lambda x, *, axis: function(x, axis=axis, dtype=_sums(x)).astype(x.dtype, copy=False)
+
+
+def _sums(x: np.ndarray) -> np.dtype:
+    return sum_dtype(as_dtype(x.dtype)).numpy
 
 
 def _cumsum_vjp(g: Value, _y: Value, _x: Value, *, axis: int) -> tuple[Value]:
@@ -236,6 +246,7 @@ CUMSUM = register(Op("cumulative_sum", _same, _cumulative_ref(np.cumsum), _cumsu
 CUMPROD = register(Op("cumulative_prod", _same, _cumulative_ref(np.cumprod), _cumprod_vjp, _CUM, kind="scan"))
 
 
+@rounded_once
 def logsumexp(x: Any, *, axis: Any = None, keepdims: bool = False) -> Value:
     """log(sum(exp(x))) over ``axis``, computed about the maximum so that it does not overflow."""
     from twofold.ops.elementwise import detach, exp, isfinite, log

@@ -1,4 +1,4 @@
-"""Products and pools of 16-bit floats as float32 ones between casts, for the kernels are float32.
+"""Products, pools and running sums of 16-bit floats as float32 ones between casts, for the kernels are float32.
 
     %2 = conv(%0, %1) : bf16[...]      becomes      %2 = cast(conv(cast(%0), cast(%1)))
 
@@ -15,7 +15,7 @@ from twofold.base.dtypes import sum_dtype
 from twofold.ir import Graph, Node, Value
 from twofold.ir.rewrite import Rebuilt, rebuild
 
-KINDS = frozenset(("conv", "matmul", "pool"))
+KINDS = frozenset(("conv", "matmul", "pool", "scan"))
 
 
 def widened(graph: Graph) -> Graph:
