@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import onnx
 import pytest
@@ -162,6 +164,20 @@ def test_external_data_stays_inside_the_folder_and_the_file(location, more, tmp_
     onnx.save(external(location, **more), folder / "m.onnx")
     with pytest.raises(FormatError, match="external data|offset"):
         tw.load(folder / "m.onnx", external_data=True)
+
+
+@pytest.mark.parametrize("location", ["loop.bin", "round/w.bin", "x" * 5000, "a/" * 3000, "nul\0", "folder", "short.bin/w", "pipe"])
+def test_external_data_that_no_file_can_hold(location, tmp_path):
+    (tmp_path / "loop.bin").symlink_to(tmp_path / "loop.bin")
+    (tmp_path / "round").symlink_to(tmp_path / "about")
+    (tmp_path / "about").symlink_to(tmp_path / "round")
+    (tmp_path / "short.bin").write_bytes(bytes(12))
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    onnx.save(external(location), tmp_path / "m.onnx")
+    with pytest.raises(FormatError, match=r"m\.onnx: .*external data .* (names no file|is not a file inside)") as error:
+        tw.load(tmp_path / "m.onnx", external_data=True)
+    assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,28 @@ def test_activations_are_the_layer_s_maps_and_leave_the_model_as_it_was():
         viz.activations(model, "conv1", x)
 
 
+def test_activations_are_those_of_inference_and_move_no_statistics():
+    model = tw.nn.Sequential(tw.nn.Conv2d(1, 2, 3), tw.nn.BatchNorm2d(2), tw.nn.Dropout(0.5))
+    model[1].running_mean.assign([1.0, -1.0])
+    model[2].eval()
+    before = {n: v.numpy().copy() for n, v in model.state_dict(keep_vars=True).items()}
+    x = tw.tensor(np.random.default_rng(0).normal(size=(1, 6, 6)).astype(np.float32))
+    picture = viz.activations(model, "1", x)
+    assert [m.training for m in model.modules()] == [True, True, True, False]
+    for name, v in model.state_dict(keep_vars=True).items():
+        np.testing.assert_array_equal(v.numpy(), before[name], err_msg=name)
+    maps = model.eval()[:2](x[None]).numpy()[0]
+    np.testing.assert_allclose(picture, grid(np.repeat(maps[..., None], 3, -1)), rtol=1e-5)
+    assert "forward" not in vars(model[1])
+
+
+def test_activations_of_a_layer_that_is_not_called():
+    model = tw.nn.Sequential(tw.nn.ReLU())
+    model[0].spare = tw.nn.ReLU()
+    with pytest.raises(tw.ArgumentError, match="does not call its module '0.spare'"):
+        viz.activations(model, "0.spare", tw.zeros((1, 2, 2)))
+
+
 def test_names_are_placed_beside_their_bubbles_over_nothing_else():
     """A crowd: forty bubbles, many of them on each other, and a legend."""
     rng = np.random.default_rng(0)

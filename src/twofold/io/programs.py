@@ -116,21 +116,15 @@ def _program(model: Any, example: Any, dynamic_batch: bool) -> Program:
 
 
 def _trace(target: Any, args: tuple, specs: Sequence[Spec] | None) -> Traced:
-    """A trace in eval mode. Where it fails only because the batch size is symbolic, the error says how to fix that."""
-    training = getattr(target, "training", None)
+    """A trace in inference mode. Where it fails only because the batch size is symbolic, the error says how to fix that."""
+    is_module = hasattr(target, "evaluating")  # also a compiled one
     run = lambda given: trace(target, args, specs=given, keep_gradients=False)
-    try:
-        if training:
-            target.eval()
-        with grad_mode(training is None):
-            try:
-                return run(specs)
-            except (ShapeError, TraceError) as error:
-                run(None)  # raises the same if the batch size has nothing to do with it
-                raise TraceError(f"with a batch of any size N: {error}. To fix it, pass dynamic_batch=False") from error
-    finally:
-        if training:
-            target.train()
+    with target.evaluating() if is_module else contextlib.nullcontext(), grad_mode(not is_module):
+        try:
+            return run(specs)
+        except (ShapeError, TraceError) as error:
+            run(None)  # raises the same if the batch size has nothing to do with it
+            raise TraceError(f"with a batch of any size N: {error}. To fix it, pass dynamic_batch=False") from error
 
 
 def _symbolic(args: Sequence[Any]) -> list[Spec]:

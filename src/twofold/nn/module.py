@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -269,6 +270,17 @@ class Module:
     def eval(self: Self) -> Self:
         """Leave training mode: ``train(False)``."""
         return self.train(False)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In the block this module and those below are in inference mode; after it each has its own mode again."""
+        modes = [(module, module._training) for module in self.modules()]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module._training = mode
 
     def requires_grad_(self: Self, wanted: bool = True) -> Self:
         """Ask for gradients at all parameters, or (False) freeze them."""

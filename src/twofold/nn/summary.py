@@ -108,16 +108,13 @@ def _watched(model: Module, calls: list[tuple[str, Module, tuple[int, ...]]]) ->
     def note(name: str) -> Any:
         return lambda module, _, output: calls.append((name, module, _shape(output)))
 
-    modes = [(m, m._training) for m in model.modules()]
     hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules()]
     try:
-        model.eval()
-        yield
+        with model.evaluating():
+            yield
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
 
 
 def _shape(output: Any) -> tuple[int, ...]:

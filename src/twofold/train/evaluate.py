@@ -33,7 +33,7 @@ def evaluate(
     model: Any, loader: Any, *, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True,
     devices: Any = None,
 ) -> Score:  # fmt: skip
-    """Score of ``model`` in evaluation mode over all batches of ``loader``; the model's mode is put back after."""
+    """Score of ``model`` in evaluation mode over all batches of ``loader``; its modules' modes are put back after."""
     criterion = criterion or criterion_of(model)
 
     def measure(images: Any, labels: Any) -> Any:
@@ -43,20 +43,15 @@ def evaluate(
         return criterion(output, labels), (ranked == 0).astype(tw.int64).sum(), (ranked < 5).astype(tw.int64).sum()
 
     step = tw.compile(measure, devices=devices) if compiled else measure
-    was_training = model.training
-    model.eval()
     total, first, five, count = 0.0, 0, 0, 0
-    try:
-        with tw.no_grad():
-            for images, labels in loader:
-                loss, right, among_five = step(images, labels)
-                size = int(labels.shape[0])
-                total += float(loss) * size
-                first += int(right)
-                five += int(among_five)
-                count += size
-    finally:
-        model.train(was_training)
+    with model.evaluating(), tw.no_grad():
+        for images, labels in loader:
+            loss, right, among_five = step(images, labels)
+            size = int(labels.shape[0])
+            total += float(loss) * size
+            first += int(right)
+            five += int(among_five)
+            count += size
     if count == 0:
         raise tw.DataError("evaluate: the loader gave no samples")
     return Score(total / count, first / count, five / count, count)

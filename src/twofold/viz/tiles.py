@@ -33,24 +33,23 @@ def activations(
 ) -> np.ndarray:
     """The maps of the module named ``layer`` for one image ``(C, H, W)``, as one grey picture ``(H, W, 3)`` in 0..1.
 
-    Each map is stretched to its own range. ``most``: show at most so many, from the first. ArgumentError for a name that
+    The model is run as in inference, and left as it was. Each map is stretched to its own range. ``most``: show at most so many, from the first. ArgumentError for a name that
     is no module's.
     """
-    found: list[Tensor] = []
     modules = dict(model.named_modules())
     if layer not in modules:
         raise ArgumentError(
             f"activations: the model has no module {layer!r}; it has {', '.join(filter(None, modules))}"
         )
-    module = modules[layer]
-    forward = module.forward
-    module.forward = lambda *args: found.append(forward(*args)) or found[-1]  # type: ignore[method-assign, func-returns-value]
+    found: list[Tensor] = []
+    hook = modules[layer].register_forward_hook(lambda _module, _inputs, output: found.append(output))
     try:
-        with no_grad():
-            x = image if isinstance(image, Tensor) else Tensor(image)
-            model(x[None])
+        with model.evaluating(), no_grad():
+            model((image if isinstance(image, Tensor) else Tensor(image))[None])
     finally:
-        module.forward = forward  # type: ignore[method-assign]
+        hook.remove()
+    if not found:
+        raise ArgumentError(f"activations: the model does not call its module {layer!r}")
     maps = found[0].numpy()[0]
     if maps.ndim != 3:
         raise ShapeError(f"activations: layer {layer!r} gives {show(maps.shape)} for one image; expected (C, H, W)")

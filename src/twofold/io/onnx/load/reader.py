@@ -88,21 +88,40 @@ class TensorReader:
                 f"{what}: its numbers lie in another file ({location!r}); if you trust this model, load it with "
                 "external_data=True, which reads files of the model's own folder only"
             )
-        folder = self.folder.resolve()
-        path = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not path.is_relative_to(folder) or not path.is_file():
-            raise UnsafeFileError(f"{what}: external data {location!r} is not a file inside {folder}")
+        path = self._inside(location, what)
         try:
             offset, length = int(where.get("offset", 0)), int(where.get("length", size))
         except ValueError:
             raise FormatError(f"{what}: offset and length of external data are not numbers") from None
-        if offset < 0 or length != size or offset + length > path.stat().st_size:
-            raise FormatError(
-                f"{what}: external data at {offset} of length {length}; expected {size} bytes inside {location!r}"
-            )
-        with open(path, "rb") as stream:
-            stream.seek(offset)
-            return stream.read(length)
+        try:
+            with open(path, "rb") as stream:
+                if offset < 0 or length != size or offset + length > os.fstat(stream.fileno()).st_size:
+                    raise FormatError(
+                        f"{what}: external data at {offset} of length {length}; expected {size} bytes inside {location!r}"
+                    )
+                stream.seek(offset)
+                return stream.read(length)
+        except OSError as error:
+            raise FormatError(f"{what}: external data {_short(location)} cannot be read: {error.strerror}") from None
+
+    def _inside(self, location: str, what: str) -> Path:
+        """The file that a location names, if it is one in the folder, links followed."""
+        assert self.folder is not None
+        folder = self.folder.resolve()
+        try:
+            path = (folder / location).resolve()
+            fine = path.is_relative_to(folder) and path.is_file() and not Path(location).is_absolute()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, bytes that no name has
+            raise FormatError(f"{what}: external data {_short(location)} names no file: {_short(error)}") from None
+        if not location or not fine:
+            raise UnsafeFileError(f"{what}: external data {_short(location)} is not a file inside {folder}")
+        return path
+
+
+def _short(text: object) -> str:
+    """What a file says, for an error that one can read."""
+    shown = ascii(text) if isinstance(text, str) else ascii(str(text))[1:-1]
+    return shown if len(shown) <= 120 else f"{shown[:100]}... ({len(shown)} characters)"
 
 
 def _shaped(array: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
