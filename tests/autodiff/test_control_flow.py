@@ -357,3 +357,30 @@ def test_a_scan_along_an_unknown_size_in_a_session():
             expected = (reference(data, weights), *jax.grad(reference, (0, 1))(data, weights))
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+BARE = {
+    "cond": lambda x, w: tw.cond(x.sum() < 1, lambda: x * 2, lambda: x),
+    "cond, other branch": lambda x, w: tw.cond(x.sum() > 1, lambda: (x, w), lambda: (x * w, w * 3))[1],
+    "cond, both": lambda x, w: tw.cond(x.sum() < 1, lambda: x, lambda: w) * x,
+    "cond, argument beside": lambda x, w: tw.cond(x.sum() < 1, lambda y: w, lambda y: y * w, x * x),
+    "cond in cond": lambda x, w: tw.cond(x.sum() < 1, lambda: tw.cond(w.sum() < 9, lambda: x, lambda: w * x), lambda: w),
+    "scan, y": lambda x, w: tw.scan(lambda c, v: (c * v, w), x.sum(), x)[1],
+    "scan, carry": lambda x, w: tw.scan(lambda c, v: (w, c * v), w * 2, x)[1],
+    "while": lambda x, w: tw.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, w), (tw.tensor(0), x * x), 5)[1] * x,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_a_branch_may_return_what_it_found_outside(name):
+    """Unchanged: it is then an input of the branch, and gradients go to it."""
+    f = BARE[name]
+    found = []
+    for run in (f, tw.compile(f)):
+        x = tw.tensor(np.linspace(-1, 1, 4).astype(np.float32), requires_grad=True)
+        w = tw.tensor(np.linspace(0.5, 2, 4).astype(np.float32), requires_grad=True)
+        y = run(x, w)
+        (y * y).sum().backward()
+        found.append([np.zeros(4) if v is None else v.numpy() for v in (y, x.grad, w.grad)])
+    for got, want in zip(found[1], found[0]):
+        np.testing.assert_allclose(got, want, rtol=1e-6)

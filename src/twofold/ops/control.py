@@ -167,9 +167,12 @@ SCAN = _op("scan", _scan_infer, _scan_ref, "A graph applied along the first dime
 
 
 def _leaves(tree: Any, near: Sequence[Value] = ()) -> tuple[list[Value], Structure]:
-    """The leaves of a nest as values (numbers become constants), and its structure."""
+    """The leaves of a nest as values (numbers become constants), and its structure. In a branch or body that is being
+    recorded they are its own: what it returns as it found it outside is captured now, before inputs are shared."""
     leaves, structure = flatten(tree)
-    return [value(leaf, tuple(near)) for leaf in leaves], structure
+    values = [value(leaf, tuple(near)) for leaf in leaves]
+    recorder = context.builders[-1] if context.builders else None
+    return (values if recorder is None else [recorder.lift(v) for v in values]), structure
 
 
 def _predicate(op: str, pred: Any) -> Value:
