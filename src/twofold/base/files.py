@@ -19,6 +19,8 @@ def atomic_write(path: str | os.PathLike, *, durable: bool = True) -> Iterator[B
     what they find.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent or ".")
     try:
         os.fchmod(handle, 0o666 & ~_umask())

@@ -51,6 +51,8 @@ def export(
 
     Raises FormatError for an unknown suffix, TraceError if the program cannot be traced with a symbolic batch size.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError(f"export: path is a {type(path).__name__}; expected export(model, example_inputs, path)")
     if not os.fspath(path):
         raise ArgumentError("export: expected export(model, example_inputs, path); the path is missing")
     writer = _format(path, "write")

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from twofold.base.dtypes import sum_dtype
-from twofold.base.errors import ArgumentError
-from twofold.base.shapes import axis_index
+from twofold.base.errors import ArgumentError, ShapeError
+from twofold.base.shapes import axis_index, show
 from twofold.ir import Value
 from twofold.ops.convert import cast, value
 from twofold.ops.elementwise import (
@@ -84,6 +84,12 @@ def prelu(x: Any, weight: Any) -> Value:
     """Leaky ReLU with a learned slope: one for all, or one for each channel (dimension 1). He et al. 2015."""
     x = value(x)
     weight = beside(value(weight), x)
+    if weight.size != 1 and (x.ndim < 2 or weight.shape != (x.shape[1],)) and weight.shape != x.shape:
+        channels = x.shape[1] if x.ndim > 1 else "no"
+        raise ShapeError(
+            f"prelu: x has {channels} channels (shape {show(x.shape)}), the slopes have shape {show(weight.shape)}; "
+            "expected one for all, or one for each channel; check num_parameters"
+        )
     if weight.size != 1 and x.ndim > 2:
         weight = weight[(slice(None), *(None,) * (x.ndim - 2))]
     return where(x > 0, x, x * weight)

@@ -113,6 +113,14 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e)).astype(x.dtype)
 
 
+def _power(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of integers to a negative power: the quotient cut to an integer, which is 0 but for the bases 1 and -1."""
+    if a.dtype.kind != "i" or not (b < 0).any():
+        return np.power(a, b)
+    unit = np.where(a == 1, 1, np.where(a == -1, np.where(b & 1, -1, 1), 0)).astype(a.dtype)
+    return np.where(b < 0, unit, np.power(a, np.maximum(b, 0)))
+
+
 def _floor_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Infinities as the standard has them: ``inf // 2`` is inf (NumPy: NaN), ``-1 // inf`` is -0 (NumPy: -1)."""
     out = np.floor_divide(a, b)
@@ -169,7 +177,7 @@ add        = binary("add", np.add, lambda g, _y, _a, _b: (g, g), onnx="Add")
 subtract   = binary("subtract", np.subtract, lambda g, _y, _a, _b: (g, -g), onnx="Sub")
 multiply   = binary("multiply", np.multiply, lambda g, _y, a, b: (g * b, g * a), onnx="Mul")
 divide     = binary("divide", np.divide, lambda g, _y, a, b: _divide_vjp(g, a, b), FLOAT, low=0.5, onnx="Div")
-pow_       = binary("pow", np.power, lambda g, _y, a, b: _pow_vjp(g, a, b), low=0.5)
+pow_       = binary("pow", _power, lambda g, _y, a, b: _pow_vjp(g, a, b), low=0.5)
 maximum    = binary("maximum", np.maximum, lambda g, _y, a, b: _share(g, a > b, a < b), onnx=None)
 minimum    = binary("minimum", np.minimum, lambda g, _y, a, b: _share(g, a < b, a > b), onnx=None)
 atan2      = binary("atan2", np.arctan2, lambda g, _y, a, b: (g * b / (a*a + b*b), -g * a / (a*a + b*b)), FLOAT, low=.5)

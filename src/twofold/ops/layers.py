@@ -184,6 +184,8 @@ def _adaptive(name: str, rank: int, pool: Callable[..., Value], reduce: Callable
         sizes = (output_size,) * rank if isinstance(output_size, int) else tuple(output_size)
         if len(sizes) != rank:
             raise ArgumentError(f"{function.__name__}: output_size={output_size}; expected an int, or {rank} ints")
+        if any(s is not None and (not hasattr(s, "__index__") or s < 1) for s in sizes):
+            raise ArgumentError(f"{function.__name__}: output_size={output_size}; expected sizes of at least 1, or None")
         wanted = [n if s is None else s for n, s in zip(x.shape[2:], sizes)]
         if all(s == 1 for s in wanted):
             return reduce(x, axis=tuple(range(2, rank + 2)), keepdims=True)

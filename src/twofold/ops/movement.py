@@ -324,6 +324,8 @@ def flatten(x: Any, start: int = 0, end: int = -1) -> Value:
     if x.ndim == 0:
         return reshape(x, (1,))
     start, end = axis_index(start, x.ndim), axis_index(end, x.ndim)
+    if start > end:
+        raise ShapeError(f"flatten: dimensions {start} to {end} of {show(x.shape)}; expected them in order")
     return reshape(x, (*x.shape[:start], product(x.shape[start : end + 1]), *x.shape[end + 1 :]))
 
 

@@ -180,7 +180,11 @@ def _power(f: Function, d: DType, a: Value, b: Value) -> Value:
         take = f.icmp("ne", f.binary("and", bits, 1), 0)
         result = f.select(take, f.binary("mul", result, base), result)
         base, bits = f.binary("mul", base, base), f.binary("lshr", bits, 1)
-    return result
+    if d.kind == "u":
+        return result
+    sign = f.select(f.icmp("ne", f.binary("and", b, 1), 0), a, const(a.type, 1))  # of a base of -1
+    unit = f.select(f.icmp("eq", a, 1), a, f.select(f.icmp("eq", a, -1), sign, const(a.type, 0)))
+    return f.select(f.icmp("slt", b, 0), unit, result)  # the quotient cut to an integer
 
 
 def _logaddexp(f: Function, d: DType, a: Value, b: Value) -> Value:

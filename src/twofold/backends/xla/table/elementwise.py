@@ -44,6 +44,14 @@ def _integers(row: Row) -> Row:
     return guarded
 
 
+def _power(a: Any, b: Any) -> Any:
+    """Of integers to a negative power: the quotient cut to an integer."""
+    if not jnp.issubdtype(a.dtype, jnp.signedinteger):
+        return jnp.power(a, b)
+    unit = jnp.where(a == 1, 1, jnp.where(a == -1, jnp.where(b & 1, -1, 1), 0)).astype(a.dtype)
+    return jnp.where(b < 0, unit, jnp.power(a, jnp.maximum(b, 0)))
+
+
 def _reciprocal(x: Any) -> Any:
     return jnp.ones((), x.dtype) / x
 
@@ -56,7 +64,7 @@ _COMPUTED: dict[str, Row] = {
     "square": jnp.square, "reciprocal": _reciprocal, "sign": jnp.sign, "floor": _on_floats(jnp.floor),
     "ceil": _on_floats(jnp.ceil), "trunc": _on_floats(jnp.trunc), "round": _on_floats(jnp.round),
     "relu": lambda x: jnp.maximum(x, jnp.zeros((), x.dtype)),
-    "add": jnp.add, "subtract": jnp.subtract, "multiply": jnp.multiply, "divide": jnp.divide, "pow": jnp.power,
+    "add": jnp.add, "subtract": jnp.subtract, "multiply": jnp.multiply, "divide": jnp.divide, "pow": _power,
     "maximum": jnp.maximum, "minimum": jnp.minimum, "atan2": jnp.arctan2, "hypot": jnp.hypot,
     "logaddexp": jnp.logaddexp, "remainder": _integers(jnp.remainder), "copysign": jnp.copysign,
     "floor_divide": _integers(jnp.floor_divide), "nextafter": jnp.nextafter,
