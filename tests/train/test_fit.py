@@ -90,7 +90,7 @@ def test_a_checkpoint_in_mid_epoch_resumes_with_the_same_bits(tmp_path):
     sums = first.progress.running = {"loss": 0.0, "correct": 0, "images": 0, "steps": 0, "seconds": 0.0}
     first.model.train()
     for _ in range(3):
-        first._batch(*next(images), sums)
+        first._batch(*next(images), sums, first._place())
     first.save()
     second = trainer(tmp_path / "parts")
     second.resume()
@@ -205,13 +205,17 @@ def test_evaluate_counts_right_and_puts_the_mode_back():
         logits = t.model(tw.tensor(IMAGES)).numpy()
     assert score.accuracy == (logits.argmax(1) == LABELS).mean() and score.top5 == 1.0 and score.samples == 96
     t.model.train()
+    t.model[1].eval()  # frozen
     evaluate(t.model, t.val)
-    assert t.model.training
+    assert t.model.training and not t.model[1].training
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"epoch": -1}', '{"epoch": "x"}', '{"unknown": 1}', '{"history": {}}', "[" * 100_000]
-)
+    "text",
+    ["", "{", "[]", '{"epoch": -1}', '{"epoch": "x"}', '{"unknown": 1}', '{"history": {}}', "[" * 100_000,
+     '{"best": "x"}', '{"schedule": []}', '{"history": [1]}', '{"history": [{"epoch": 1}]}', '{"running": {"loss": "x"}}',
+     '{"running": {"loss": null}}', f'{{"epoch": {10**30}}}'],
+)  # fmt: skip
 def test_a_checkpoint_with_a_bad_record_is_an_error(tmp_path, text):
     from twofold.io.weights import write_safetensors
 
@@ -219,6 +223,21 @@ def test_a_checkpoint_with_a_bad_record_is_an_error(tmp_path, text):
     write_safetensors(path, {"a": np.zeros(1, np.float32)}, {"format": "twofold-checkpoint-1", "progress": text})
     with pytest.raises(tw.FormatError, match="record of progress"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "part, key, value",
+    [("loader", "shard", 3), ("loader", "shard", [0]), ("loader", "batch_size", None), ("loader", "batch", 99),
+     ("loader", "epoch", "x"), ("schedule", "t", "x"), ("schedule", "t", -1), ("schedule", "base_lrs", []),
+     ("schedule", "base_lrs", 1), ("schedule", "base_lrs", ["x"]), ("schedule", "base_lrs", [float("nan")])],
+)  # fmt: skip
+def test_a_place_that_is_none_is_refused(tmp_path, part, key, value):
+    t = trainer(tmp_path)
+    t.run(1, QUIET)
+    getattr(t.progress, part)[key] = value
+    save_checkpoint(tmp_path / "bad.safetensors", t.variables(), t.progress)
+    with pytest.raises((tw.DataError, tw.WeightsError), match=rf"state (has|does not fit).*{key}"):
+        trainer().resume(tmp_path / "bad.safetensors")
 
 
 def test_damaged_checkpoints_are_errors(tmp_path):

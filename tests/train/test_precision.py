@@ -96,7 +96,7 @@ def test_one_bad_batch_is_skipped_and_leaves_no_trace():
     t.run(1, QUIET)
     kept = numbers(t)
     images[:16] = np.nan
-    loss, _, lost = t.step(images[:16], LABELS[:16])
+    loss, _, lost, _ = t.step(images[:16], LABELS[:16])
     assert np.isnan(loss.item()) and not lost.item()
     now = numbers(t)
     assert now["loss_scale.factor"] == 2.0 and now["loss_scale.skipped"] == kept["loss_scale.skipped"] + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,47 @@ def test_all_devices_equal_one(one: Any, shard_state: bool) -> None:
     for moment in moments:
         parts = moment._own.buffer.addressable_shards
         assert parts[0].data.size * (4 if shard_state else 1) == moment.size
+
+
+@pytest.mark.parametrize("shard_state", [False, True])
+def test_an_interruption_changes_no_bit(shard_state: bool, tmp_path: Any) -> None:
+    """On four devices as on one: the step under way is done and counted first."""
+
+    def make() -> Any:
+        tw.random.seed(11)
+        model = Net()
+        optimizer = tw.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        loader = DataLoader(data(37), 16, shuffle=True, seed=2, num_workers=2)
+        options = {"devices": "xla:cpu:all", "shard_state": shard_state, "output": tmp_path, "checkpoint_every": 1e9}
+        return tw.train.Trainer(model, loader, optimizer=optimizer, **options)
+
+    def numbers(trainer: Any) -> dict[str, bytes]:
+        return {n: np.array(v.numpy()).tobytes() for n, v in trainer.variables().items()}
+
+    whole, quiet = make(), tw.train.Reporter(2, quiet=True)
+    whole.run(2, quiet)
+    expected = numbers(whole)
+    interrupted = make()
+    plain = interrupted.step
+
+    class Interrupts:
+        prepare, calls = plain.prepare, 0
+
+        def __call__(self, *batch: Any) -> Any:
+            self.calls += 1
+            if self.calls == 5:  # the second of the second epoch
+                signal.raise_signal(signal.SIGINT)
+            return plain(*batch)
+
+    interrupted.step = Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run(2, quiet)
+    again = make()
+    again.resume()
+    assert again.progress.step == 5
+    again.run(2, quiet)
+    assert numbers(again) == expected
+    tw.random.generator().move_("cpu")
 
 
 def test_statistics_of_each_replica_are_those_of_its_part() -> None:

@@ -56,6 +56,8 @@ class DataLoader:
         shard: tuple[int, int] = (0, 1),
         numpy: bool = False,
     ):
+        if not hasattr(batch_size, "__index__") or not hasattr(num_workers, "__index__"):
+            raise ArgumentError(f"DataLoader: batch_size={batch_size!r}, num_workers={num_workers!r}; expected whole numbers")
         if num_workers < 0 or (prefetch is not None and prefetch < 0):
             raise ArgumentError(f"DataLoader: num_workers={num_workers}, prefetch={prefetch}; expected 0 or more")
         rank, world = shard
@@ -97,6 +99,8 @@ class DataLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the place of ``state_dict``. DataError if it was saved by a loader with other settings."""
         mine = self.state_dict()
+        if not isinstance(state, dict):
+            raise DataError(f"DataLoader state is a {type(state).__name__}; expected the result of state_dict()")
         if missing := mine.keys() - state.keys():
             raise DataError(f"DataLoader state lacks {', '.join(sorted(missing))}; expected the result of state_dict()")
         for key in mine.keys() - {"epoch", "batch", "batch_size", "shard"}:
@@ -105,12 +109,16 @@ class DataLoader:
                     f"DataLoader state was saved with {key}={state[key]}, this loader has {mine[key]}; "
                     "make the loader with the same settings to resume in mid-epoch"
                 )
-        self._check_whole(state["batch_size"], list(state["shard"]))
-        epoch, batch = state["epoch"], state["batch"]
-        if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch <= len(self)):
+        epoch, batch, size, shard = (state[key] for key in ("epoch", "batch", "batch_size", "shard"))
+        counts = [epoch, batch, size, *shard] if isinstance(shard, (list, tuple)) and len(shard) == 2 else [None]
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in counts):
             raise DataError(
-                f"DataLoader state has epoch {epoch!r}, batch {batch!r}; expected a batch up to {len(self)}"
+                f"DataLoader state has epoch {epoch!r}, batch {batch!r}, batch_size {size!r}, shard {shard!r}; expected "
+                "counts, and the shard as [rank, world]"
             )
+        self._check_whole(size, list(shard))
+        if batch > len(self):
+            raise DataError(f"DataLoader state has batch {batch}; expected one up to {len(self)}")
         self._epoch, self._next, self._start = epoch, batch, batch
 
     def _check_whole(self, batch_size: int, shard: list[int]) -> None:

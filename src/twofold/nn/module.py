@@ -8,10 +8,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from twofold.base.dtypes import BY_NAME, DType
 from twofold.base.errors import ArgumentError
 from twofold.base.shapes import product
-from twofold.ir import context, scope
+from twofold.ir import Value, context, scope
+from twofold.ir.assumed import changed, fixed
 from twofold.nn.state import LoadReport, load
 from twofold.tensor.tensor import Tensor, Variable, concrete
 
@@ -35,10 +38,12 @@ class Hook:
     def __init__(self, hooks: dict[int, Callable[..., Any]], hook: Callable[..., Any]):
         self._hooks, self._key = hooks, next(_handles)
         hooks[self._key] = hook
+        changed()
 
     def remove(self) -> None:
         """The hook is not called any more."""
         self._hooks.pop(self._key, None)
+        changed()
 
     def __enter__(self) -> Hook:
         return self
@@ -104,6 +109,8 @@ class Module:
     # -- calling -------------------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         stack = _running.stack
+        if context.builders:
+            context.builders[-1].watch(self, type(self).__name__)
         path = stack[-1]._path_to(self) if stack else self._name_variables()
         stack.append(self)
         try:
@@ -144,9 +151,24 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+        if name not in _INTERNAL:
+            changed()
         if isinstance(value, (Module, Variable, list, tuple, dict)) and name not in _INTERNAL:
             vars(self)["_paths"] = {}
             _Structure.changes += 1
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        vars(self)["_paths"] = {}
+        _Structure.changes += 1
+        changed()
+
+    def assumed(self) -> dict[str, Any]:
+        """What traces of this module take for granted: its settings, parts and hooks. (Its mode they ask for; a tensor or
+        array that is no variable is a constant of theirs.)"""
+        settings = {n: v for n, v in vars(self).items() if n not in _INTERNAL and not _is_data(v)}
+        hooks = {"its hooks": [*self._pre_hooks.values(), *self._hooks.values()]}
+        return {name: fixed(value) for name, value in {**settings, **hooks}.items()}
 
     def register_forward_hook(self, hook: Callable[[Module, tuple, Any], Any]) -> Hook:
         """Call ``hook(module, args, output)`` after each forward; what it returns, if not None, is the output."""
@@ -346,6 +368,19 @@ class Module:
         if not children:
             return f"{type(self).__name__}({', '.join(lines)})"
         return f"{type(self).__name__}(\n  " + "\n  ".join(lines + children) + "\n)"
+
+
+def check_sizes(layer: Any, least: int = 1, **sizes: Any) -> None:
+    """ArgumentError unless each of a layer's ``sizes`` is a whole number, or several, of at least ``least``."""
+    for name, given in sizes.items():
+        for size in given if isinstance(given, (tuple, list)) else (given,):
+            if not hasattr(size, "__index__") or isinstance(size, bool) or size < least:
+                raise ArgumentError(f"{type(layer).__name__}: {name}={given!r}; expected whole numbers from {least}")
+
+
+def _is_data(value: Any) -> bool:
+    """Numbers that are no variable."""
+    return isinstance(value, (np.ndarray, Value)) or (isinstance(value, Tensor) and not isinstance(value, Variable))
 
 
 def _inside(name: str, value: Any, kind: type) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from twofold.base.errors import ArgumentError
 from twofold.ir import Value
-from twofold.ops.elementwise import equal, expm1, sqrt, where
+from twofold.ops.elementwise import equal, expm1, relu, sqrt, where
 from twofold.optim.optimizer import Optimizer
 
 
@@ -74,12 +74,14 @@ class Adam(Optimizer):
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):  # fmt: skip
-        super().__init__(params, lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        pair = tuple(betas) if isinstance(betas, (list, tuple)) else betas
+        super().__init__(params, lr, betas=pair, eps=eps, weight_decay=weight_decay)
 
     def check(self, settings: Mapping[str, Any]) -> None:
         super().check(settings)
-        if not all(0 <= b < 1 for b in settings["betas"]):
-            raise ArgumentError(f"{type(self).__name__}: betas={settings['betas']}; expected two numbers in [0, 1)")
+        betas = settings["betas"]
+        if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(_is_share(b) for b in betas):
+            raise ArgumentError(f"{type(self).__name__}: betas={betas}; expected two numbers in [0, 1)")
 
     def slots(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
         return ("mean", "square")
@@ -99,6 +101,10 @@ class Adam(Optimizer):
         assert step is not None
         size, root = lr / _correction(beta1, step), sqrt(_correction(beta2, step))
         return p - mean * size / (sqrt(square) / root + s["eps"])
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < 1
 
 
 def _correction(beta: float, step: Value) -> Value:
@@ -147,7 +153,7 @@ class RMSprop(Optimizer):
         square = state["square"] = state["square"] * alpha + g * g * (1 - alpha)
         if s["centered"]:
             mean = state["mean"] = state["mean"] * alpha + g * (1 - alpha)
-            square = square - mean * mean
+            square = relu(square - mean * mean)  # rounding leaves less than 0 where the gradient does not change
         g = g / (sqrt(square) + s["eps"])
         if s["momentum"]:
             g = state["momentum"] = state["momentum"] * s["momentum"] + g

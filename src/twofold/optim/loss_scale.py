@@ -7,7 +7,7 @@ good steps; a step whose gradients are not finite is left out, and halves it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from twofold.base.dtypes import float32
 from twofold.base.errors import ArgumentError, WeightsError
 from twofold.ir import Value, grad_mode
 from twofold.ops.convert import cast
-from twofold.ops.elementwise import isfinite, logical_and, maximum, minimum, where
+from twofold.ops.elementwise import isfinite, maximum, minimum, where
+from twofold.ops.movement import stack
 from twofold.ops.reduction import all as all_
 from twofold.optim.optimizer import Optimizer
 from twofold.tensor.tensor import Tensor, Variable, concrete
@@ -62,16 +63,13 @@ class LossScale:
     def unscale(self, optimizer: Optimizer) -> Tensor:
         """Divide all gradients by the factor; whether all are finite (a bool). Clip them after this."""
         with grad_mode(False):
-            finite: Value | None = None
-            share = 1.0 / self.factor.value
-            for p in optimizer.parameters():
-                if p.grad is not None:
-                    g = p.grad.value
-                    here = all_(isfinite(g))
-                    finite = here if finite is None else logical_and(finite, here)
-                    p.grad = Tensor(g * cast(share, g.dtype))
-            if finite is None:
+            given = [(p, p.grad.value) for p in optimizer.parameters() if p.grad is not None]
+            if not given:
                 raise ArgumentError("LossScale: no parameter has a gradient; call scale(loss).backward() first")
+            finite = all_(finite_each([g for _, g in given]))
+            share = 1.0 / self.factor.value
+            for p, g in given:
+                p.grad = Tensor(g * cast(share, g.dtype))
             return Tensor(finite)
 
     def step(self, optimizer: Optimizer, finite: Tensor | None = None) -> Tensor:
@@ -123,6 +121,11 @@ class LossScale:
         return (
             f"LossScale({self.factor.item():g}, growth_interval={self.growth_interval}, skipped={self.skipped.item()})"
         )
+
+
+def finite_each(values: Sequence[Value]) -> Value:
+    """For each value whether all its numbers are finite: bools (n,), from one pass over each."""
+    return stack([all_(isfinite(v)) for v in values])
 
 
 def present(variables: Iterable[Variable]) -> list[tuple[Variable, Tensor]]:

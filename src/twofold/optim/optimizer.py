@@ -6,7 +6,8 @@ traced function: they are its state, and a new learning rate needs no new trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from twofold.base.errors import ArgumentError, WeightsError
 from twofold.base.shapes import show
 from twofold.ir import Value, current_builder, grad_mode
+from twofold.ir.assumed import changed, fixed
 from twofold.ops.convert import cast
 from twofold.optim.whole import WholeStep
 from twofold.tensor.tensor import Tensor, Variable, concrete
@@ -22,8 +24,10 @@ from twofold.tensor.tensor import Tensor, Variable, concrete
 class Group:
     """Parameters that share settings. ``group["lr"]`` reads and sets one, as in PyTorch."""
 
-    def __init__(self, number: int, params: list[Variable], settings: dict[str, Any]):
-        self.params = params
+    def __init__(
+        self, number: int, params: list[Variable], settings: dict[str, Any], check: Callable[[Mapping[str, Any]], None]
+    ):
+        self.params, self.check = params, check
         self.number = number
         precise = any(p.dtype == "float64" for p in params)
         where = params[0].device
@@ -40,11 +44,18 @@ class Group:
     def __setitem__(self, key: str, value: Any) -> None:
         if key == "lr":
             _outside_traces("the learning rate")
+            _not_negative("lr", value)
             self.rate.set_array(concrete(np.asarray(float(value)), self.rate.dtype, self.rate.device))
         elif key in self.settings:
+            self.check({**self.settings, key: value})
             self.settings[key] = value
+            changed()
         else:
             raise ArgumentError(f"setting {key!r} is unknown; expected lr, {', '.join(self.settings)}")
+
+    def assumed(self) -> dict[str, Any]:
+        """What traces of the optimizer's step take for granted. (The learning rate is a variable.)"""
+        return {name: fixed(value) for name, value in self.settings.items() if name != "initial_lr"}
 
     def keys(self) -> list[str]:
         """Names of the settings."""
@@ -70,7 +81,7 @@ class Optimizer:
     """
 
     def __init__(self, params: Iterable[Any], lr: float, **defaults: Any):
-        _positive("lr", lr)
+        _not_negative("lr", lr)
         self.param_groups: list[Group] = []
         self._state: dict[str, dict[int, Variable]] = {}
         self._steps: list[Variable] = []
@@ -98,8 +109,8 @@ class Optimizer:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise ArgumentError for settings that make no sense."""
         for name, value in settings.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                _positive(name, value)
+            if value is None or (isinstance(value, (int, float, str)) and not isinstance(value, bool)):
+                _not_negative(name, value)
 
     # -- groups --------------------------------------------------------------------------------------------------------
     def add_param_group(self, group: Mapping[str, Any]) -> None:
@@ -109,6 +120,8 @@ class Optimizer:
             raise ArgumentError(
                 f"{type(self).__name__}: unknown setting {min(unknown)!r}; expected {', '.join(self._defaults)}"
             )
+        if "params" not in group:
+            raise ArgumentError(f"{type(self).__name__}: a group has no 'params'; it has {', '.join(map(str, group))}")
         params = _parameters(type(self).__name__, group["params"])
         known = {id(p) for g in self.param_groups for p in g.params}
         if len({id(p) for p in params}) < len(params) or any(id(p) in known for p in params):
@@ -117,8 +130,9 @@ class Optimizer:
         self.check(settings)
         first = sum(len(g.params) for g in self.param_groups)
         self._whole = None
-        made = Group(len(self.param_groups), params, settings)
+        made = Group(len(self.param_groups), params, settings, self.check)
         self.param_groups.append(made)
+        changed()
         for slot in self.slots(settings):
             rows = self._state.setdefault(slot, {})
             for i, p in enumerate(params, first):
@@ -127,6 +141,10 @@ class Optimizer:
                 )
         if self.counts_steps:
             self._steps.append(Variable(np.zeros((), np.int64), name=f"step.{made.number}", device=params[0].device))
+
+    def assumed(self) -> dict[str, Any]:
+        """What traces of ``step`` take for granted, beside what each group's do."""
+        return {"param_groups": fixed(self.param_groups)}
 
     @property
     def lr(self) -> float:
@@ -160,8 +178,13 @@ class Optimizer:
     def step_by_ops(self) -> None:
         """``step``, one parameter after the other."""
         index = 0
+        builder = current_builder()
+        if builder is not None:
+            builder.watch(self, type(self).__name__)
         with grad_mode(False):
             for group in self.param_groups:
+                if builder is not None:
+                    builder.watch(group, f"{type(self).__name__}.param_groups[{group.number}]")
                 step = self._next_step(group)
                 for p in group.params:
                     g = p.grad
@@ -208,7 +231,7 @@ class Optimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the ``state_dict`` of an optimizer for the same parameters; WeightsError if it does not fit."""
-        own, saved, groups = dict(self.named_variables()), state["state"], state["groups"]
+        own, (saved, groups) = dict(self.named_variables()), _saved(type(self).__name__, state)
         sizes, expected = [g["size"] for g in groups], [len(g.params) for g in self.param_groups]
         wrong = [n for n, v in own.items() if n in saved and tuple(np.shape(saved[n])) != v.shape]
         if sizes != expected or set(own) != set(saved) or wrong:
@@ -217,22 +240,46 @@ class Optimizer:
                 f"state does not fit this {type(self).__name__}: group sizes {sizes}, expected {expected}; "
                 f"missing {sorted(set(own) - set(saved))[:5]}; unexpected {sorted(set(saved) - set(own))[:5]}; {rows}"
             )
+        settings = [{k: _plain(v) for k, v in g.items() if k != "size"} for g in groups]
+        for given in settings:
+            if missing := sorted(set(self._defaults) - {"lr"} - given.keys()):
+                raise WeightsError(f"state does not fit this {type(self).__name__}: a group lacks {', '.join(missing)}")
+            self.check(given)
         for name, variable in own.items():
             variable.set_array(concrete(np.asarray(saved[name]), variable.dtype, variable.device))
-        for group, settings in zip(self.param_groups, groups):
-            group.settings = {k: _plain(v) for k, v in settings.items() if k != "size"}
+        for group, given in zip(self.param_groups, settings):
+            group.settings = given
+        changed()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.param_groups))})"
+
+
+def _saved(name: str, state: Any) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+    """The two parts of a state dict: arrays of numbers by name, and groups; WeightsError if it is none."""
+    parts: Mapping[str, Any] = state if isinstance(state, Mapping) else {}
+    saved: Any = parts.get("state")
+    groups: Any = parts.get("groups")
+    fine = isinstance(saved, Mapping) and isinstance(groups, (list, tuple))
+    if not fine or not all(isinstance(g, Mapping) and isinstance(g.get("size"), int) for g in groups):
+        raise WeightsError(f"{name}: this is no state; expected {{'state': ..., 'groups': [...]}}, as state_dict() gives")
+    for key, array in saved.items():
+        if np.asarray(array).dtype.kind in "OUSM":
+            raise WeightsError(f"{name}: {key} in the state holds {np.asarray(array).dtype}; expected numbers")
+    return saved, list(groups)
 
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _positive(name: str, value: float) -> None:
-    if not value >= 0:
-        raise ArgumentError(f"{name}={value}; expected a number that is not negative")
+def _not_negative(name: str, value: Any) -> None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, str) or not 0 <= number < math.inf:
+        raise ArgumentError(f"{name}={value!r}; expected a number that is not negative")
 
 
 def _parameters(name: str, params: Any) -> list[Variable]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from twofold.base.errors import ArgumentError
+from twofold.base.errors import ArgumentError, WeightsError
 from twofold.optim.optimizer import Optimizer
 
 
@@ -49,9 +49,24 @@ class Schedule:
         return {"t": self.t, "base_lrs": list(self.base_lrs)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a ``state_dict``."""
-        self.t, self.base_lrs = int(state["t"]), list(state["base_lrs"])
+        """Continue from a ``state_dict``; WeightsError, and nothing changes, if it is not one of an equal schedule."""
+        self._check(state)
+        self._take(state)
         self._set()
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self.t, self.base_lrs = state["t"], list(state["base_lrs"])
+
+    def _check(self, state: Mapping[str, Any]) -> None:
+        own = self.state_dict()
+        found = {name: state.get(name) for name in own} if isinstance(state, Mapping) else {"state": state}
+        wrong = [name for name, value in found.items() if name not in own or not _like(value, own[name])]
+        if wrong:
+            rows = ", ".join(f"{name} is {str(found[name])[:60]}" for name in wrong)
+            raise WeightsError(
+                f"state does not fit this {type(self).__name__} of {len(self.base_lrs)} parameter groups: {rows}; expected "
+                "what state_dict() of an equal schedule gives"
+            )
 
 
 class LambdaLR(Schedule):
@@ -210,10 +225,23 @@ class ReduceLROnPlateau(Schedule):
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **{name: getattr(self, name) for name in self._STATE}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _take(self, state: Mapping[str, Any]) -> None:
+        super()._take(state)
         for name in self._STATE:
             setattr(self, name, state[name])
-        super().load_state_dict(state)
+
+
+def _like(value: Any, own: Any) -> bool:
+    """Whether a saved value can stand for one's own: a count, a number, or a learning rate for each group."""
+    if isinstance(own, list):
+        return isinstance(value, (list, tuple)) and len(value) == len(own) and all(_is_rate(v) for v in value)
+    if isinstance(own, int):
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twofold.backends import Device, device_group
+from twofold.backends import Device, Program, device_group
 from twofold.backends.interface import Memory
 from twofold.base import flags
 from twofold.base.tree import Structure, flatten, unflatten
 from twofold.ir import Graph, Spec, context, current_builder, precision_mode
+from twofold.ir.assumed import changes, difference
 from twofold.ops.precision import Policy, policy_of
 from twofold.passes import optimise
 from twofold.static.differentiate import DifferentiableRunner
@@ -116,10 +117,19 @@ class CompiledFunction:
         >>> double.memory(np.zeros((4, 4), np.float32)).arguments
         64
         """
+        return self._program(args, kwargs).memory
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Trace and compile for these arguments, if that is to be done yet, so that a call only runs the program."""
+        entry = None if kwargs else self._quick.get(_quick_key(args))
+        if entry is None or _broken_guard(entry.traced):  # else it has been called
+            self._program(args, kwargs)
+
+    def _program(self, args: tuple, kwargs: dict[str, Any]) -> Program:
         leaves, signature = self._signature(args, kwargs)
         entry = self._entry(signature, args, kwargs)
         gradients = [spec_of(leaf._grad) for leaf in entry.traced.gradient_inputs]
-        return entry.runner.memory([*map(spec_of, leaves), *gradients])
+        return entry.runner.prepare([*map(spec_of, leaves), *gradients])
 
     def report(self) -> str:
         """What was compiled: one report for each trace and set of shapes."""
@@ -247,6 +257,16 @@ def _broken_guard(traced: Traced) -> str:
     for leaf in traced.gradient_inputs:
         if leaf._grad is None:
             return f"{getattr(leaf, 'name', '') or 'a leaf'}.grad held a gradient and is None now"
+    return "" if traced.changes == changes() else _changed_since(traced)
+
+
+def _changed_since(traced: Traced) -> str:
+    """What the trace took for granted and is otherwise now."""
+    count = changes()
+    for thing, name, before in traced.assumed:
+        if found := difference(before, thing.assumed()):
+            return f"{name}: {found}"
+    traced.changes = count
     return ""
 
 

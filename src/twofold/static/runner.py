@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from twofold.backends import Device, Program
-from twofold.backends.interface import Memory, written_state
+from twofold.backends.interface import written_state
 from twofold.base import flags
 from twofold.base.dims import substitute
 from twofold.base.errors import DtypeError, ShapeError
@@ -77,9 +77,9 @@ class GraphRunner:
         device = self.device or self._device_of(arguments)
         return self._run(self._compiled([a.spec for a in arguments], device), arguments)
 
-    def memory(self, specs: Sequence[Spec]) -> Memory | None:
-        """What a call with arguments like these would take. It is compiled, not run."""
-        return self._compiled(specs, self.device or self._device_of(())).program.memory
+    def prepare(self, specs: Sequence[Spec]) -> Program:
+        """The program for arguments like these. It is compiled, not run."""
+        return self._compiled(specs, self.device or self._device_of(())).program
 
     def _compiled(self, specs: Sequence[Spec], device: Device) -> Compiled:
         """The program for arguments like these, compiled at the first time."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from twofold.base.tree import Structure, flatten, paths, unflatten
 from twofold.ir import Builder, Graph, Spec, Value, recording
+from twofold.ir.assumed import changes
 from twofold.ir.builder import SymbolicValue
 from twofold.tensor.tensor import Tensor, Variable, unwrap
 
@@ -28,6 +29,8 @@ class Traced:
     gradient_inputs: list[Any] = field(default_factory=list)
     gradients: list[tuple[Any, bool]] = field(default_factory=list)
     guards: list[tuple[Any, str, Any]] = field(default_factory=list)
+    assumed: list[tuple[Any, str, dict[str, Any]]] = field(default_factory=list)  # object, its name, its ``assumed()``
+    changes: int = 0  # up to which of all changes it is known that they hold
     differentiable: list[bool] = field(default_factory=list)
     forward_nodes: int = 0
 
@@ -78,6 +81,8 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
     changed = [(c.leaf, c.now) for c in cells if not c.read or c.now is not c.entry] if keep_gradients else []
     kept = [builder.lift(now.value) for _, now in changed if now is not None]
     graph = builder.finish([*values, *kept])
+    for state in graph.state:
+        builder.watch(state.variable, state.name)
     return Traced(
         graph=graph,
         variables=[s.variable for s in graph.state],
@@ -87,6 +92,8 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
         gradient_inputs=[c.leaf for c in cells if c.entry is not None],
         gradients=[(leaf, now is not None) for leaf, now in changed],
         guards=[*builder.guards, *((c.leaf, "_grad", None) for c in cells if c.read and c.entry is None)],
+        assumed=[(thing, name, thing.assumed()) for thing, name in builder.watched.values()],
+        changes=changes(),
         differentiable=[
             v.requires_grad and (v.producer is None or id(v.producer) not in builder.spent) for v in values
         ],

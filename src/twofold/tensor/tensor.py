@@ -6,6 +6,8 @@ sees the numbers that were there when it was recorded.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from twofold.base.dtypes import BY_NAME, DType, as_dtype
 from twofold.base.errors import DeviceError, GradientError, ShapeError, TraceError
 from twofold.base.shapes import Shape, show
 from twofold.ir import Spec, Value, current_builder
-from twofold.ir.builder import note_assignment
+from twofold.ir.assumed import changed
+from twofold.ir.builder import note_assignment, noting_assignments
 from twofold.ir.operators import ArrayOperators
 from twofold.tensor.eager import Array, default_device
 
@@ -312,8 +315,14 @@ class Variable(Tensor):
     def requires_grad(self, wanted: bool) -> None:
         if wanted and not self._own.dtype.is_floating:
             raise GradientError(f"only floating tensors can require gradients; {self.name!r} is {self._own.dtype.name}")
+        if wanted != self._own.requires_grad:
+            changed()
         self._own = _leaf(self._own, self)
         self._own.requires_grad = wanted
+
+    def assumed(self) -> dict[str, Any]:
+        """What traces that read the variable take for granted."""
+        return {"requires_grad": self._own.requires_grad, "its spec": str(self._own.spec)}
 
     def requires_grad_(self, wanted: bool = True) -> Variable:
         self.requires_grad = wanted
@@ -363,6 +372,8 @@ class Variable(Tensor):
     def set_buffer(self, buffer: Any, device: Device, spec: Spec | None = None) -> None:
         """Have the numbers in a buffer on ``device`` (what a compiled program does after a step); ``spec`` if it is not the
         old one. Every change of a variable's numbers gives it a new leaf."""
+        if spec is not None and spec != self._own.spec:
+            changed()
         leaf = Array(spec or self._own.spec, buffer, device)
         leaf.owner, leaf.requires_grad = self, self._own.requires_grad
         self._own = leaf
@@ -386,6 +397,17 @@ class Variable(Tensor):
 
     def __repr__(self) -> str:
         return f"Variable({self.name + ', ' if self.name else ''}{Tensor.__repr__(Tensor(self._own))})"
+
+
+@contextlib.contextmanager
+def assignments_undone() -> Iterator[None]:
+    """What variables are assigned in the block, outside graphs, they have for the block only."""
+    with noting_assignments() as noted:
+        try:
+            yield
+        finally:
+            for variable, before in noted.values():
+                variable.put_back(before)
 
 
 def _leaf(value: Value, owner: Tensor | None) -> Value:

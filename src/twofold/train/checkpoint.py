@@ -66,16 +66,27 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], Pro
     return dict(found), progress
 
 
-_KINDS: dict[str, type] = {"epoch": int, "step": int, "loader": dict, "history": list, "running": dict, "settings": dict}
+_KINDS: dict[str, Any] = {
+    "epoch": int, "step": int, "loader": dict, "schedule": dict, "history": list, "running": dict, "best": (int, float),
+    "settings": dict,
+}  # fmt: skip
 
 
 def _check(progress: Progress) -> None:
     for name, kind in _KINDS.items():
         value: Any = getattr(progress, name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}; expected {kind.__name__}")
-    if progress.epoch < 0 or progress.step < 0:
+            raise ValueError(f"{name} is {value!r}; expected {getattr(kind, '__name__', 'a number')}")
+    if not (0 <= progress.epoch < 2**63 and 0 <= progress.step < 2**63):
         raise ValueError(f"epoch {progress.epoch}, step {progress.step}; expected counts")
+    if not all(isinstance(row, dict) and {"epoch", "loss", "accuracy"} <= row.keys() for row in progress.history):
+        raise ValueError("history is not a list of epochs with their loss and accuracy")
+    if not all(_is_number(value) for row in (progress.running, *progress.history) for value in row.values()):
+        raise ValueError("a sum or a row of the history holds what is no number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def restore(tensors: Mapping[str, Any], arrays: Mapping[str, np.ndarray], path: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 import twofold as tw
 from twofold.base.errors import NonFiniteError
 from twofold.ops.precision import policy_of
+from twofold.tensor.tensor import assignments_undone
 from twofold.train.evaluate import main_output
 
 
@@ -19,7 +21,8 @@ def finite(tensor: Any) -> bool:
 
 
 def first_nonfinite(model: Any, images: Any, precision: Any = "fp32") -> str:
-    """Which layer, run one by one on ``images``, is the first to give NaN or infinity; empty if none does."""
+    """Which layer, run one by one on ``images``, is the first to give NaN or infinity; empty if none does. The model
+    is left as it was."""
     if not finite(images):
         return "the images themselves"
     for name, parameter in model.named_parameters():
@@ -38,7 +41,7 @@ def first_nonfinite(model: Any, images: Any, precision: Any = "fp32") -> str:
     leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
     try:
-        with tw.no_grad(), tw.autocast(precision):
+        with tw.no_grad(), tw.autocast(precision), assignments_undone():
             model(images)
     finally:
         for handle in handles:
@@ -47,20 +50,34 @@ def first_nonfinite(model: Any, images: Any, precision: Any = "fp32") -> str:
 
 
 def explain(
-    model: Any, images: Any, loss: float, epoch: int, step: int, rate: float, precision: Any = "fp32"
+    model: Any, images: Any, loss: float, bad: Sequence[str], epoch: int, step: int, rate: float, precision: Any = "fp32"
 ) -> NonFiniteError:
-    """The error for a loss, or for gradients, that are not numbers."""
-    place = first_nonfinite(model, images, precision)
-    where = (
-        f"the first value that is not finite is in {place}"
-        if place
-        else "every layer's output is finite: it is the loss itself, or its gradient"
-    )
-    what = f"gradients are not finite, at the smallest loss scale (loss {loss:.4g})"
-    what = what if math.isfinite(loss) else f"loss is {loss}"
-    range_ = "--precision bf16 (float16 ends at 65504), " if policy_of(precision) is policy_of("fp16") else ""
+    """The error for a step that was not made: for a loss that is no number, or for the gradients and statistics ``bad``."""
+    fp16 = policy_of(precision) is policy_of("fp16")
+    if math.isfinite(loss):
+        what, others = f"{bad[0]} is not finite", f", and so are {len(bad) - 1} more" if len(bad) > 1 else ""
+        where = f"the loss is ({loss:.4g}){others}" + ("; this is at the smallest loss scale" if fp16 else "")
+    else:
+        place = first_nonfinite(model, images, precision)
+        what = f"loss is {loss}"
+        where = (
+            f"the first value that is not finite is in {place}"
+            if place
+            else "every layer's output is finite: it is the loss itself, or its gradient"
+        )
+    range_ = "--precision bf16 (float16 ends at 65504), " if fp16 else ""
     return NonFiniteError(
         f"{what} at epoch {epoch}, step {step} (learning rate {rate:g}): {where}. "
         f"Try {range_}a smaller --lr, a warm-up, or gradient clipping; "
         "the parameters are kept as they were before this step"
     )
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], step: int) -> None:
+    """NonFiniteError that names the first array with NaN or infinity: these are not for a checkpoint."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iub" and not np.isfinite(array).all():
+            raise NonFiniteError(
+                f"{name} is not finite after step {step}: an update has overflowed. No checkpoint is written, the last one "
+                "is kept; resume from it with a smaller --lr, a warm-up, or gradient clipping"
+            )

@@ -4,23 +4,25 @@ goes on after an interruption with the bits that an uninterrupted training would
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import twofold as tw
+from twofold.base import signals
 from twofold.base.dtypes import float16
-from twofold.base.errors import ArgumentError
+from twofold.base.errors import ArgumentError, DataError, NonFiniteError
 from twofold.nn.statistics import batch_statistics
 from twofold.ops.precision import policy_of
-from twofold.optim.loss_scale import LossScale, keep_if, present
+from twofold.optim.loss_scale import LossScale, finite_each, keep_if, present
 from twofold.tensor import distributed
 from twofold.train.checkpoint import STATE_KEY, Progress, host_arrays, read_checkpoint, restore, save_checkpoint
 from twofold.train.curves import have_matplotlib, plot_history
-from twofold.train.diagnose import explain
-from twofold.train.evaluate import criterion_of, evaluate, main_output
+from twofold.train.diagnose import check_finite, explain
+from twofold.train.evaluate import Score, criterion_of, evaluate, main_output
 from twofold.train.report import Reporter
 from twofold.train.spread import parts_of_statistics, place_of, together
 
@@ -50,22 +52,33 @@ class Trainer:
         self.precision, policy = precision, policy_of(precision)
         self.loss_scale = LossScale() if policy is not None and policy.low is float16 else None
         self.progress = Progress(settings=settings or {})
-        self.step = tw.compile(self._step, devices=self.where) if compiled else self._step
+        self.step: Any = tw.compile(self._step, devices=self.where) if compiled else self._step
         self.compiled = compiled
+        self.whole = True  # the variables are those of a step's end
+        if self.output is not None and not hasattr(self.train, "state_dict"):
+            raise ArgumentError(
+                f"fit: output= is for checkpoints, and a {type(train).__name__} cannot say its place; "
+                "expected a DataLoader, or a loader with state_dict() and load_state_dict()"
+            )
         self._saved_at = time.monotonic()
         if self.output is not None and distributed.rank() == 0:
             self.output.mkdir(parents=True, exist_ok=True)
 
     # -- one step ------------------------------------------------------------------------------------------------------
-    def _step(self, images: Any, labels: Any) -> tuple[Any, Any, Any]:
-        """Forward, backward, update. Where the loss is not finite every variable keeps its value; in float16 also where a
-        gradient is not. Returns the loss, how many predictions are right, and whether the training is lost."""
+    def _step(self, images: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+        """Forward, backward, update. Where the loss, a gradient or a statistic is not finite every variable keeps its value.
+        Returns the loss, how many predictions are right, whether the training is lost, and which of ``self.watched`` are
+        finite."""
         before = present([*self.optimizer.variables(), *self.model.buffers()])
         with tw.autocast(self.precision), batch_statistics(self.parts):
             output = self.model(images)
             loss = self.criterion(output, labels)
         self.optimizer.zero_grad()
-        fine = self._backward(loss)
+        (loss if self.loss_scale is None else self.loss_scale.scale(loss)).backward()
+        finite = self._finite(before)
+        fine = tw.logical_and(tw.isfinite(loss.detach()), finite.all())
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.optimizer)
         if self.clip is not None:
             tw.nn.utils.clip_grad_norm_(list(self.model.parameters()), self.clip)
         self.optimizer.step()
@@ -76,16 +89,18 @@ class Trainer:
             lost = tw.logical_and(lost, self.loss_scale.exhausted())
             self.loss_scale.update(fine)
         correct = (main_output(output).argmax(axis=1) == labels).astype(tw.int64).sum()
-        return loss.detach(), correct, lost
+        return loss.detach(), correct, lost, finite
 
-    def _backward(self, loss: Any) -> Any:
-        """Gradients of the loss; whether the step can be made."""
-        fine = tw.isfinite(loss.detach())
-        if self.loss_scale is None:
-            loss.backward()
-            return fine
-        self.loss_scale.scale(loss).backward()
-        return tw.logical_and(fine, self.loss_scale.unscale(self.optimizer))
+    def _finite(self, before: list[tuple[Any, Any]]) -> Any:
+        """For each gradient, and each buffer that the forward pass changed, whether it is finite; ``self.watched`` tells
+        what they are."""
+        names = {id(v): name for name, v in self.model.state_dict(keep_vars=True).items()}
+        name = lambda v: repr(names.get(id(v), v.name))
+        found = {f"the gradient of {name(p)}": p.grad for p in self.optimizer.parameters() if p.grad is not None}
+        found |= {name(v): v for v, old in before if v.dtype.is_floating and v.value is not old.value}
+        self.watched = list(found)
+        with tw.no_grad():
+            return tw.Tensor(finite_each([t.value for t in found.values()]))
 
     def variables(self) -> dict[str, Any]:
         """Every variable of the training by its name in a checkpoint."""
@@ -97,12 +112,14 @@ class Trainer:
 
     # -- files ---------------------------------------------------------------------------------------------------------
     def save(self, name: str = LAST) -> None:
-        """Write a checkpoint to the output folder; in a job, process 0 does it for all."""
+        """Write a checkpoint to the output folder; in a job, process 0 does it for all. NonFiniteError, and the file that is
+        there stays, where an update has overflowed."""
         if self.output is None or (distributed.rank() and not self.gathers):
             return
-        self.progress.loader = self.train.state_dict()
         self.progress.schedule = {} if self.schedule is None else self.schedule.state_dict()
         arrays = host_arrays(self.variables())
+        trained = {f"model.{name}" for name, _ in self.model.named_parameters()}
+        check_finite({n: a for n, a in arrays.items() if n in trained or n.startswith("optimizer.")}, self.progress.step)
         if distributed.rank() == 0:
             save_checkpoint(self.output / name, arrays, self.progress)
         self._saved_at = time.monotonic()
@@ -123,32 +140,47 @@ class Trainer:
         path = path or self.output / LAST  # type: ignore[operator]
         arrays, progress = read_checkpoint(path)
         restore(self.variables(), arrays, path)
-        self.train.load_state_dict(progress.loader)
+        if progress.loader:
+            self.train.load_state_dict(progress.loader)
         if self.schedule is not None:
             self.schedule.load_state_dict(progress.schedule)
-        self.progress = progress
+        self.progress, self.whole = progress, True
 
     # -- the loop ------------------------------------------------------------------------------------------------------
     def run(self, epochs: int, reporter: Reporter | None = None) -> list[dict[str, Any]]:
-        """Train until ``epochs`` are finished; returns the history, one row for each epoch."""
+        """Train until ``epochs`` are finished; returns the history, one row for each epoch.
+
+        Ctrl-C and SIGTERM take effect after the step under way, and leave a checkpoint; ``run`` again goes on.
+        """
+        if not self.whole:
+            raise ArgumentError("run: a step was broken off half done; resume() from the last checkpoint first")
         reporter = reporter or Reporter(epochs, quiet=distributed.rank() > 0)
         if distributed.processes() > 1:
             self._begin_together()
+        if self.progress.loader:  # after an interruption the loader may be ahead
+            self.train.load_state_dict(self.progress.loader)
         try:
-            while self.progress.epoch < epochs:
-                began = time.perf_counter()
-                row = self._epoch(reporter)
-                duration = time.perf_counter() - began
-                reporter.finished(row, duration, duration * (epochs - self.progress.epoch))
-        except KeyboardInterrupt:
-            if not self.gathers:  # else the others may be at another step
-                self.save()
-            reporter.line(
-                f"interrupted after step {self.progress.step}"
-                + (f"; {self.output / LAST} is kept: --resume goes on" if self.output else "")
-            )
+            with signals.sigterm_exits():
+                while self.progress.epoch < epochs:
+                    began = time.perf_counter()
+                    row = self._epoch(reporter)
+                    duration = time.perf_counter() - began
+                    reporter.finished(row, duration, duration * (epochs - self.progress.epoch))
+        except (KeyboardInterrupt, SystemExit):
+            self._interrupted(reporter)
             raise
         return self.progress.history
+
+    def _interrupted(self, reporter: Reporter) -> None:
+        """Keep what is done, unless a second signal broke off a step, or others may be at another one."""
+        if self.whole and not self.gathers:
+            try:
+                self.save()
+            except NonFiniteError as error:
+                reporter.line(str(error))
+        kept = self.output is not None and (self.output / LAST).exists()
+        at = f"interrupted after step {self.progress.step}" if self.whole else "interrupted within a step"
+        reporter.line(at + (f"; {self.output / LAST} is kept: --resume goes on" if kept else ""))  # type: ignore[operator]
 
     def _begin_together(self) -> None:
         """Check that all processes are about to do the same, and write a checkpoint to fall back to."""
@@ -172,29 +204,62 @@ class Trainer:
         began, earlier, seen = time.perf_counter(), sums["seconds"], 0
         with reporter.epoch(progress.epoch + 1, len(self.train), sums["steps"]):
             for images, labels in self.train:
-                seen += self._batch(images, labels, sums)
+                seen += self._batch(images, labels, sums, self._place())
                 sums["seconds"] = earlier + time.perf_counter() - began
                 reporter.step(sums["steps"], _mean(sums, "loss"), _mean(sums, "correct"), seen)
                 if self._due():
                     self.save()
+        if not sums["steps"]:
+            raise DataError("fit: the loader gave no batches; give it samples, or leave out drop_last")
         return self._close_epoch(sums)
 
-    def _batch(self, images: Any, labels: Any, sums: dict[str, Any]) -> int:
-        loss, correct, lost = self.step(images, labels)
-        value, size = loss.item(), int(labels.shape[0])
-        if lost.item():
-            self.save()
-            place = self.progress.epoch + 1, self.progress.step + 1
-            raise explain(self.model, images, value, *place, float(self.optimizer.lr), self.precision)
-        if math.isfinite(value):  # else the step was skipped
-            sums["loss"] += value * size
-            sums["correct"] += int(correct.item())
+    def _batch(self, images: Any, labels: Any, sums: dict[str, Any], place: dict[str, Any]) -> int:
+        """One step. It counts, and the loader's ``place`` is behind its batch, when it is done; signals wait for that."""
+        if self.compiled:
+            self.step.prepare(images, labels)  # takes long at first, and changes nothing
+        generator = tw.random.generator()
+        drawn = generator._own
+        with signals.held(), self._in_one():
+            loss, correct, lost, finite = self.step(images, labels) if self.compiled else self._or_undone(images, labels)
+            value, size = loss.item(), int(labels.shape[0])
+            if not lost.item():
+                self._count(value, int(correct.item()), size, sums, place)
+                return size
+            generator.put_back(drawn)  # the step's own variables have not changed
+        self.save()
+        at = self.progress.epoch + 1, self.progress.step + 1
+        bad = [name for name, fine in zip(self.watched, finite.tolist()) if not fine]
+        raise explain(self.model, images, value, bad, *at, float(self.optimizer.lr), self.precision)
+
+    @contextlib.contextmanager
+    def _in_one(self) -> Iterator[None]:
+        """Notes when the block is not finished: variables and progress may be of two different steps then."""
+        self.whole = False
+        yield
+        self.whole = True
+
+    def _or_undone(self, images: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+        """An eager step; if it fails, every variable is put back. (A compiled one works in place.)"""
+        before = [(v, v._own) for v in self.variables().values()]
+        try:
+            return self.step(images, labels)
+        except BaseException:
+            for variable, old in before:
+                variable.put_back(old)
+            self.optimizer.zero_grad()
+            self.whole = True
+            raise
+
+    def _count(self, loss: float, correct: int, size: int, sums: dict[str, Any], place: dict[str, Any]) -> None:
+        if math.isfinite(loss):  # else the step was skipped
+            sums["loss"] += loss * size
+            sums["correct"] += correct
             sums["images"] += size
         sums["steps"] += 1
         self.progress.step += 1
+        self.progress.loader = place
         if self.schedule_steps:
             self.schedule.step()
-        return size
 
     def _close_epoch(self, sums: dict[str, Any]) -> dict[str, Any]:
         progress = self.progress
@@ -206,21 +271,40 @@ class Trainer:
         if self.loss_scale is not None:
             row |= {"loss_scale": self.loss_scale.factor.item(), "skipped_steps": self.loss_scale.skipped.item()}
         if self.val is not None:
-            score = evaluate(self.model, self.val, criterion=self.criterion, compiled=self.compiled, devices=self.where)
+            score = self._score()
             row |= {"val_loss": score.loss, "val_accuracy": score.accuracy, "val_top5": score.top5}
-        if self.schedule is not None and not self.schedule_steps:
-            metric = (row.get("val_loss", row["loss"]),) if self.schedule.needs_metric else ()
-            self.schedule.step(*metric)
-        progress.epoch, progress.running = progress.epoch + 1, {}
-        progress.history.append(row)
-        measure = row.get("val_accuracy", row["accuracy"])
-        if measure > progress.best:
-            progress.best = measure
-            self.save(BEST)
-        self.save()
+        with signals.held():
+            with self._in_one():
+                if self.schedule is not None and not self.schedule_steps:
+                    metric = (row.get("val_loss", row["loss"]),) if self.schedule.needs_metric else ()
+                    self.schedule.step(*metric)
+                progress.epoch, progress.running, progress.loader = progress.epoch + 1, {}, self._place()
+                progress.history.append(row)
+            measure = row.get("val_accuracy", row["accuracy"])
+            if measure > progress.best:
+                self.save(BEST)
+                progress.best = measure
+            self.save()
         if self.output is not None and distributed.rank() == 0 and have_matplotlib():
             plot_history(progress.history, self.output / CURVES, str(progress.settings.get("network", "")))
         return row
+
+    def _place(self) -> dict[str, Any]:
+        """Where the training loader is; empty for one that cannot say."""
+        return self.train.state_dict() if hasattr(self.train, "state_dict") else {}
+
+    def _score(self) -> Score:
+        """Validation. It is the same after an interruption: the loader's order goes by the epoch, and random numbers that
+        are drawn until one count only when it is done."""
+        if hasattr(self.val, "set_epoch"):
+            self.val.set_epoch(self.progress.epoch)
+        generator = tw.random.generator()
+        before = generator._own
+        try:
+            return evaluate(self.model, self.val, criterion=self.criterion, compiled=self.compiled, devices=self.where)
+        except BaseException:
+            generator.put_back(before)
+            raise
 
 
 def _mean(sums: dict[str, Any], what: str) -> float:

@@ -66,6 +66,9 @@ class Together:
             size = min(order.whole, order.samples - before)
             yield distributed.batch(images, self.where, size), distributed.batch(labels, self.where, size)
 
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()
 

@@ -33,8 +33,8 @@ def activations(
 ) -> np.ndarray:
     """The maps of the module named ``layer`` for one image ``(C, H, W)``, as one grey picture ``(H, W, 3)`` in 0..1.
 
-    The model is run as in inference, and left as it was. Each map is stretched to its own range. ``most``: show at most so many, from the first. ArgumentError for a name that
-    is no module's.
+    The model is run as in inference, and left as it was. Each map is stretched to its own range. ``most``: show at most so
+    many, from the first. ArgumentError for a name that is no module's.
     """
     modules = dict(model.named_modules())
     if layer not in modules:

@@ -1,0 +1,133 @@
+"""A program is made anew when something that its trace took for granted has changed: what Python would do now counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import twofold as tw
+from twofold import nn
+
+X = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+
+
+class Scaled(nn.Module):
+    """A setting, a function, a list of settings and a part that can all be replaced."""
+
+    def __init__(self) -> None:
+        self.factor, self.act, self.shifts = 2.0, nn.functional.tanh, [0.5, 0.25]
+
+    def forward(self, x: Any) -> Any:
+        return self.act(x * self.factor) + sum(self.shifts)
+
+
+def trained(compiled: bool, change: Any) -> tuple[np.ndarray, Any]:
+    """Two steps, a change, two more: all numbers, and the step."""
+    tw.random.seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), Scaled(), nn.Linear(4, 2))
+    optimizer = tw.optim.Adam([{"params": model[0].parameters()}, {"params": [*model[2].parameters(), *model[4].parameters()]}], lr=0.1)
+
+    def step() -> Any:
+        loss = (model(tw.tensor(X)) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    run = tw.compile(step) if compiled else step
+    for _ in range(2):
+        run()
+    change(model, optimizer)
+    for _ in range(2):
+        run()
+    return np.concatenate([v.numpy().ravel() for v in model.state_dict(keep_vars=True).values()]), run
+
+
+def _no_bias(model: Any, _: Any) -> None:
+    model[4].bias = None
+
+
+CHANGES = {
+    "a frozen layer": (lambda m, o: m[0].requires_grad_(False), r"weight: requires_grad was True, is False"),
+    "a frozen weight": (lambda m, o: setattr(m[4].weight, "requires_grad", False), r"4\.weight: requires_grad"),
+    "a setting of batch norm": (lambda m, o: setattr(m[2], "momentum", 0.5), r"BatchNorm1d: momentum was 0.1, is 0.5"),
+    "a share of dropout": (lambda m, o: setattr(m[1], "p", 0.1), r"Dropout: p was 0.5, is 0.1"),
+    "a number": (lambda m, o: setattr(m[3], "factor", 0.5), r"Scaled: factor was 2.0, is 0.5"),
+    "a function": (lambda m, o: setattr(m[3], "act", nn.functional.relu), r"Scaled: act"),
+    "a list": (lambda m, o: setattr(m[3], "shifts", [0.5]), r"Scaled: shifts was \[0.5, 0.25\], is \[0.5\]"),
+    "a layer": (lambda m, o: m.__setitem__(1, nn.Identity()), r"Sequential: 1 was a Dropout, is a Identity"),
+    "one layer more": (lambda m, o: m.append(nn.Tanh()), r"Sequential: _keys"),
+    "a parameter less": (_no_bias, r"Linear: bias was a Parameter, is None"),
+    "a hook": (lambda m, o: m[0].register_forward_hook(lambda module, x, y: y * 2), r"Linear: its hooks"),
+    "betas": (lambda m, o: o.param_groups[1].__setitem__("betas", (0.5, 0.5)), r"param_groups\[1\]: betas was \[0.9, 0.999\]"),
+    "weight decay": (lambda m, o: o.param_groups[0].__setitem__("weight_decay", 0.1), r"Adam.param_groups\[0\]: weight_decay"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_compiled_goes_on_as_eager_does(name):
+    change, reason = CHANGES[name]
+    eager, _ = trained(False, change)
+    got, step = trained(True, change)
+    np.testing.assert_allclose(got, eager, rtol=1e-4, atol=1e-5)
+    (text,) = step.retraces
+    import re
+
+    assert re.search(reason, text), text
+
+
+def test_what_changes_nothing_traces_nothing():
+    def harmless(model: Any, optimizer: Any) -> None:
+        model[1].p = 0.5  # as it was
+        model[3].note = "new"
+        optimizer.lr = 0.05
+        model[4].weight.assign(model[4].weight * 0.5)
+        tw.optim.StepLR(optimizer, 1)
+        nn.Linear(2, 2).bias = None  # of another network
+
+    got, step = trained(True, harmless)
+    assert step.retraces == []
+    np.testing.assert_allclose(got, trained(False, harmless)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_program_of_before_serves_again():
+    model = nn.Sequential(nn.Linear(3, 2))
+    run = tw.compile(lambda x: model(x))
+    x = tw.tensor(X)
+    for factor in (1.0, 3.0, 1.0, 3.0):
+        hook = model[0].register_forward_hook(TRIPLE if factor == 3.0 else AS_IT_IS)
+        np.testing.assert_allclose(run(x).numpy(), factor * (X @ model[0].weight.numpy().T + model[0].bias.numpy()), rtol=1e-5)
+        hook.remove()
+    assert len(run.retraces) == 1
+
+
+AS_IT_IS, TRIPLE = (lambda module, x, y: None), (lambda module, x, y: y * 3)
+
+
+def test_a_module_may_keep_what_it_saw():
+    """Tensors that a forward leaves in attributes, eagerly and traced, are no reason for a new trace."""
+
+    class Keeps(nn.Module):
+        def forward(self, x: Any) -> Any:
+            self.last = x * 2
+            return self.last
+
+    model = Keeps()
+    run = tw.compile(model)
+    for _ in range(3):
+        model(tw.tensor(X))
+        np.testing.assert_array_equal(run(tw.tensor(X)).numpy(), X * 2)
+    assert run.retraces == []
+
+
+def test_a_model_of_another_dtype():
+    model = nn.Linear(3, 2)
+    run = tw.compile(lambda x: model(x))
+    assert run(tw.tensor(X)).dtype == tw.float32
+    model.to(dtype=tw.float64)
+    got = run(tw.tensor(X.astype(np.float64)))
+    np.testing.assert_allclose(got.numpy(), X.astype(np.float64) @ model.weight.numpy().T + model.bias.numpy(), rtol=1e-12)
+    assert run(tw.tensor(X)).dtype == tw.float64
