@@ -10,7 +10,7 @@ import numpy as np
 from twofold.base.errors import ArgumentError
 from twofold.nn import functional as F
 from twofold.nn import init
-from twofold.nn.module import Module, Parameter
+from twofold.nn.module import Module, Parameter, check_sizes
 from twofold.ops.layers import each
 
 
@@ -25,11 +25,14 @@ class _Conv(Module):
         self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,
         dilation: Any = 1, groups: int = 1, bias: bool = True, *, dtype: Any = "float32", device: Any = None,
     ):  # fmt: skip
+        check_sizes(self, 0, in_channels=in_channels, out_channels=out_channels)
+        check_sizes(self, groups=groups)
         for what, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if groups < 1 or channels % groups:
+            if channels % groups:
                 raise ArgumentError(f"{type(self).__name__}: {what}={channels} does not divide into groups={groups}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = each(kernel_size, self.rank, "kernel_size")
+        check_sizes(self, kernel_size=self.kernel_size)
         self.stride, self.dilation = each(stride, self.rank, "stride"), each(dilation, self.rank, "dilation")
         self.padding = each(padding, self.rank, "padding") if hasattr(padding, "__index__") else padding
         first, second = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)

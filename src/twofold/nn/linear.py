@@ -8,7 +8,7 @@ import numpy as np
 
 from twofold.nn import functional as F
 from twofold.nn import init
-from twofold.nn.module import Module, Parameter
+from twofold.nn.module import Module, Parameter, check_sizes
 
 
 class Linear(Module):
@@ -17,6 +17,7 @@ class Linear(Module):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = "float32", device: Any = None
     ):
+        check_sizes(self, 0, in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter(init.blank((out_features, in_features), dtype, device))
         self.bias = Parameter(np.zeros(out_features), dtype=dtype, device=device) if bias else None

@@ -9,7 +9,7 @@ import numpy as np
 from twofold.base.errors import ArgumentError, ShapeError
 from twofold.base.shapes import show
 from twofold.nn import functional as F
-from twofold.nn.module import Module, Parameter
+from twofold.nn.module import Module, Parameter, check_sizes
 from twofold.tensor.tensor import Variable
 
 
@@ -23,6 +23,7 @@ class _BatchNorm(Module):
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
         track_running_stats: bool = True, *, dtype: Any = "float32", device: Any = None,
     ):  # fmt: skip
+        check_sizes(self, 0, num_features=num_features)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         place = {"dtype": dtype, "device": device}
@@ -99,6 +100,8 @@ class GroupNorm(Module):
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, *,
         dtype: Any = "float32", device: Any = None,
     ):  # fmt: skip
+        check_sizes(self, num_groups=num_groups)
+        check_sizes(self, 0, num_channels=num_channels)
         if num_channels % num_groups:
             raise ArgumentError(f"GroupNorm: num_channels={num_channels} does not divide into num_groups={num_groups}")
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
