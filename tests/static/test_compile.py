@@ -206,3 +206,33 @@ def test_graphs_print_and_parse_back():
     text = str(graph)
     assert str(parse_graph(text)) == text
     assert text.startswith("graph step(%x: f32[5,3], %y: f32[5,3]")
+
+
+def test_two_networks_and_two_optimizers_in_one_program(tmp_path):
+    """Their variables have the same names; the program's states do not."""
+    tw.random.seed(0)
+    make = lambda: tw.nn.Linear(3, 3)
+    pairs = [(make(), make()) for _ in range(2)]
+    for one, two in pairs:
+        one.load_state_dict(pairs[0][0].state_dict())
+        two.load_state_dict(pairs[0][1].state_dict())
+    x = tw.tensor(np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32))
+    for run, (one, two) in zip((lambda f: f, tw.compile), pairs):
+        first, second = (tw.optim.Adam(m.parameters(), lr=lr) for m, lr in ((one, 0.1), (two, 0.01)))
+
+        @run
+        def step(x, one=one, two=two, first=first, second=second):
+            loss = (two(one(x).tanh()) ** 2).sum()
+            loss.backward()
+            for optimizer in (first, second):
+                optimizer.step()
+                optimizer.zero_grad()
+            return loss
+
+        for _ in range(3):
+            step(x)
+    for a, b in zip(*([*one.parameters(), *two.parameters()] for one, two in pairs)):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
+    one, two = pairs[0]
+    tw.export(lambda x: two(one(x)), x, tmp_path / "two.onnx")
+    np.testing.assert_allclose(tw.load(tmp_path / "two.onnx")(x).numpy(), two(one(x)).numpy(), rtol=1e-5, atol=1e-6)

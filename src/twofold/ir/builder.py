@@ -8,6 +8,7 @@ graph; otherwise a symbolic operand's own builder does; otherwise the eager inte
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,7 @@ class Builder:
         self.spent: set[int] = set()  # ids of nodes that a backward() has gone through
         self.closed = False
         self.front: Any = None  # the user's object whose builder this is, if any
+        self._state_names: set[str] = set()
         self._constants: dict[int, tuple[Any, Value]] = {}
 
     def watch(self, thing: Any, name: str = "") -> None:
@@ -240,12 +242,19 @@ class Builder:
         """The present value of a variable, as this graph sees it."""
         state = self.variables.get(id(variable))
         if state is None:
-            name = getattr(variable, "name", "") or f"state{len(self.variables)}"
+            name = self._free_name(getattr(variable, "name", "") or f"state{len(self.variables)}")
             value = self._entry_value(variable, name)
             state = self.variables[id(variable)] = State(name, value, value, variable)
             if self.parent is None:
                 self.graph.state.append(state)
         return state.output
+
+    def _free_name(self, name: str) -> str:
+        """``name``, with a number if a state has it already: two modules, or two optimizers, may call theirs the same."""
+        names = itertools.chain([name], (f"{name}_{k}" for k in itertools.count(2)))
+        found = next(n for n in names if n not in self._state_names)
+        self._state_names.add(found)
+        return found
 
     def _entry_value(self, variable: Any, name: str) -> Value:
         if self.parent is None:
