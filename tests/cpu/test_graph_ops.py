@@ -106,3 +106,21 @@ def test_boundary_ops():
     body = build(OPS["exp"], [x], {})
     kept = build(OPS["checkpoint"], [x], {"body": body})
     np.testing.assert_allclose(CpuProgram(kept)([x])[0], np.exp(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(8, 5, 32, 32), (4096, 5), (16, 5, 200), (2, 5, 1, 3)])
+def test_an_outlier_where_a_channel_begins_does_not_spoil_its_variance(shape):
+    """Sums are about a mean of several values: about the first alone the error grew with the square of its distance."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x[(0, slice(None), *[0] * (len(shape) - 2))] += 20.0
+    x[:, 4] = 7.25  # what does not vary has exactly none
+    builder = Builder("moments")
+    ones, eps = np.ones(5, np.float32), 1e-5
+    with recording(builder):
+        inputs = [builder.input(Spec(a.shape, float32)) for a in (x, ones, ones)]
+        graph = builder.finish(builder.append(OPS["batch_norm_train"], inputs, {"eps": eps}))
+    _, mean, variance = CpuProgram(graph)([x, ones, ones])
+    axes = (0, *range(2, len(shape)))
+    np.testing.assert_allclose(variance, x.astype(np.float64).var(axes), rtol=3e-5)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean(axes), rtol=1e-5, atol=1e-6)
+    assert variance[4] == 0.0 and mean[4] == 7.25

@@ -1,11 +1,14 @@
 """Batch norm in training: the statistics come out of the convolution that makes ``x`` (its kernel's epilogue), or of one
 pass over ``x``; what is left, ``x * scale + shift``, fuses into whatever reads it.
 
-Both gather sums of ``x - k``, ``k`` a value of the channel itself, so that a large mean cancels nothing.
+Both gather sums of ``x - k``, ``k`` about where the channel lies, so that a large mean cancels nothing. With ``k`` d standard
+deviations from the mean, the variance's relative error is some (1 + d**2) roundings of a float32 sum: below 1e-5 as a rule.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -95,10 +98,22 @@ def _pass(low: Lowering, node: Node, place: Placed, mean: Placed, variance: Plac
     dims = [Var(d, "i") for d in place.shape]
     channel, rdims = dims[1], [d for i, d in enumerate(dims) if i != 1]
     dtype = mean.buffer.dtype
-    first = [var(channel) if i == 1 else constant(0) for i in range(len(dims))]
-    shift = converted(place.at(first), dtype)
+    shift = _about(place, channel, dtype)
     apart = _op("subtract", converted(place.at([var(d) for d in dims]), dtype), shift)
     _finish(low, node, [channel], rdims, shift, apart, _op("multiply", apart, apart), mean, variance, dtype)
+
+
+def _about(place: Placed, channel: Var, dtype: DType) -> Expr:
+    """About where a channel lies: the mean of eight of its values, at equal distances. One value may be an outlier, and its
+    distance from the mean, in standard deviations, goes squared into the variance's rounding. (A power of two of values, so
+    that the mean of equal ones is exactly that.)"""
+    sizes = [d for i, d in enumerate(place.shape) if i != 1]
+    counts = {1: (8,), 2: (4, 2)}.get(len(sizes), (2, 2, 2, *[1] * (len(sizes) - 3)))
+    spread = [[d * k // n for k in range(n)] if d >= n else [0] for d, n in zip(sizes, counts)]
+    found = [[constant(c) for c in corner] for corner in itertools.product(*spread)]
+    values = [converted(place.at([at[0], var(channel), *at[1:]]), dtype) for at in found]
+    shares = [_op("multiply", v, const(dtype, 1 / len(values))) for v in values]
+    return functools.reduce(lambda a, b: _op("add", a, b), shares)
 
 
 def _finish(
