@@ -104,7 +104,7 @@ def test_one_bad_batch_is_skipped_and_leaves_no_trace():
         if not name.startswith("loss_scale"):
             np.testing.assert_array_equal(now[name], kept[name], err_msg=name)
     sums = {"loss": 1.0, "correct": 1, "images": 1, "steps": 0}
-    t._batch(tw.tensor(images[:16]), tw.tensor(LABELS[:16]), sums)
+    t._batch(tw.tensor(images[:16]), tw.tensor(LABELS[:16]), sums, {})
     assert sums == {"loss": 1.0, "correct": 1, "images": 1, "steps": 1}
 
 
