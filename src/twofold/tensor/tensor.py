@@ -160,6 +160,16 @@ class Tensor(ArrayOperators):
             )
         return kind(array.reshape(())[()])
 
+    def __format__(self, form: str) -> str:
+        """``f"{loss:.3f}"`` for a single number; without a form as ``str``."""
+        return format(self.item(), form) if form else str(self)
+
+    def __reduce__(self) -> Any:
+        """Copies and pickles hold the numbers, the device, and whether gradients are wanted; no record and no gradient."""
+        array = self._array("copying")
+        numbers = array.numpy().copy()
+        return _again, (type(self), numbers, str(array.device), array.requires_grad, getattr(self, "name", None))
+
     def __bool__(self) -> bool:
         return self._scalar(bool)
 
@@ -418,6 +428,19 @@ def _leaf(value: Value, owner: Tensor | None) -> Value:
         out = value
     out.owner = owner
     out.requires_grad = owner is not None
+    return out
+
+
+def _again(kind: type, numbers: np.ndarray, where: str, requires_grad: bool, name: str | None) -> Tensor:
+    """A tensor or variable from what ``__reduce__`` put down."""
+    out: Any = object.__new__(kind)
+    Tensor.__init__(out, concrete(numbers, where=where))
+    if name is not None:
+        out.name = name
+        out._own = _leaf(out._own, out)
+    elif requires_grad:
+        return out.requires_grad_()
+    out._own.requires_grad = requires_grad
     return out
 
 
