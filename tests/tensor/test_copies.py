@@ -46,6 +46,27 @@ def test_a_model_after_training(way):
     assert not np.array_equal(other[0].weight.numpy(), before)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_and_its_optimizer(way):
+    """Large enough for an eager step to be one program; the copy goes on as the original does."""
+    model = nn.Linear(300, 200)
+    optimizer = tw.optim.Adam(model.parameters(), lr=0.1)
+    x = tw.ones((2, 300))
+
+    def step(m, o):
+        (m(x) ** 2).sum().backward()
+        o.step()
+        o.zero_grad()
+
+    for _ in range(4):
+        step(model, optimizer)
+    other, its = WAYS[way]((model, optimizer))
+    assert next(its.parameters()) is other.weight
+    step(model, optimizer)
+    step(other, its)
+    np.testing.assert_allclose(other.weight.numpy(), model.weight.numpy(), rtol=1e-6)
+
+
 def test_what_is_symbolic_is_not_copied():
     with pytest.raises(tw.TraceError, match="copying: this"):
         tw.compile(copy.deepcopy)(tw.ones(2))

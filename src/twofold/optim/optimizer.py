@@ -251,6 +251,10 @@ class Optimizer:
             group.settings = given
         changed()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles compile their own steps."""
+        return {**vars(self), "_whole": None}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.param_groups))})"
 
