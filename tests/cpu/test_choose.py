@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_oracles import HOST, data_gradient, error, forward, moments, normal, run, unset, weight_gradient
 
-from twofold.backends.cpu.kernels import choose, weights
+from twofold.backends.cpu.kernels import choose, weights, winograd
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.machine import AVX2, AVX512, NEON
@@ -22,6 +22,7 @@ CASES = [
     Conv(1, 9, 9, 32, 32, 3, 3, pad=ONE, groups=2),
     Conv(4, 16, 16, 64, 64, 3, 3, pad=ONE),
     Conv(1, 12, 12, 3, 20, 5, 5, (2, 2)),
+    Conv(1, 13, 13, 64, 256, 3, 3, pad=ONE),
 ]
 
 
@@ -76,10 +77,13 @@ def test_parameters_may_stay_packed(conv):
 def test_winograd_is_chosen_where_it_pays_and_can_be_refused(monkeypatch):
     body = Conv(8, 56, 56, 64, 64, 3, 3, pad=ONE)
     for machine in (AVX2, AVX512, NEON):
-        assert choose.use_winograd(machine, body, False)
-        assert choose.use_winograd(machine, Conv(8, 14, 14, 256, 256, 3, 3, pad=ONE), False)
-        assert not choose.use_winograd(machine, Conv(8, 224, 224, 3, 64, 3, 3, pad=ONE), False)
-        assert not choose.use_winograd(machine, Conv(8, 56, 56, 64, 64, 3, 3, (2, 2), ONE), False)
+        assert choose.winograd_scheme(machine, body, False)
+        assert choose.winograd_scheme(machine, Conv(8, 14, 14, 256, 256, 3, 3, pad=ONE), False)
+        assert not choose.winograd_scheme(machine, Conv(8, 224, 224, 3, 64, 3, 3, pad=ONE), False)
+        assert not choose.winograd_scheme(machine, Conv(8, 56, 56, 64, 64, 3, 3, (2, 2), ONE), False)
+    few = Conv(1, 7, 7, 512, 512, 3, 3, pad=ONE)
+    assert choose.winograd_scheme(AVX2, few, True) == winograd.F2, "the weights of F(4x4) would take longer to read"
+    assert choose.winograd_scheme(AVX2, few, False) is None, "and both longer to transform"
     monkeypatch.setenv("TWOFOLD_CONV", "direct")
     assert choose.forward(HOST, body).algorithm == "direct"
     monkeypatch.setenv("TWOFOLD_CONV", "fft")

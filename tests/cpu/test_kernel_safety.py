@@ -56,6 +56,9 @@ def kernels(machine: Machine):
             yield winograd.transform_weights(machine, back, True), [back.size, v]
             yield winograd_conv.forward(machine, conv, fwd, EPILOGUE), [x, u, y, conv.o]
             yield winograd_conv.data_gradient(machine, conv, back), [y, v, x]
+            small = winograd.weights_size(fwd, winograd.F2)
+            yield winograd.transform_weights(machine, fwd, scheme=winograd.F2), [fwd.size, small]
+            yield winograd_conv.forward(machine, conv, fwd, EPILOGUE, scheme=winograd.F2), [x, small, y, conv.o]
             yield winograd_wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
     for many in (Conv(1, 5, 6, 24, 24, 3, 2, (1, 2), PAD, (1, 1), 6), Conv(2, 5, 6, 21, 21, 3, 3, pad=PAD, groups=21)):
         x, y = many.n * many.h * many.w * many.c, many.n * many.oh * many.ow * many.o

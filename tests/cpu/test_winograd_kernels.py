@@ -32,28 +32,32 @@ CASES = [
     Conv(1, 40, 42, 6, 17, 3, 3, pad=((0, 1), (2, 0))),
     Conv(8, 28, 28, 32, 32, 3, 3, pad=ONE),
 ]
-BOUND = 2e-5  # F(4x4, 3x3) in float32
+F2, F4 = winograd.F2, winograd.F4
+BOUND = {F4: 2e-5, F2: 2e-6}  # in float32
+SCHEMES = pytest.mark.parametrize("scheme", [F4, F2], ids=str)
 
 
-def transformed(conv, w, packed, flip=False):
-    u = unset(winograd.weights_size(packed))
-    run(winograd.transform_weights(HOST, packed, flip), [pack(conv, w, packed), u])
+def transformed(conv, w, packed, flip=False, scheme=F4):
+    u = unset(winograd.weights_size(packed, scheme))
+    run(winograd.transform_weights(HOST, packed, flip, scheme), [pack(conv, w, packed), u])
     return u
 
 
+@SCHEMES
 @pytest.mark.parametrize("conv", CASES, ids=str)
-def test_forward_and_data_gradient(conv):
+def test_forward_and_data_gradient(conv, scheme):
     x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.c, 3, 3), 1)
     dy = normal((conv.n, conv.oh, conv.ow, conv.o), 2)
     packed, backward = direct.packing(HOST, conv), direct.packing(HOST, conv, forward=False)
     results = []
     for threads in (1, 3):
         y, dx = unset(dy.shape), unset(x.shape)
-        run(winograd_conv.forward(HOST, conv, packed), [x, transformed(conv, w, packed), y], threads)
-        run(winograd_conv.data_gradient(HOST, conv, backward), [dy, transformed(conv, w, backward, True), dx], threads)
+        u, back = transformed(conv, w, packed, scheme=scheme), transformed(conv, w, backward, True, scheme)
+        run(winograd_conv.forward(HOST, conv, packed, scheme=scheme), [x, u, y], threads)
+        run(winograd_conv.data_gradient(HOST, conv, backward, scheme=scheme), [dy, back, dx], threads)
         results.append((y, dx))
-    assert error(results[0][0], forward(conv, x, w)) < BOUND
-    assert error(results[0][1], data_gradient(conv, dy, w)) < BOUND
+    assert error(results[0][0], forward(conv, x, w)) < BOUND[scheme]
+    assert error(results[0][1], data_gradient(conv, dy, w)) < BOUND[scheme]
     assert all(np.array_equal(a, b) for a, b in zip(*results))
 
 
@@ -66,21 +70,23 @@ def test_weight_gradient(conv):
         dw = unset(packed.size)
         run(winograd_wgrad.weight_gradient(HOST, conv, packed), [x, dy, dw], threads)
         results.append(dw)
-    assert error(unpack(conv, results[0], packed), weight_gradient(conv, x, dy)) < BOUND
+    assert error(unpack(conv, results[0], packed), weight_gradient(conv, x, dy)) < BOUND[F4]
     assert np.array_equal(*results)
 
 
+@SCHEMES
 @pytest.mark.parametrize("conv", [CASES[3], CASES[4], CASES[5]], ids=str)
-def test_epilogue(conv):
+def test_epilogue(conv, scheme):
     x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.c, 3, 3), 1)
     bias, residual = normal(conv.o, 2), normal((conv.n, conv.oh, conv.ow, conv.o), 3)
     packed = direct.packing(HOST, conv)
-    stats = unset((winograd_conv.plan_forward(HOST, conv).parts, 4, conv.o))
+    stats = unset((winograd_conv.plan_forward(HOST, conv, scheme).parts, 4, conv.o))
     y = unset(residual.shape)
     steps = (ep.Bias(), ep.Residual(conv.o), ep.Relu(), ep.Statistics(conv.o))
-    run(winograd_conv.forward(HOST, conv, packed, steps), [x, transformed(conv, w, packed), y, bias, residual, stats])
+    u = transformed(conv, w, packed, scheme=scheme)
+    run(winograd_conv.forward(HOST, conv, packed, steps, scheme=scheme), [x, u, y, bias, residual, stats])
     expected = np.maximum(forward(conv, x, w) + bias + residual, 0)
-    assert error(y, expected) < BOUND
+    assert error(y, expected) < BOUND[scheme]
     mean, variance = moments(stats)
     assert error(mean, expected.mean((0, 1, 2))) < 1e-4
     assert error(variance, expected.var((0, 1, 2))) < 1e-4
@@ -96,4 +102,4 @@ def test_large_weights_are_streamed_where_alignment_allows(shift):
     run(winograd.transform_weights(HOST, packed), [pack(conv, w, packed), u])
     x, y = normal((1, 4, 4, 160), 1), unset((1, 4, 4, 96))
     run(winograd_conv.forward(HOST, conv, packed), [x, u, y])
-    assert error(y, forward(conv, x, w)) < BOUND
+    assert error(y, forward(conv, x, w)) < BOUND[F4]

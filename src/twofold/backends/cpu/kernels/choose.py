@@ -4,11 +4,12 @@
     # source (plain weights) -> choice.prepare[0] -> ... -> what choice.kernel reads as its second parameter
 
 Each entry estimates the cycles of every kernel that fits and takes the cheapest; TWOFOLD_CONV=direct leaves Winograd
-out (whose error is about ten times that of direct convolution: 1e-5 of the largest value instead of 1e-6).
+out (the error of F(4x4) is about ten times that of direct convolution: 1e-5 of the largest value instead of 1e-6).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import direct, lanes, weights, wgrad, winograd, winograd_conv, winograd_wgrad
@@ -23,12 +24,14 @@ from twofold.base.errors import ArgumentError
 
 Source = Packed | Plain
 
-# Cycles per vector and tile of Winograd's transforms, and bytes a core reads and writes per cycle beyond its L2;
-# measured on Zen 3 (a transform has about 150 instructions and 72 memory accesses; the rest is waiting for L2).
-_TRANSFORM = 300.0
-_WEIGHT_TRANSFORM = 110.0
+# Cycles per vector and point of Winograd's transforms (of F(4x4): about 150 instructions and 72 memory accesses, the rest
+# is waiting for L2), and bytes a core reads per cycle from L3 and from memory, and writes; measured on Zen 3.
+_TRANSFORM = 300.0 / winograd.F4.points
+_WEIGHT_TRANSFORM = 110.0 / winograd.F4.points
 _STREAM = 8.0
+_FETCH = 3.5
 _WRITE = 3.0
+_SCHEMES = (winograd.F4, winograd.F2)
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,9 @@ def forward(
     if lanes.fits(machine, conv):
         kernel = lanes.forward(machine, conv, packed, epilogue, ldx, ldy)
         return Choice("lanes", kernel, packed, prepare)
-    if use_winograd(machine, conv, constant):
-        kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy)
-        transform = Prepare(winograd.transform_weights(machine, packed), winograd.weights_size(packed))
-        return Choice("winograd", kernel, packed, (*prepare, transform))
+    if scheme := winograd_scheme(machine, conv, constant):
+        kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy, scheme)
+        return Choice("winograd", kernel, packed, (*prepare, _transformed(machine, packed, False, scheme)))
     kernel = direct.forward(machine, conv, packed, epilogue, ldx, ldy)
     return Choice("direct", kernel, packed, prepare)
 
@@ -87,8 +89,8 @@ def parts(machine: Machine, conv: Conv, constant: bool = False) -> int:
     """How many parts an epilogue's Statistics of the forward kernel writes."""
     if lanes.fits(machine, conv):
         return lanes.parts(conv)
-    if use_winograd(machine, conv, constant):
-        return winograd_conv.plan_forward(machine, conv).parts
+    if scheme := winograd_scheme(machine, conv, constant):
+        return winograd_conv.plan_forward(machine, conv, scheme).parts
     return direct.parts(machine, conv, direct.packing(machine, conv))
 
 
@@ -111,10 +113,9 @@ def data_gradient(
         return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)
-    if use_winograd_backward(machine, conv, constant):
-        kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy)
-        transform = Prepare(winograd.transform_weights(machine, packed, flip=True), winograd.weights_size(packed))
-        return Choice("winograd", kernel, packed, (*prepare, transform))
+    if scheme := winograd_scheme_backward(machine, conv, constant):
+        kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy, scheme)
+        return Choice("winograd", kernel, packed, (*prepare, _transformed(machine, packed, True, scheme)))
     return Choice("direct", direct.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
 
 
@@ -123,28 +124,30 @@ def weight_gradient(machine: Machine, conv: Conv, ldx: int = 0, ldy: int = 0) ->
     packed = packed_weights(machine, conv)
     if lanes.fits(machine, conv):
         return Choice("lanes", lanes.weight_gradient(machine, conv, packed, ldx, ldy), packed)
-    if use_winograd(machine, conv, False):
+    if winograd_scheme(machine, conv, False, (winograd.F4,)):
         return Choice("winograd", winograd_wgrad.weight_gradient(machine, conv, packed, ldx, ldy), packed)
     return Choice("direct", wgrad.weight_gradient(machine, conv, packed, ldx, ldy), packed)
 
 
-def use_winograd(machine: Machine, conv: Conv, constant: bool) -> bool:
-    """Whether Winograd is allowed, fits, and is estimated to be faster."""
+def winograd_scheme(
+    machine: Machine, conv: Conv, constant: bool, schemes: Sequence[winograd.Scheme] = _SCHEMES
+) -> winograd.Scheme | None:
+    """The form of Winograd that is estimated to be fastest; None where it is not allowed, does not fit, or direct
+    convolution is faster."""
     mode = flags.get("TWOFOLD_CONV")
     if mode not in ("auto", "direct"):
         raise ArgumentError(f"TWOFOLD_CONV is {mode!r}; expected 'auto' or 'direct'")
     if mode == "direct" or not winograd.fits(conv):
-        return False
-    return winograd_cycles(machine, conv, constant) < direct_cycles(machine, conv)
+        return None
+    best = min(schemes, key=lambda scheme: winograd_cycles(machine, conv, constant, scheme))
+    return best if winograd_cycles(machine, conv, constant, best) < direct_cycles(machine, conv) else None
 
 
-def use_winograd_backward(machine: Machine, conv: Conv, constant: bool) -> bool:
+def winograd_scheme_backward(machine: Machine, conv: Conv, constant: bool) -> winograd.Scheme | None:
     """The same for the data gradient, which is a convolution of the output's gradient with reversed weights."""
-    return (
-        winograd.fits(conv)
-        and _pads_within(conv)
-        and use_winograd(machine, winograd_conv.reversed_conv(conv), constant)
-    )
+    if not (winograd.fits(conv) and _pads_within(conv)):
+        return None
+    return winograd_scheme(machine, winograd_conv.reversed_conv(conv), constant)
 
 
 def direct_cycles(machine: Machine, conv: Conv) -> float:
@@ -159,11 +162,11 @@ def direct_cycles(machine: Machine, conv: Conv) -> float:
     return steps * cycles
 
 
-def winograd_cycles(machine: Machine, conv: Conv, constant: bool) -> float:
+def winograd_cycles(machine: Machine, conv: Conv, constant: bool, scheme: winograd.Scheme = winograd.F4) -> float:
     """Estimated cycles of the Winograd forward kernel on one core, its weight transform included unless
-    ``constant``.
+    ``constant``. Transformed weights are fetched while products are done: the slower of the two counts.
     """
-    plan = winograd_conv.plan_forward(machine, conv)
+    plan = winograd_conv.plan_forward(machine, conv, scheme)
     packed = direct.packing(machine, conv)
     columns = -(-conv.c // machine.lanes), -(-conv.o // machine.lanes)
     products = 0.0
@@ -172,14 +175,18 @@ def winograd_cycles(machine: Machine, conv: Conv, constant: bool) -> float:
         most = machine.accumulators(vectors) // vectors
         for _, blocks, tiles in plan.sizes:
             products += blocks * count * sum(step_cycles(machine, rows, vectors) for rows in split(tiles, most))
-    products *= winograd.POINTS * conv.c
-    transforms = plan.grid.count * sum(columns) * _TRANSFORM
+    products *= scheme.points * conv.c
+    transforms = plan.grid.count * sum(columns) * scheme.points * _TRANSFORM
     rounds = 1 if plan.staged else sum(blocks for _, blocks, _ in plan.sizes)
-    size = 4 * winograd.weights_size(packed)
-    stream = max(0.0, rounds * size / _STREAM - products) if size > machine.l2 // 2 else 0.0
-    transformed = 0.0 if constant else columns[1] * conv.c * _WEIGHT_TRANSFORM
-    memory = size / _WRITE  # written now, or kept and fetched from memory: four times what direct convolution reads
-    return products + transforms + stream + transformed + memory
+    size = 4 * winograd.weights_size(packed, scheme)
+    read = max(rounds * size / _STREAM if size > machine.l2 // 2 else 0.0, size / _FETCH)
+    written = 0.0 if constant else columns[1] * conv.c * scheme.points * _WEIGHT_TRANSFORM + size / _WRITE
+    return max(products, read) + transforms + written
+
+
+def _transformed(machine: Machine, packed: Packed, flip: bool, scheme: winograd.Scheme) -> Prepare:
+    kernel = winograd.transform_weights(machine, packed, flip, scheme)
+    return Prepare(kernel, winograd.weights_size(packed, scheme))
 
 
 def _repack(machine: Machine, conv: Conv, source: Source | None, packed: Packed) -> tuple[Prepare, ...]:
@@ -193,6 +200,6 @@ def _pads_within(conv: Conv) -> bool:
 
 
 __all__ = [
-    "Choice", "Prepare", "data_gradient", "forward", "packed_weights", "parts", "plain_weights", "use_winograd",
-    "use_winograd_backward", "weight_gradient",
+    "Choice", "Prepare", "data_gradient", "forward", "packed_weights", "parts", "plain_weights", "weight_gradient",
+    "winograd_scheme", "winograd_scheme_backward",
 ]  # fmt: skip

@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from twofold.backends.cpu.kernels.shapes import Pass
+from twofold.backends.cpu.kernels.tile import LINE
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
-
-LINE = 16  # float32 elements in a cache line
 
 
 def suits(one: Pass, packed: Packed) -> bool:

@@ -14,6 +14,7 @@ from twofold.backends.cpu.kernels.shapes import split
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 
+LINE = 16  # float32 elements in a cache line
 Tile = list[list[Value]]  # [pixel][vector]
 
 
@@ -70,8 +71,9 @@ class Operands:
     j*lanes``.
 
     ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the
-    pixels in ``x`` one by one, instead of ``p * pixel_step``. ``ahead``, if not 0, prefetches weights so many elements
-    ahead; ``next_tile`` (distance, step) prefetches what lies ``distance + k*step`` elements from ``x`` in step k.
+    pixels in ``x`` one by one, instead of ``p * pixel_step``. ``ahead`` (pointer, step), if given, prefetches into L2 what
+    lies ``k*step`` elements from the pointer in step k; ``next_tile`` (distance, step) prefetches what lies ``distance +
+    k*step`` elements from ``x`` in step k.
     """
 
     x: Value
@@ -81,7 +83,7 @@ class Operands:
     w_step: int
     counts: tuple[int, ...]
     offsets: tuple[int, ...] = ()
-    ahead: int = 0
+    ahead: tuple[Value, int] | None = None
     next_tile: tuple[int, int] = (0, 0)
 
     def pixel(self, p: int) -> int:
@@ -106,6 +108,10 @@ def accumulate(f: Function, tile: Tile, ops: Operands, steps: Index, pixels: Seq
         x = f.gep(ops.x, f.mul(loop.index, ops.x_step))
         if ops.next_tile[0]:
             f.prefetch(f.gep(ops.x, f.add(f.mul(loop.index, ops.next_tile[1]), ops.next_tile[0])))
+        if ops.ahead:
+            start, step = ops.ahead
+            for at in range(0, unroll * step, LINE):
+                f.prefetch(f.gep(start, f.add(f.mul(loop.index, step), at)), 2)
         w = f.gep(ops.w, f.mul(loop.index, ops.w_step))
         for k in range(unroll):
             inner = _step(f, inner, ops, x, w, k, pixels)
@@ -123,8 +129,6 @@ def accumulate(f: Function, tile: Tile, ops: Operands, steps: Index, pixels: Seq
 def _step(f: Function, tile: Tile, ops: Operands, x: Value, w: Value, k: int, pixels: Sequence[int]) -> Tile:
     lanes = f.machine.lanes
     weights = [f.vload(f.gep(w, k * ops.w_step + j * lanes), count) for j, count in enumerate(ops.counts)]
-    if ops.ahead:
-        f.prefetch(f.gep(w, k * ops.w_step + ops.ahead))
     tile = list(tile)
     for p in pixels:
         value = f.broadcast(f.gep(x, k * ops.x_step + ops.pixel(p)))

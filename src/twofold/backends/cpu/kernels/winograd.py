@@ -1,20 +1,23 @@
-"""Winograd's minimal filtering F(4x4, 3x3): the matrices, their application to vectors, and the weight transform.
+"""Winograd's minimal filtering F(m x m, 3x3): the matrices, their application to vectors, and the weight transform.
 
-    Y = A' [ (G g G') * (B' d B) ] A        d: 6x6 of the input, g: 3x3 weights, Y: 4x4 of the output
+    Y = A' [ (G g G') * (B' d B) ] A        d: (m+2) x (m+2) of the input, g: 3x3 weights, Y: m x m of the output
 
-36 products give 16 outputs of 9 taps: a quarter of the multiplications (Lavin & Gray, "Fast algorithms for
-convolutional neural networks", 2016; interpolation points 0, 1, -1, 2, -2). The largest error, relative to the largest
-value, is about 1e-5 in float32 against 1e-6 for direct convolution; TWOFOLD_CONV=direct turns it off.
+``F4`` (m = 4): 36 products give 16 outputs of 9 taps, a quarter of the multiplications (Lavin & Gray, "Fast algorithms
+for convolutional neural networks", 2016; interpolation points 0, 1, -1, 2, -2). The largest error, relative to the
+largest value, is about 1e-5 in float32 against 1e-6 for direct convolution. ``F2`` (m = 2; points 0, 1, -1): 16 products
+give 4 outputs, 1 / 2.25, with the error of direct convolution; its transformed weights are less than half as large, which
+decides where few pixels meet many channels. TWOFOLD_CONV=direct turns both off.
 
-In memory: transformed weights are ``[36][block][input][output within the block]`` (Packed order with 36 for its taps,
-outside).
+In memory: transformed weights are ``[point][block][input][output within the block]`` (Packed order with the points for its
+taps, outside).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
+from dataclasses import dataclass
+from fractions import Fraction as _F
 
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.kernels.weights import Packed
@@ -22,35 +25,63 @@ from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
-Matrix = Sequence[Sequence[float | Fraction]]
+Matrix = Sequence[Sequence[float | _F]]
 
-POINTS = 36  # positions of a transformed 6x6 tile
-OUT = 4  # outputs of a tile, per axis
-IN = 6  # inputs of a tile, per axis
 
-BT: Matrix = [
-    [4, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
-_F = Fraction
-G: Matrix = [
-    [_F(1, 4), 0, 0],
-    [_F(-1, 6), _F(-1, 6), _F(-1, 6)],
-    [_F(-1, 6), _F(1, 6), _F(-1, 6)],
-    [_F(1, 24), _F(1, 12), _F(1, 6)],
-    [_F(1, 24), _F(-1, 12), _F(1, 6)],
-    [0, 0, 1],
-]
-AT: Matrix = [
-    [1, 1, 1, 1, 1, 0],
-    [0, 1, -1, 2, -2, 0],
-    [0, 1, 1, 4, 4, 0],
-    [0, 1, -1, 8, -8, 1],
-]
+@dataclass(frozen=True)
+class Scheme:
+    """F(out x out, 3x3) by its matrices B', G and A'."""
+
+    out: int  # outputs of a tile, per axis
+    bt: Matrix
+    g: Matrix
+    at: Matrix
+
+    @property
+    def side(self) -> int:
+        """Inputs of a tile, per axis."""
+        return self.out + 2
+
+    @property
+    def points(self) -> int:
+        """Positions of a transformed tile."""
+        return self.side**2
+
+    def __str__(self) -> str:
+        return f"F({self.out}x{self.out})"
+
+
+F4 = Scheme(
+    4,
+    bt=(
+        (4, 0, -5, 0, 1, 0),
+        (0, -4, -4, 1, 1, 0),
+        (0, 4, -4, -1, 1, 0),
+        (0, -2, -1, 2, 1, 0),
+        (0, 2, -1, -2, 1, 0),
+        (0, 4, 0, -5, 0, 1),
+    ),
+    g=(
+        (_F(1, 4), 0, 0),
+        (_F(-1, 6), _F(-1, 6), _F(-1, 6)),
+        (_F(-1, 6), _F(1, 6), _F(-1, 6)),
+        (_F(1, 24), _F(1, 12), _F(1, 6)),
+        (_F(1, 24), _F(-1, 12), _F(1, 6)),
+        (0, 0, 1),
+    ),
+    at=(
+        (1, 1, 1, 1, 1, 0),
+        (0, 1, -1, 2, -2, 0),
+        (0, 1, 1, 4, 4, 0),
+        (0, 1, -1, 8, -8, 1),
+    ),
+)  # fmt: skip
+F2 = Scheme(
+    2,
+    bt=((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1)),
+    g=((1, 0, 0), (_F(1, 2), _F(1, 2), _F(1, 2)), (_F(1, 2), _F(-1, 2), _F(1, 2)), (0, 0, 1)),
+    at=((1, 1, 1, 0), (0, 1, -1, 1)),
+)
 
 
 def transposed(matrix: Matrix) -> Matrix:
@@ -62,7 +93,7 @@ def fits(conv: Conv) -> bool:
     return (conv.kh, conv.kw, conv.stride, conv.dilation, conv.groups) == (3, 3, (1, 1), (1, 1), 1)
 
 
-def combine(f: Function, terms: Sequence[tuple[float | Fraction, Value]]) -> Value:
+def combine(f: Function, terms: Sequence[tuple[float | _F, Value]]) -> Value:
     """The sum of coefficient * vector, with as few instructions as the coefficients allow."""
     terms = sorted((t for t in terms if t[0]), key=lambda t: abs(t[0]) != 1)
     total: Value | None = None
@@ -101,7 +132,7 @@ def apply(f: Function, matrix: Matrix, xs: Sequence[Value]) -> list[Value]:
 
 
 def _mirrored(a: Sequence, b: Sequence) -> bool:
-    return all(abs(x) == abs(y) for x, y in zip(a, b)) and any(x != y for x, y in zip(a, b)) and len(a) < IN
+    return all(abs(x) == abs(y) for x, y in zip(a, b)) and any(x != y for x, y in zip(a, b))
 
 
 def _merged(a: Sequence, b: Sequence) -> tuple[list, list]:
@@ -116,47 +147,47 @@ def apply2(f: Function, matrix: Matrix, grid: Sequence[Sequence[Value]]) -> list
 
 
 def apart(size: int) -> int:
-    """The distance (in elements) between the 36 matrices of ``size`` elements that a transform writes or reads
-    together: an odd number of cache lines, so that no two of the 36 meet in a set of the caches."""
+    """The distance (in elements) between the matrices of ``size`` elements (one a point) that a transform writes or reads
+    together: an odd number of cache lines, so that no two of 36 meet in a set of the caches."""
     return (-(-size // 16) | 1) * 16
 
 
 def panel_size(packed: Packed) -> int:
-    """Elements from one of the 36 matrices of transformed weights to the next."""
+    """Elements from one point's matrix of transformed weights to the next."""
     return apart((packed.whole * packed.block + packed.rest_width) * packed.ins)
 
 
-def weights_size(packed: Packed) -> int:
+def weights_size(packed: Packed, scheme: Scheme = F4) -> int:
     """Elements of the transformed weights."""
-    return POINTS * panel_size(packed)
+    return scheme.points * panel_size(packed)
 
 
-def transform_weights(machine: Machine, packed: Packed, flip: bool = False) -> Kernel:
+def transform_weights(machine: Machine, packed: Packed, flip: bool = False, scheme: Scheme = F4) -> Kernel:
     """Kernel (w, u): U = G g G'. ``flip`` turns the taps around, as the data gradient wants (with backward packing).
 
-    SCHEDULE: one vector of outputs at a time: 9 loads, the transform in registers, 36 stores; rows shared among
+    SCHEDULE: one vector of outputs at a time: 9 loads, the transform in registers, a store for each point; rows shared among
     threads. More than fits L2 is stored past the caches, whole lines at a time, if ``u`` is aligned: nothing is read
     first (2-3 times faster).
     """
     k = KernelBuilder(machine, "winograd_weights", ["w", "u"])
     f = k.f
-    if 4 * weights_size(packed) <= machine.l2:
-        _transform_weights(f, packed, flip, False)
+    if 4 * weights_size(packed, scheme) <= machine.l2:
+        _transform_weights(f, packed, flip, False, scheme)
     else:
         with f.when(aligned := f.is_aligned(f.arg("u"), 64)):
-            _transform_weights(f, packed, flip, True)
+            _transform_weights(f, packed, flip, True, scheme)
         with f.when(f.value("i1", f"xor {aligned}, true")):
-            _transform_weights(f, packed, flip, False)
-    return k.finish(note="Winograd weights")
+            _transform_weights(f, packed, flip, False, scheme)
+    return k.finish(note=f"Winograd weights, {scheme}")
 
 
-def _transform_weights(f: Function, packed: Packed, flip: bool, stream: bool) -> None:
+def _transform_weights(f: Function, packed: Packed, flip: bool, stream: bool, scheme: Scheme) -> None:
     lanes = f.machine.lanes
     # what is streamed is gathered in the stack: lines written in parts, or one here and one there, take as long as more
     rows = max(r for r in (1, 2, 4, 8) if packed.ins % r == 0) if stream else 1
     for first, count, outs in packed.kinds():
         width = -(-outs // lanes) * lanes
-        parked = f.stack(POINTS * rows * width, "float") if stream else None
+        parked = f.stack(scheme.points * rows * width, "float") if stream else None
         low, high = f.share(count * packed.ins // rows, f.arg("tid"), f.arg("n"))
         with f.loop(low, high) as loop:
             block, row = f.divmod_chain(loop.index, [count, packed.ins // rows])
@@ -167,28 +198,30 @@ def _transform_weights(f: Function, packed: Packed, flip: bool, stream: bool) ->
             with f.loop(0, rows * width, lanes) as piece:
                 taps = [f.vload(f.gep(source, f.add(piece.index, t * packed.ins * width))) for t in range(9)]
                 taps = taps[::-1] if flip else taps
-                grid = apply2(f, G, [taps[3 * i : 3 * i + 3] for i in range(3)])
+                grid = apply2(f, scheme.g, [taps[3 * i : 3 * i + 3] for i in range(3)])
                 for point, value in enumerate(value for line in grid for value in line):
                     f.vstore(value, f.gep(base, f.add(piece.index, point * step)))
             if parked:
-                with f.loop(0, POINTS) as matrix:
+                with f.loop(0, scheme.points) as matrix:
                     line = f.gep(target, f.mul(matrix.index, panel_size(packed)))
                     for at in range(0, rows * width, lanes):
                         f.stream(f.vload(f.gep(parked, f.add(f.mul(matrix.index, step), at))), f.gep(line, at))
 
 
 class TileGrid:
-    """The tiles of all images: numbered (image, row, column), each 4x4 outputs and the 6x6 inputs they read."""
+    """The tiles of all images: numbered (image, row, column), each ``scheme.out`` squared outputs and what they read."""
 
-    def __init__(self, n: int, inputs: tuple[int, int], outputs: tuple[int, int], pad: tuple[int, int]):
-        self.n, self.inputs, self.outputs, self.pad = n, inputs, outputs, pad
-        self.rows, self.columns = -(-outputs[0] // OUT), -(-outputs[1] // OUT)
-        self.count = n * self.rows * self.columns
+    def __init__(self, conv: Conv, scheme: Scheme = F4):
+        self.n, self.scheme = conv.n, scheme
+        self.inputs, self.outputs = (conv.h, conv.w), (conv.oh, conv.ow)
+        self.pad = (conv.pad[0][0], conv.pad[1][0])
+        self.rows, self.columns = -(-conv.oh // scheme.out), -(-conv.ow // scheme.out)
+        self.count = conv.n * self.rows * self.columns
 
     def position(self, f: Function, tile: Index) -> tuple[Index, Index, Index]:
         """(image, first output row, first output column)."""
         image, row, column = f.divmod_chain(tile, [self.n, self.rows, self.columns])
-        return image, f.mul(row, OUT), f.mul(column, OUT)
+        return image, f.mul(row, self.scheme.out), f.mul(column, self.scheme.out)
 
 
 def gather_pointers(
@@ -228,11 +261,18 @@ def zero_row(f: Function, channels: int) -> Value:
 
 
 def emit_transform(
-    f: Function, matrix: Matrix, pointers: Sequence[Value], ld: int, channels: int, target: Value, point_step: int
+    f: Function,
+    matrix: Matrix,
+    pointers: Sequence[Value],
+    step: tuple[int, int],
+    channels: int,
+    target: Value,
+    point_step: int,
 ) -> None:
     """``target[point][c] = (matrix @ pixels @ matrix')[point]`` for all channels; the pixels come from ``pointers``.
 
-    What the tile to the right has besides, ``OUT`` pixels (of ``ld`` elements) further on, is prefetched on the way.
+    ``step`` is (pixels from a tile to the one on its right, elements from a pixel to the next): what that tile has besides is
+    prefetched on the way.
 
     The pointers are parked on the stack: a vector of channels needs all the registers for its values.
     """
@@ -246,8 +286,8 @@ def emit_transform(
         pixels = [f.gep(f.load("ptr", f.gep(slots, i, "ptr")), channel) for i in range(len(pointers))]
         loads = [f.vload(pixel, count) for pixel in pixels]
         for i, pixel in enumerate(pixels):
-            if i % side >= side - OUT:
-                f.prefetch(f.gep(pixel, OUT * ld))
+            if i % side >= side - step[0]:
+                f.prefetch(f.gep(pixel, step[0] * step[1]))
         grid = apply2(f, matrix, [loads[side * i : side * i + side] for i in range(side)])
         for point, value in enumerate(value for line in grid for value in line):
             f.vstore(value, f.gep(target, f.add(channel, point * point_step)), None)

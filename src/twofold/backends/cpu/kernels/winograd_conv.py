@@ -1,13 +1,14 @@
-"""3x3 convolutions and their data gradients by Winograd's F(4x4, 3x3); see winograd.py.
+"""3x3 convolutions and their data gradients by Winograd's algorithm; see winograd.py.
 
 ALGORITHM
-    v = B' x B for every tile;  m[point] = v[point] @ u[point] (36 matrix products over the channels);  y = A' m A
+    v = B' x B for every tile;  m[point] = v[point] @ u[point] (one matrix product over the channels each);  y = A' m A
 SCHEDULE
     *blocked* (many tiles): a thread takes blocks of tiles whose v and m stay near its L2, and does all three stages.
     *staged* (few tiles, or weights about as large as all of v and m): all threads do one stage, with barriers between;
     in the products they share out (point, block of outputs), so that every weight is read by one thread, once.
     A row of v has 16 elements more than its channels, so that the rows of a tile fall into different cache sets. The
-    panel of weights that is next is prefetched while one is used.
+    panel of weights that is next is prefetched into L2 while one is used, an equal piece with every run of tiles: all of it
+    with the first run would come faster than memory gives it.
 """
 
 from __future__ import annotations
@@ -45,21 +46,33 @@ class Plan:
 
 
 def forward(
-    machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
+    machine: Machine,
+    conv: Conv,
+    packed: Packed,
+    epilogue: ep.Epilogue = (),
+    ldx: int = 0,
+    ldy: int = 0,
+    scheme: wg.Scheme = wg.F4,
 ) -> Kernel:
-    """Kernel (x, u, y, ...epilogue, workspace or scratch); ``u`` comes from ``transform_weights(packed)``."""
-    plan = plan_forward(machine, conv)
+    """Kernel (x, u, y, ...epilogue, workspace or scratch); ``u`` comes from ``transform_weights`` of the same scheme."""
+    plan = plan_forward(machine, conv, scheme)
     return _Builder(machine, "winograd", plan, conv, packed, epilogue, ldx or conv.c, ldy or conv.o).kernel(conv.flops)
 
 
 def data_gradient(
-    machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
+    machine: Machine,
+    conv: Conv,
+    packed: Packed,
+    epilogue: ep.Epilogue = (),
+    ldx: int = 0,
+    ldy: int = 0,
+    scheme: wg.Scheme = wg.F4,
 ) -> Kernel:
     """Kernel (dy, u, dx, ...epilogue, workspace or scratch) named (x, u, y, ...); ``u`` is flipped, from backward
     packing.
     """
     back = reversed_conv(conv)
-    plan = plan_forward(machine, back)
+    plan = plan_forward(machine, back, scheme)
     return _Builder(machine, "winograd_dx", plan, back, packed, epilogue, ldx or conv.o, ldy or conv.c).kernel(
         conv.flops
     )
@@ -72,12 +85,12 @@ def reversed_conv(conv: Conv) -> Conv:
     return Conv(conv.n, conv.oh, conv.ow, conv.o, conv.c, 3, 3, pad=pad)
 
 
-def plan_forward(machine: Machine, conv: Conv) -> Plan:
+def plan_forward(machine: Machine, conv: Conv, scheme: wg.Scheme = wg.F4) -> Plan:
     """Cut the tiles into blocks: v and m fill L2, but no fewer than 16 tiles (each reads all the weights)."""
-    grid = wg.TileGrid(conv.n, (conv.h, conv.w), (conv.oh, conv.ow), (conv.pad[0][0], conv.pad[1][0]))
-    per_tile = wg.POINTS * 4 * (conv.c + 16 + conv.o + 16)
+    grid = wg.TileGrid(conv, scheme)
+    per_tile = scheme.points * 4 * (conv.c + 16 + conv.o + 16)
     target = max(16, min(96, machine.l2 // per_tile))
-    weights = wg.POINTS * 4 * conv.c * conv.o
+    weights = scheme.points * 4 * conv.c * conv.o
     staged = -(-grid.count // target) < STAGED_BELOW or weights > per_tile * grid.count * 3 // 4
     if staged:
         return Plan(grid, [(0, 1, grid.count)], True)
@@ -97,21 +110,24 @@ class _Builder:
         ldy: int,
     ):
         self.machine, self.plan, self.conv, self.packed = machine, plan, conv, packed
+        self.scheme = plan.grid.scheme
         self.epilogue, self.ldx, self.ldy, self.lanes = epilogue, ldx, ldy, machine.lanes
         self.memory = "workspace" if plan.staged else "scratch"
         self.k = KernelBuilder(machine, name, ["x", "u", "y", *ep.params_of(epilogue), self.memory])
         self.f: Function = self.k.f
         self.v_pitch = -(-conv.c // 16) * 16 + 16
         self.m_pitch = packed.whole * packed.block + packed.rest_width + 16
-        self.v_size = wg.POINTS * wg.apart(plan.largest * self.v_pitch)
-        self.bytes = -(-4 * (self.v_size + wg.POINTS * wg.apart(plan.largest * self.m_pitch)) // 64) * 64
+        self.v_size = self.scheme.points * wg.apart(plan.largest * self.v_pitch)
+        self.bytes = -(-4 * (self.v_size + self.scheme.points * wg.apart(plan.largest * self.m_pitch)) // 64) * 64
 
     def kernel(self, flops: int) -> Kernel:
         f, plan = self.f, self.plan
         if plan.staged:
             self._place(f.arg("workspace"))
             self._stages(0, plan.grid.count, 0)
-            return self.k.finish(flops=flops, workspace=self.bytes, note=f"Winograd, staged, {plan.grid.count} tiles")
+            return self.k.finish(
+                flops=flops, workspace=self.bytes, note=f"Winograd {self.scheme}, staged, {plan.grid.count} tiles"
+            )
         self._place(f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.bytes), "i8"))
         part = 0
         for first, count, size in plan.sizes:
@@ -119,7 +135,9 @@ class _Builder:
             with f.loop(low, high) as block:
                 self._stages(f.add(f.mul(block.index, size), first), size, f.add(block.index, part))
             part += count
-        return self.k.finish(flops=flops, scratch=self.bytes, note=f"Winograd, blocks of {plan.largest} tiles")
+        return self.k.finish(
+            flops=flops, scratch=self.bytes, note=f"Winograd {self.scheme}, blocks of {plan.largest} tiles"
+        )
 
     def _place(self, memory: Value) -> None:
         self.v, self.m = memory, self.f.gep(memory, self.v_size)
@@ -143,9 +161,11 @@ class _Builder:
         with f.loop(*self._share(tiles)) as tile:
             image, row, column = grid.position(f, f.add(tile.index, first))
             corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
-            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, wg.IN, zero)
+            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, self.scheme.side, zero)
             target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
-            wg.emit_transform(f, wg.BT, pixels, self.ldx, conv.c, target, wg.apart(tiles * self.v_pitch))
+            wg.emit_transform(
+                f, self.scheme.bt, pixels, (self.scheme.out, self.ldx), conv.c, target, wg.apart(tiles * self.v_pitch)
+            )
 
     def _products(self, tiles: int) -> None:
         f, packed = self.f, self.packed
@@ -153,22 +173,32 @@ class _Builder:
             vectors = -(-outs // self.lanes)
             width = vectors * self.lanes
             most = self.machine.accumulators(vectors) // vectors
-            with f.loop(*self._share(wg.POINTS * count)) as unit:
-                point, block = f.divmod_chain(unit.index, [wg.POINTS, count])
+            with f.loop(*self._share(self.scheme.points * count)) as unit:
+                point, block = f.divmod_chain(unit.index, [self.scheme.points, count])
                 block = f.add(block, first)
                 u = f.gep(f.arg("u"), f.dot([(point, wg.panel_size(packed)), (block, packed.ins * packed.block)]))
                 v = f.gep(self.v, f.mul(point, wg.apart(tiles * self.v_pitch)))
                 m = f.gep(self.m, f.dot([(point, wg.apart(tiles * self.m_pitch)), (block, packed.block)]))
-                for at, many, size in runs(split(tiles, most)):
+                cuts = split(tiles, most)
+                piece = -(-width // len(cuts))
+                following, passed = f.gep(u, packed.ins * width), 0
+                for at, many, size in runs(cuts):
                     with f.loop(0, many) as run:
                         row = f.add(f.mul(run.index, size), at)
+                        ahead = f.gep(following, f.mul(f.add(run.index, passed), packed.ins * piece))
                         self._product(
-                            f.gep(v, f.mul(row, self.v_pitch)), u, f.gep(m, f.mul(row, self.m_pitch)), size, width
+                            f.gep(v, f.mul(row, self.v_pitch)),
+                            u,
+                            f.gep(m, f.mul(row, self.m_pitch)),
+                            size,
+                            width,
+                            (ahead, piece),
                         )
+                    passed += many
 
-    def _product(self, v: Value, u: Value, m: Value, size: int, width: int) -> None:
+    def _product(self, v: Value, u: Value, m: Value, size: int, width: int, ahead: tuple[Value, int]) -> None:
         f, vectors, ins = self.f, width // self.lanes, self.packed.ins
-        ops = Operands(v, u, 1, self.v_pitch, width, (self.lanes,) * vectors, ahead=ins * width)
+        ops = Operands(v, u, 1, self.v_pitch, width, (self.lanes,) * vectors, ahead=ahead)
         tile = accumulate(f, zeros(f, size, vectors), ops, ins, range(size), 2)
         for p, row in enumerate(tile):
             for j, value in enumerate(row):
@@ -204,8 +234,12 @@ class _Builder:
         f, (oh, ow) = self.f, self.plan.grid.outputs
         image, row, column = position
         step = wg.apart(tiles * self.m_pitch)
-        loads = [f.vload(f.gep(source, f.add(channel, point * step))) for point in range(wg.POINTS)]
-        grid = wg.apply2(f, wg.AT, [loads[wg.IN * i : wg.IN * i + wg.IN] for i in range(wg.IN)])
+        loads = [f.vload(f.gep(source, f.add(channel, point * step))) for point in range(self.scheme.points)]
+        grid = wg.apply2(
+            f,
+            self.scheme.at,
+            [loads[self.scheme.side * i : self.scheme.side * i + self.scheme.side] for i in range(self.scheme.side)],
+        )
         start = f.add(f.mul(f.add(f.mul(image, oh), row), ow), column)
 
         def store(cells: list[tuple[int, int]]) -> None:
@@ -215,17 +249,17 @@ class _Builder:
             for value, (i, j) in zip(values, cells):
                 f.vstore(value, f.gep(base, (i * ow + j) * self.ldy), count)
 
-        cells = [(i, j) for i in range(wg.OUT) for j in range(wg.OUT)]
-        if oh % wg.OUT == 0 and ow % wg.OUT == 0:
+        cells = [(i, j) for i in range(self.scheme.out) for j in range(self.scheme.out)]
+        if oh % self.scheme.out == 0 and ow % self.scheme.out == 0:
             store(cells)
             return
-        inside_row = f.icmp("sle", f.index(row), oh - wg.OUT)
-        inside = f.value("i1", f"and {inside_row}, {f.icmp('sle', f.index(column), ow - wg.OUT).name}")
+        inside_row = f.icmp("sle", f.index(row), oh - self.scheme.out)
+        inside = f.value("i1", f"and {inside_row}, {f.icmp('sle', f.index(column), ow - self.scheme.out).name}")
 
         def edge() -> list[Value]:
-            for i in range(wg.OUT):
+            for i in range(self.scheme.out):
                 with f.when(f.icmp("slt", f.index(row), oh - i)):
-                    for j in range(wg.OUT):
+                    for j in range(self.scheme.out):
                         with f.when(f.icmp("slt", f.index(column), ow - j)):
                             store([(i, j)])
             return []

@@ -17,6 +17,7 @@ from twofold.backends.cpu.kernels import winograd as wg
 from twofold.backends.cpu.kernels.shapes import Conv, blocks, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, zeros
 from twofold.backends.cpu.kernels.weights import Packed
+from twofold.backends.cpu.kernels.winograd import F4
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
@@ -33,7 +34,7 @@ def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, 
 def block_tiles(machine: Machine, conv: Conv) -> int:
     """Tiles in a block: 64, so that x and dy are transformed near where they are used; 128, if one point's rows of x
     and dy fit half of L2, where the sums are so large that passing over them costs more."""
-    sums = 4 * wg.POINTS * conv.c * conv.o
+    sums = 4 * F4.points * conv.c * conv.o
     if sums <= 8 * machine.l2:
         return 64
     return max(64, min(128, machine.l2 // 2 // (4 * (conv.c + conv.o))))
@@ -43,7 +44,7 @@ class _Builder:
     def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int):
         self.machine, self.conv, self.packed, self.ldx, self.ldy = machine, conv, packed, ldx, ldy
         self.lanes = machine.lanes
-        self.grid = wg.TileGrid(conv.n, (conv.h, conv.w), (conv.oh, conv.ow), (conv.pad[0][0], conv.pad[1][0]))
+        self.grid = wg.TileGrid(conv, F4)
         self.blocks = blocks(self.grid.count, block_tiles(machine, conv))
         self.at_once = self.grid.count <= FEW
         if self.at_once:
@@ -51,8 +52,8 @@ class _Builder:
         largest = self.blocks[0][2]
         self.v_pitch = -(-conv.c // 16) * 16 + 16
         self.z_pitch = packed.whole * packed.block + packed.rest_width + 16
-        self.z_at = wg.POINTS * wg.apart(largest * self.v_pitch)
-        self.sums_at = self.z_at + wg.POINTS * wg.apart(largest * self.z_pitch)
+        self.z_at = F4.points * wg.apart(largest * self.v_pitch)
+        self.sums_at = self.z_at + F4.points * wg.apart(largest * self.z_pitch)
         memory = ["workspace", "scratch"] if self.at_once else ["workspace"]
         self.k = KernelBuilder(machine, "winograd_dw", ["x", "dy", "dw", *memory])
         self.f: Function = self.k.f
@@ -95,12 +96,14 @@ class _Builder:
         with f.loop(*self._share(tiles)) as tile:
             image, row, column = grid.position(f, f.add(tile.index, first))
             corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
-            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, wg.IN, zero)
+            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, F4.side, zero)
             target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
-            wg.emit_transform(f, wg.BT, pixels, self.ldx, conv.c, target, wg.apart(tiles * self.v_pitch))
-            pixels = wg.gather_pointers(f, f.arg("dy"), grid.outputs, self.ldy, (row, column), image, wg.OUT, zero)
+            wg.emit_transform(f, F4.bt, pixels, (F4.out, self.ldx), conv.c, target, wg.apart(tiles * self.v_pitch))
+            pixels = wg.gather_pointers(f, f.arg("dy"), grid.outputs, self.ldy, (row, column), image, F4.out, zero)
             target = f.gep(self.z, f.mul(tile.index, self.z_pitch))
-            wg.emit_transform(f, wg.transposed(wg.AT), pixels, self.ldy, conv.o, target, wg.apart(tiles * self.z_pitch))
+            wg.emit_transform(
+                f, wg.transposed(F4.at), pixels, (F4.out, self.ldy), conv.o, target, wg.apart(tiles * self.z_pitch)
+            )
 
     def _runs(self, vectors: int) -> list[tuple[int, int, int]]:
         """The inputs in runs of one register tile each, as (first input, how many runs, inputs of each)."""
@@ -124,8 +127,8 @@ class _Builder:
         for first, count, outs in packed.kinds():
             vectors = -(-outs // self.lanes)
             width = vectors * self.lanes
-            with f.loop(*self._share(wg.POINTS * count)) as unit:
-                point, block = f.divmod_chain(unit.index, [wg.POINTS, count])
+            with f.loop(*self._share(F4.points * count)) as unit:
+                point, block = f.divmod_chain(unit.index, [F4.points, count])
                 block = f.add(block, first)
                 base = f.gep(self.sums, f.dot([(point, wg.panel_size(packed)), (block, packed.ins * packed.block)]))
                 for at, many, size in self._runs(vectors):
@@ -153,8 +156,8 @@ class _Builder:
         f, packed = self.f, self.packed
         target = f.gep(f.arg("dw"), f.add(packed.panel(f, 0, block), f.mul(row, width)))
         with f.loop(0, width, self.lanes) as vector:
-            loads = [f.vload(f.gep(source, f.add(vector.index, p * step))) for p in range(wg.POINTS)]
-            grid = wg.apply2(f, wg.transposed(wg.G), [loads[6 * i : 6 * i + 6] for i in range(6)])
+            loads = [f.vload(f.gep(source, f.add(vector.index, p * step))) for p in range(F4.points)]
+            grid = wg.apply2(f, wg.transposed(F4.g), [loads[6 * i : 6 * i + 6] for i in range(6)])
             for tap, value in enumerate(value for line in grid for value in line):
                 f.vstore(value, f.gep(target, f.add(vector.index, tap * packed.ins * width)))
 
@@ -162,7 +165,7 @@ class _Builder:
         """Products and taps of a block of outputs and a few runs of inputs at a time; bytes of scratch it takes."""
         f, packed = self.f, self.packed
         largest = self.machine.registers * self.lanes  # elements of a tile, at most
-        scratch = 4 * wg.POINTS * wg.apart(TOGETHER * largest)
+        scratch = 4 * F4.points * wg.apart(TOGETHER * largest)
         for first, count, outs in packed.kinds():
             for at, many, size in self._runs(-(-outs // self.lanes)):
                 groups = -(-many // TOGETHER)
@@ -182,7 +185,7 @@ class _Builder:
         width = -(-outs // self.lanes) * self.lanes
         step = wg.apart(TOGETHER * size * width)
         sums = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), scratch), "i8")
-        with f.loop(0, wg.POINTS) as point, f.loop(start, stop) as run:
+        with f.loop(0, F4.points) as point, f.loop(start, stop) as run:
             row = f.add(f.mul(run.index, size), at)
             tile = self._product(zeros(f, size, width // self.lanes), point.index, row, block, tiles, outs)
             base = f.dot([(point.index, step), (f.sub(run.index, start), size * width)])
