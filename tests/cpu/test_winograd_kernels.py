@@ -21,7 +21,7 @@ from kernel_oracles import (
 from twofold.backends.cpu.kernels import direct, winograd, winograd_conv, winograd_wgrad
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv
-from twofold.backends.cpu.machine import AVX512
+from twofold.backends.cpu.machine import AVX2, AVX512
 
 ONE = ((1, 1), (1, 1))
 CASES = [
@@ -31,6 +31,7 @@ CASES = [
     Conv(3, 14, 14, 24, 40, 3, 3, pad=ONE),
     Conv(1, 40, 42, 6, 17, 3, 3, pad=((0, 1), (2, 0))),
     Conv(8, 28, 28, 32, 32, 3, 3, pad=ONE),
+    Conv(1, 56, 56, 64, 64, 3, 3, pad=ONE),
 ]
 F2, F4 = winograd.F2, winograd.F4
 BOUND = {F4: 2e-5, F2: 2e-6}  # in float32
@@ -90,6 +91,15 @@ def test_epilogue(conv, scheme):
     mean, variance = moments(stats)
     assert error(mean, expected.mean((0, 1, 2))) < 1e-4
     assert error(variance, expected.var((0, 1, 2))) < 1e-4
+
+
+def test_few_blocks_are_an_even_number_and_cover_all_tiles():
+    for size in (40, 48, 52, 56, 60):
+        conv = Conv(1, size, size, 64, 64, 3, 3, pad=ONE)
+        plan = winograd_conv.plan_forward(AVX2, conv)
+        assert plan.staged or plan.parts % 2 == 0 or plan.parts >= winograd_conv.FEW_BLOCKS
+        assert sum(count * tiles for _, count, tiles in plan.sizes) == plan.grid.count
+    assert winograd_conv.plan_forward(AVX2, CASES[-1]).sizes == [(0, 4, 25), (100, 4, 24)]
 
 
 @pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "unaligned"])

@@ -25,6 +25,7 @@ from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 STAGED_BELOW = 8  # blocks: with fewer, threads would stand idle or read all the weights for little
+FEW_BLOCKS = 32  # with more, one block does not matter
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,13 @@ def plan_forward(machine: Machine, conv: Conv, scheme: wg.Scheme = wg.F4) -> Pla
     staged = -(-grid.count // target) < STAGED_BELOW or weights > per_tile * grid.count * 3 // 4
     if staged:
         return Plan(grid, [(0, 1, grid.count)], True)
-    return Plan(grid, blocks(grid.count, target), False)
+    return Plan(grid, _even(grid.count, blocks(grid.count, target)), False)
+
+
+def _even(tiles: int, sizes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """An even number of blocks where they are few: of seven, one of two threads would do four."""
+    number = sum(count for _, count, _ in sizes)
+    return runs(split(tiles, -(-tiles // (number + 1)))) if number % 2 and number < FEW_BLOCKS else sizes
 
 
 class _Builder:
@@ -130,9 +137,10 @@ class _Builder:
             )
         self._place(f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.bytes), "i8"))
         part = 0
+        low, high = f.share(plan.parts, f.arg("tid"), f.arg("n"))
         for first, count, size in plan.sizes:
-            low, high = f.share(count, f.arg("tid"), f.arg("n"))
-            with f.loop(low, high) as block:
+            start, stop = f.sub(f.imax(low, part), part), f.sub(f.imin(high, part + count), part)
+            with f.loop(start, stop) as block:
                 self._stages(f.add(f.mul(block.index, size), first), size, f.add(block.index, part))
             part += count
         return self.k.finish(
