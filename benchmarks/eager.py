@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each peer in a row")
     parser.add_argument("--results", type=Path, default=Path("eager.json"), help="rows, one JSON object a line")
     parser.add_argument("--no-docs", action="store_true")
     parser.add_argument("--profile", metavar="NETWORK", help="print seconds by op instead")
@@ -41,7 +43,7 @@ def main() -> None:
         profile(options.profile)
         return
     keys = [compare.Key(network, "train8", threads) for threads in options.threads for network in options.networks]
-    compare.run(keys, SETTINGS, options.results, budget=None, resume=False)
+    compare.run(keys, replace(SETTINGS, rounds=options.rounds), options.results, budget=None, resume=False)
     if not options.no_docs:
         rows = sorted(compare.read(options.results).values(), key=lambda r: NETWORKS.index(r["network"]))
         page = HERE.parent / "docs" / "performance.md"

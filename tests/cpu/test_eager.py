@@ -10,6 +10,7 @@ import pytest
 import twofold as tw
 from twofold.backends.cpu import eager
 from twofold.backends.cpu.eager import Table
+from twofold.base.errors import ShapeError
 from twofold.ir import OPS, Spec
 from twofold.ir.builder import eager_pull_back
 from twofold.nn import functional as F
@@ -102,13 +103,16 @@ NETWORKS = {
     "the same value twice": lambda x, p: F.conv2d(x * x, p["w"]) * F.conv2d(x, p["w"]),
     "groups and strides": lambda x, p: F.conv2d(x, p["w"][:, :2], stride=2, padding=1, groups=8),
     "broadcasting": lambda x, p: (F.conv2d(x, p["w"]) * tw.reshape(p["g"], (1, 16, 1, 1))).tanh(),
+    "normalisations": lambda x, p: F.group_norm(F.local_response_norm(x, 5), 4, p["g"], p["c"]),
+    "activations": lambda x, p: F.gelu(F.layer_norm(x, (34,))) + F.elu(F.conv2d(x, p["w"], p["b"], padding=1)),
+    "products": lambda x, p: F.log_softmax(F.linear(tw.reshape(x, (-1, 34 * 34)), p["l"], p["m"]), 1),
     "clipped": lambda x, p: F.relu(tw.clip(x, -0.5, 0.5) + tw.maximum(x, p["g"][0])),
 }
 
 
 def _parameters(dtype):
     rng = np.random.default_rng(5)
-    shapes = {"w": (16, 16, 3, 3), "v": (16, 16, 3, 3), "b": (16,), "g": (16,), "c": (16,)}
+    shapes = {"w": (16, 16, 3, 3), "v": (16, 16, 3, 3), "b": (16,), "g": (16,), "c": (16,), "l": (50, 1156), "m": (50,)}
     return {k: tw.tensor(rng.standard_normal(s).astype(dtype) * 0.3, requires_grad=True) for k, s in shapes.items()}
 
 
@@ -147,6 +151,38 @@ def test_recorded_gradients_are_differentiable_again():
     g = tw.gradients(y, w)
     (h,) = tw.gradients((g * g).sum(), [x])
     assert h.shape == x.shape and np.abs(h.numpy()).max() > 0
+
+
+def _twice(dtype, device):
+    """The gradient of a gradient's size, through functions that are one op of the record each."""
+    with tw.device(device):
+        rng = np.random.default_rng(8)
+        x, w, b = (
+            tw.tensor(rng.standard_normal(s).astype(dtype) * 0.5, requires_grad=True)
+            for s in [(2, 8, 24, 24), (8, 8, 3, 3), (8,)]
+        )
+        y = F.gelu(F.conv2d(x, w, b))
+        gs = tw.gradients((y * y).sum(), [x, w, b])
+        return [g.numpy() for g in tw.gradients(sum((g * g).mean() for g in gs), [x, w, b])]
+
+
+def test_functions_recorded_as_one_op_are_differentiable_twice():
+    for got, want in zip(_twice(np.float32, "cpu"), _twice(np.float64, "reference"), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_function_of_several_ops_is_one_node_of_the_record_and_several_of_a_graph():
+    x = tw.tensor(RNG.standard_normal((2, 8, 24, 24)).astype(np.float32), requires_grad=True)
+    w, b = tw.ones((8, 8, 3, 3)), tw.ones(8)
+    assert F.conv2d(x, w, b).value.producer.op.name == "conv2d"
+    assert [n.op.name for n in tw.compile(F.conv2d).trace(x, w, b).graph.nodes][-1] == "add"
+    assert F.conv2d(x[:1, :, :8, :8], w, b).value.producer.op.name == "add"  # small: op by op
+
+
+def test_errors_of_functions_recorded_as_one_op_are_their_own():
+    x, w = tw.ones((2, 8, 64, 64)), tw.ones((8, 4, 3, 3))
+    with pytest.raises(ShapeError, match="x has 8 channels"):
+        F.conv2d(x, w)
 
 
 def test_one_program_for_each_wanted_set_of_inputs():

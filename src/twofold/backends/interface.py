@@ -181,6 +181,10 @@ class Backend(ABC):
         """Whether ``run_graph`` might take the gradients of this op, given one of an output's size; asked often, so quick."""
         return False
 
+    def runs_composites(self, buffers: Sequence[Any]) -> bool:
+        """Whether ``run_graph`` might take a function of several ops on these arrays; asked often, so quick."""
+        return False
+
     def run_graph(self, graph: Graph, buffers: Sequence[Any], device: Device) -> Sequence[Any] | None:
         """The results of a small graph, run as one program (remembered by the graph); None if it had better run op by op."""
         return None

@@ -35,6 +35,7 @@ class _Context(threading.local):
 
 context = _Context()
 eager_bind: list[Callable[..., Any]] = []  # filled by twofold.tensor
+eager_composite: list[Callable[..., Any]] = []  # filled by twofold.tensor: a function of several ops, as one program
 eager_pull_back: list[Callable[..., Any]] = []  # filled by twofold.tensor: gradients of one recorded op, as one program
 
 

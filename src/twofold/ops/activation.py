@@ -9,6 +9,7 @@ from twofold.base.dtypes import sum_dtype
 from twofold.base.errors import ArgumentError, ShapeError
 from twofold.base.shapes import axis_index, show
 from twofold.ir import Value
+from twofold.ops.composite import composite
 from twofold.ops.convert import cast, value
 from twofold.ops.elementwise import (
     abs_,
@@ -37,6 +38,7 @@ def _centred(x: Value, axis: int) -> Value:
 
 
 @in_float32
+@composite
 def softmax(x: Any, axis: int = -1) -> Value:
     """``exp(x) / sum(exp(x))`` along ``axis``; does not overflow. 16-bit floats are computed in float32."""
     x = value(x)
@@ -46,6 +48,7 @@ def softmax(x: Any, axis: int = -1) -> Value:
 
 
 @in_float32
+@composite
 def log_softmax(x: Any, axis: int = -1) -> Value:
     """``log(softmax(x))`` along ``axis``, without forming the softmax."""
     x = value(x)
@@ -58,6 +61,7 @@ def widened(x: Value) -> Value:
     return cast(x, sum_dtype(x.dtype))
 
 
+@composite
 def gelu(x: Any, approximate: str = "none") -> Value:
     """``x * P(Z <= x)`` for a standard normal Z (Hendrycks and Gimpel 2016): exact, or ``approximate="tanh"``."""
     x = value(x)
@@ -68,18 +72,21 @@ def gelu(x: Any, approximate: str = "none") -> Value:
     raise ArgumentError(f"gelu: approximate={approximate!r}; expected 'none' or 'tanh'")
 
 
+@composite
 def silu(x: Any) -> Value:
     """``x * sigmoid(x)``, also called swish."""
     x = value(x)
     return x * sigmoid(x)
 
 
+@composite
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Value:
     """``x`` where positive, else ``negative_slope * x``."""
     x = value(x)
     return where(x > 0, x, x * float(negative_slope))
 
 
+@composite
 def prelu(x: Any, weight: Any) -> Value:
     """Leaky ReLU with a learned slope: one for all, or one for each channel (dimension 1). He et al. 2015."""
     x = value(x)
@@ -95,6 +102,7 @@ def prelu(x: Any, weight: Any) -> Value:
     return where(x > 0, x, x * weight)
 
 
+@composite
 def elu(x: Any, alpha: float = 1.0) -> Value:
     """``x`` where positive, else ``alpha * (exp(x) - 1)`` (Clevert et al. 2015)."""
     x = value(x)
@@ -106,6 +114,7 @@ def selu(x: Any) -> Value:
     return elu(x, 1.6732632423543772) * 1.0507009873554805
 
 
+@composite
 def softplus(x: Any, beta: float = 1.0) -> Value:
     """``log(1 + exp(beta * x)) / beta``, a smooth ReLU; does not overflow."""
     x = value(x)
@@ -124,6 +133,7 @@ def log_sigmoid(x: Any) -> Value:
     return -softplus(-value(x))
 
 
+@composite
 def mish(x: Any) -> Value:
     """``x * tanh(softplus(x))``."""
     x = value(x)
@@ -145,6 +155,7 @@ def hardsigmoid(x: Any) -> Value:
     return relu6(value(x) + 3.0) * (1 / 6)
 
 
+@composite
 def hardswish(x: Any) -> Value:
     """``x * relu6(x + 3) / 6``."""
     x = value(x)

@@ -9,6 +9,7 @@ from twofold.base.dims import Sym
 from twofold.base.errors import ArgumentError, ShapeError
 from twofold.base.shapes import show
 from twofold.ir import Value
+from twofold.ops.composite import composite
 from twofold.ops.conv import conv, conv_input_grad
 from twofold.ops.convert import cast, value
 from twofold.ops.elementwise import where
@@ -49,6 +50,7 @@ def pads(argument: Any, rank: int, window: Ints, strides: Ints, dilation: Ints) 
     return tuple((p, p) for p in each(argument, rank, "padding"))
 
 
+@composite
 def linear(x: Any, weight: Any, bias: Any = None) -> Value:
     """``x @ weight.T + bias`` over the last dimension of ``x``; ``weight`` is ``(out, in)``."""
     x, weight = value(x), value(weight)
@@ -80,7 +82,7 @@ def _convolution(rank: int) -> Callable[..., Value]:
         f"Cross-correlation of ``x`` (N, C, {rank} spatial) with ``weight`` (out, C/groups, {rank} kernel sizes). "
         "``padding`` is an int, ints, (low, high) pairs, 'same' or 'valid'."
     )
-    return function
+    return composite(function)
 
 
 def _check_rank(name: str, rank: int, x: Value, weight: Value) -> None:
@@ -116,7 +118,7 @@ def _transposed(rank: int) -> Callable[..., Value]:
         f"The transpose of conv{rank}d in its input: ``weight`` is (in, out/groups, {rank} kernel sizes); "
         "``output_padding`` chooses among the sizes that stride merges."
     )
-    return function
+    return composite(function)
 
 
 conv1d, conv2d, conv3d = map(_convolution, (1, 2, 3))
@@ -227,6 +229,7 @@ adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = (
 # ---- dropout ---------------------------------------------------------------------------------------------------------
 
 
+@composite
 def dropout(x: Any, state: Value, p: float, *, shared_axes: int = 0) -> Value:
     """``x`` with elements zeroed with probability ``p`` and the rest divided by ``1 - p`` (Srivastava et al. 2014).
 

@@ -12,6 +12,7 @@ from twofold.base.errors import ArgumentError, DtypeError, ShapeError
 from twofold.base.shapes import product, show
 from twofold.ir import Op, Sample, Spec, Value, bind, register
 from twofold.ops.activation import widened
+from twofold.ops.composite import composite
 from twofold.ops.convert import cast, dim_value, value
 from twofold.ops.creation import full
 from twofold.ops.elementwise import pow_, sqrt
@@ -146,6 +147,7 @@ def _repeated(v: Value, times: int) -> Value:
     return reshape(broadcast_to(reshape(v, (1, *v.shape)), (times, *v.shape)), (times * v.shape[0],))
 
 
+@composite
 def batch_norm(
     x: Value, average: Value, variance: Value, weight: Value | None, bias: Value | None, eps: float = 1e-5
 ) -> Value:
@@ -161,6 +163,7 @@ def batch_norm(
     return cast(_affine(wide, scale, shift), x.dtype)
 
 
+@composite
 def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Value:
     """``x`` normalised over its last dimensions, of shape ``normalized_shape``, then scaled and shifted elementwise."""
     x = value(x)
@@ -178,6 +181,7 @@ def layer_norm(x: Any, normalized_shape: Any, weight: Any = None, bias: Any = No
     return cast(y, x.dtype)
 
 
+@composite
 def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Value:
     """``x`` ``(N, C, *spatial)`` normalised over ``num_groups`` groups of channels of each item (Wu, He 2018)."""
     x = value(x)
@@ -189,6 +193,7 @@ def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, ep
     return cast(_affine(y, weight, bias), x.dtype)
 
 
+@composite
 def local_response_norm(x: Any, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Value:
     """``x / (k + alpha/size * sum of x**2 over size neighbouring channels)**beta``; ``x`` is ``(N, C, ...)``.
 

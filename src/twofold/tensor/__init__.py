@@ -1,11 +1,11 @@
 """Tensors and variables, the array functions on them, and their gradients."""
 
-from twofold.tensor import functions, interop, methods, pullback
+from twofold.tensor import composite, functions, interop, methods, pullback
 from twofold.tensor.gradients import enable_grad, grad, gradients, no_grad, value_and_grad, vjp
 from twofold.tensor.tensor import Tensor, Variable, asarray, tensor
 from twofold.tensor.transforms import checkpoint, custom_vjp, hvp, jvp
 
 __all__ = [
-    "Tensor", "Variable", "asarray", "checkpoint", "custom_vjp", "enable_grad", "functions", "grad", "gradients", "hvp",
-    "interop", "jvp", "methods", "no_grad", "pullback", "tensor", "value_and_grad", "vjp",
+    "Tensor", "Variable", "asarray", "checkpoint", "composite", "custom_vjp", "enable_grad", "functions", "grad",
+    "gradients", "hvp", "interop", "jvp", "methods", "no_grad", "pullback", "tensor", "value_and_grad", "vjp",
 ]  # fmt: skip

@@ -81,6 +81,13 @@ def eager(op: Op, inputs: Sequence[Value], attrs: dict[str, Any]) -> Any:
     except TwofoldError as error:
         annotate(error)
         raise
+    return deliver(op, inputs, attrs, specs, results, where)
+
+
+def deliver(
+    op: Op, inputs: Sequence[Value], attrs: dict[str, Any], specs: Sequence[Spec], results: Sequence[Any], where: Device
+) -> Any:
+    """The values of an op's results; with the node that made them, where gradients are wanted."""
     tracked = context.grad_enabled and True in [v.requires_grad for v in inputs]
     if not tracked:
         outputs = [Array(spec, buffer, where) for spec, buffer in zip(specs, results)]

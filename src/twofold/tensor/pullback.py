@@ -14,6 +14,7 @@ from typing import Any
 from twofold.backends import Device
 from twofold.ir import OPS, Builder, Graph, Node, Value, context, recording
 from twofold.ir.builder import eager_pull_back
+from twofold.tensor.composite import KIND
 from twofold.tensor.eager import Array, Outputs
 
 MOST_PLANS = 2048  # those least recently used are dropped
@@ -49,7 +50,8 @@ def pull_back(
     where = first.device
     if not where.backend.runs_graphs(node.op, first.buffer) or not isinstance(node.outputs, Outputs):
         return None
-    if OPS.get(node.op.name) is not node.op or len({node.inputs[i].key for i in wanted}) < len(wanted):
+    known = node.op.kind == KIND or OPS.get(node.op.name) is node.op
+    if not known or len({node.inputs[i].key for i in wanted}) < len(wanted):
         return None
     around: list[Any] = [*gs, *before, *node.inputs]
     try:

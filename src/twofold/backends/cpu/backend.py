@@ -175,6 +175,9 @@ class CpuBackend(HostBackend):
     def runs_graphs(self, op: Op, buffer: Any) -> bool:
         return eager.may_pay(op, buffer)
 
+    def runs_composites(self, buffers: Sequence[Any]) -> bool:
+        return eager.large(buffers)
+
     def run_graph(self, graph: Graph, buffers: Sequence[Any], device: Device) -> Sequence[Any] | None:
         return eager.run_graph(graph, buffers)
 

@@ -7,6 +7,7 @@ A program is kept for each op, shapes, attributes and layout of the operands; im
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -46,22 +47,28 @@ RULES = {
     "pad": Rule(1 << 18, 2),
 }
 # kinds whose gradients are one program rather than one an op, and the least elements of the output's gradient
-FUSED = {"conv": 1, "pool": 1, "normalization": 1, "elementwise": RULES["elementwise"].least}
+FUSED = {"conv": 1, "pool": 1, "normalization": 1, "elementwise": RULES["elementwise"].least, "composite": 1}
+LARGE = 1 << 12  # elements of the largest operand of a function that may be worth a program
 
 
 def rule_for(op: Op, specs: Sequence[Spec], operands: Sequence[Any]) -> Rule | None:
     """The rule that sends an op through a program; None: NumPy does it. ``operands`` have shapes."""
     rule = RULES.get(op.kind) or RULES.get(op.name)
-    if rule is None or (op.kind != "random" and not _narrow_floats(specs[0], operands)):
+    if rule is None or _work(op, specs, operands) < rule.least:
+        return None
+    if op.kind != "random" and not _narrow_floats(specs[0], operands):
         return None
     if op.kind in ("conv", "pool") and len(specs[0].shape) > 4:  # plain loops: NumPy unfolds and multiplies
         return None
-    return rule if _work(op, specs, operands) >= rule.least else None
+    return rule
+
+
+_dtype = functools.cache(as_dtype)
 
 
 def _narrow_floats(out: Spec, operands: Sequence[Any]) -> bool:
-    """Whether an op is about floats of at most 32 bits (or makes bits)."""
-    dtypes = [out.dtype, *(as_dtype(x.dtype) for x in operands)]
+    """Whether an op is about floats of at most 32 bits."""
+    dtypes = [out.dtype, *(_dtype(x.dtype) for x in operands)]
     return any(d.is_floating and d.bits <= 32 for d in dtypes) and not any(
         d.is_floating and d.bits > 32 for d in dtypes
     )
@@ -122,30 +129,31 @@ class Table:
 
 
 PROGRAMS = Table()
+_patience: dict[Graph, int | None] = {}  # of small graphs
 
 
 def run(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any], specs: Sequence[Spec]) -> list[np.ndarray] | None:
     """The op's results by a compiled program; None if NumPy is as quick."""
-    rule = RULES.get(op.kind) or RULES.get(op.name)
-    if rule is None or (
-        rule.patience and math.prod([b.size for b in buffers]) < rule.least
-    ):  # quick: most ops are small
-        return None
     rule = rule_for(op, specs, buffers)
     if rule is None:
         return None
+    key = (op, _layouts(buffers), tuple(attrs.items()))
     try:
-        key = (op, _layouts(buffers), tuple(attrs.items()))
-        program = PROGRAMS.get(key, rule.patience, lambda: _compile(_graph(op, buffers, attrs), buffers))
-    except TypeError:  # an attribute that does not hash
+        hash(key)
+    except TypeError:  # an attribute that is an array
         return None
+    program = PROGRAMS.get(key, rule.patience, lambda: _compile(_graph(op, buffers, attrs), buffers))
     return program(buffers) if program is not None else None
 
 
 def run_graph(graph: Graph, buffers: Sequence[np.ndarray]) -> list[np.ndarray] | None:
     """The results of a small graph by a compiled program; None if its ops are as quick one by one. The graph, and not its
     text, is what programs are remembered by."""
-    patience = patience_for(graph)
+    patience = _patience.get(graph, -1)
+    if patience == -1:
+        if len(_patience) > 4 * MOST_PROGRAMS:
+            _patience.clear()
+        patience = _patience[graph] = patience_for(graph)
     if patience is None:
         return None
     program = PROGRAMS.get((graph, _layouts(buffers)), patience, lambda: _compile(_optimised(graph), buffers))
@@ -155,6 +163,11 @@ def run_graph(graph: Graph, buffers: Sequence[np.ndarray]) -> list[np.ndarray] |
 def may_pay(op: Op, g: np.ndarray) -> bool:
     """Whether the gradients of an op may be worth a program, seen from the size of its output's gradient."""
     return op.kind in FUSED and g.size >= FUSED[op.kind]
+
+
+def large(buffers: Sequence[np.ndarray]) -> bool:
+    """Whether a function of several ops on these may be worth a program."""
+    return any(b.size >= LARGE for b in buffers)
 
 
 def patience_for(graph: Graph) -> int | None:

@@ -28,6 +28,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._blocks: dict[int, list[np.ndarray]] = {}
+        self._starts: dict[int, list[int]] = {}  # size -> where each block's first cache line is
         self._used: dict[int, float] = {}  # size -> when a block of it was last asked for
         self._looked = 0.0
         self._lock = locks.renewed()
@@ -47,8 +48,9 @@ class Pool:
             at = _idle(blocks)
             if at is None:
                 at = len(blocks)
-                blocks.append(_block(size))
-            return np.ndarray(shape, dtype, blocks[at], -blocks[at].ctypes.data % LINE)
+                blocks.append(np.empty(size + LINE, np.uint8))
+                self._starts.setdefault(size, []).append(-blocks[at].ctypes.data % LINE)
+            return np.ndarray(shape, dtype, blocks[at], self._starts[size][at])
 
     def release(self) -> None:
         """Give back every block that nobody uses."""
@@ -65,9 +67,9 @@ class Pool:
         for size, blocks in list(self._blocks.items()):
             if self._used[size] < before:
                 while (at := _idle(blocks)) is not None:
-                    del blocks[at]
+                    del blocks[at], self._starts[size][at]
                 if not blocks:
-                    del self._blocks[size], self._used[size]
+                    del self._blocks[size], self._used[size], self._starts[size]
 
 
 def _idle(blocks: list[np.ndarray]) -> int | None:
@@ -86,10 +88,6 @@ def _rounded(size: int) -> int:
     """Up to a size of which there are eight from one power of two to the next: so that nearly equal ones share blocks."""
     step = 1 << max(0, size.bit_length() - 4)
     return -(-size // step) * step
-
-
-def _block(size: int) -> np.ndarray:
-    return np.empty(size + LINE, np.uint8)
 
 
 POOL = Pool()
