@@ -7,7 +7,7 @@ with R registers MR*NV + NV + 1 <= R: 6x2 on AVX2 (12 + 2 + 1 = 15 of 16), 14x2 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels.shapes import split
@@ -90,8 +90,17 @@ class Operands:
         return self.offsets[p] if self.offsets else p * self.pixel_step
 
 
-def accumulate(f: Function, tile: Tile, ops: Operands, steps: Index, pixels: Sequence[int], unroll: int = 1) -> Tile:
-    """``steps`` steps for the given ``pixels`` of the tile (the others stay): a loop, unrolled ``unroll`` times."""
+def accumulate(
+    f: Function,
+    tile: Tile,
+    ops: Operands,
+    steps: Index,
+    pixels: Sequence[int],
+    unroll: int = 1,
+    fetch: Callable[[Index], None] | None = None,
+) -> Tile:
+    """``steps`` steps for the given ``pixels`` of the tile (the others stay): a loop, unrolled ``unroll`` times. ``fetch`` is
+    called with the number of the step in every round: for prefetches of one's own."""
     vectors = len(ops.counts)
     if isinstance(steps, int) and steps <= unroll:
         for k in range(steps):
@@ -112,6 +121,8 @@ def accumulate(f: Function, tile: Tile, ops: Operands, steps: Index, pixels: Seq
             start, step = ops.ahead
             for at in range(0, unroll * step, LINE):
                 f.prefetch(f.gep(start, f.add(f.mul(loop.index, step), at)), 2)
+        if fetch is not None:
+            fetch(loop.index)
         w = f.gep(ops.w, f.mul(loop.index, ops.w_step))
         for k in range(unroll):
             inner = _step(f, inner, ops, x, w, k, pixels)

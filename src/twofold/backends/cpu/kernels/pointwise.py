@@ -1,0 +1,151 @@
+"""1x1 convolutions: passes of a single tap, which reduce over the inputs in blocks.
+
+SCHEDULE
+    Within a unit the inputs are cut into blocks of at most 256, so that a block's weights (16 KB on AVX2) stay in L1 while
+    all tiles of the unit pass by; in between the sums rest in a scratch of the thread's own. Without blocks every tile
+    fetches all of its weights from L2 again, which held 1x1 layers to 60-80 % of the peak on two threads.
+    On the way two things are prefetched, a line or less with every step of the loop, so that both are there when their
+    turn comes: the weights that lie behind (the next block's), into L1, and the pixels of the next unit, into L2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, blocks
+from twofold.backends.cpu.kernels.sweep import Sweep, row_block
+from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, zeros
+from twofold.backends.cpu.kernels.weights import Packed
+from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.machine import Machine
+
+UNROLL = 4  # steps written out: one prefetch of each kind serves them all
+LEAST_TILES = 4  # tiles in a row of flattened pixels, however many channels they have
+
+
+def is_pointwise(conv: Conv) -> bool:
+    """A 1x1 convolution without stride or padding: a matrix product over all pixels."""
+    return (conv.kh, conv.kw, conv.stride, conv.pad) == (1, 1, (1, 1), ((0, 0), (0, 0)))
+
+
+def suits(one: Pass) -> bool:
+    """Whether a pass has a single tap, which falls inside the image everywhere."""
+    return one.v.taps == one.h.taps == 1 and one.v.inside and one.h.inside
+
+
+def flattened(machine: Machine, one: Pass, packed: Packed) -> list[Pass]:
+    """A pass over whole images (1x1, stride 1) with its pixels in rows of a convenient length: 8 tiles, or as many as have
+    their inputs in half of L2; a few pixels more make one row rather than two that each read all the weights."""
+    pixels, most = one.n * one.v.inputs * one.h.inputs, _tile_pixels(machine, packed)
+    size = 4 * one.ldx
+    target = most * max(LEAST_TILES, min(8, machine.l2 // 2 // size // most))
+    if pixels <= 2 * target and pixels * size <= machine.l2 * 7 // 8:
+        target = pixels
+    passes = []
+    for first, rows, length in blocks(pixels, target):
+        v, h = Axis(rows, rows, rows), Axis(length, length, length)
+        passes.append(Pass(1, v, h, one.ldx, one.ldy, first * one.ldx, first))
+    return passes
+
+
+def scratch_bytes(machine: Machine, one: Pass, packed: Packed) -> int:
+    """What a thread needs for the sums of a unit between blocks of inputs."""
+    if _block(machine, packed) >= packed.ins:
+        return 0
+    return 4 * row_block(machine, one, packed) * one.h.outputs * packed.block
+
+
+def _tile_pixels(machine: Machine, packed: Packed) -> int:
+    vectors = packed.block // packed.lanes
+    return machine.accumulators(vectors) // vectors
+
+
+def _block(machine: Machine, packed: Packed) -> int:
+    """Inputs of a block: their weights fill half of L1; blocks are as even as steps of the loop allow."""
+    most = max(64, machine.l1 // 2 // (4 * packed.block))
+    count = -(-packed.ins // most)
+    return -(-packed.ins // count // UNROLL) * UNROLL
+
+
+class Pointwise(Sweep):
+    """Emits a pass that ``suits``."""
+
+    def __init__(
+        self, f: Function, machine: Machine, one: Pass, packed: Packed, epilogue: ep.Epilogue, part: int, scratch: int
+    ):
+        super().__init__(f, machine, one, packed, epilogue, part, scratch)
+        self.block = _block(machine, packed)
+        self.parts = -(-packed.ins // self.block)
+        self.pixels = self.rows * one.h.outputs  # of a unit
+        columns = packed.whole + (1 if packed.rest else 0)
+        # the next unit's pixels are spread over this unit's passes, if they come next and lie close together
+        span = 4 * one.ldx * one.h.inputs * one.v.step * self.rows
+        near = self.weights_outside or one.ldx > 2 * packed.ins or 4 * one.ldx * one.v.inputs * one.h.inputs < machine.l2
+        self.x_rate = 0 if near else -(-span // (columns * self.parts * self.pixels))  # bytes a pixel and block of inputs
+
+    def _walk(self, block: Index, start: Index, stop: Index) -> None:
+        """All rows of a unit, for one block of inputs after the other."""
+        f = self.f
+        self.number, self.start = block, start
+        self.w_rate = -(-4 * self.block * self.width // self.pixels)
+        last = self.packed.ins - (self.parts - 1) * self.block
+        if self.parts > 1:
+            self.sums = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.scratch), "i8")
+            with f.loop(0, self.pixels * self.width, self.machine.lanes) as place:
+                f.vstore(const(f.vec(), 0.0), f.gep(self.sums, place.index))
+            with f.loop(0, self.parts - 1) as part:
+                self.inputs = (part.index, self.block, False)
+                super()._walk(block, start, stop)
+        self.inputs = (self.parts - 1, last, True)
+        super()._walk(block, start, stop)
+
+    def _tile(self, at: Index, size: int, example: int) -> None:
+        f, one, vectors, lanes = self.f, self.one, len(self.counts), self.machine.lanes
+        part, steps, final = self.inputs
+        done = f.add(f.mul(f.sub(self.row, self.start), one.h.outputs), at)  # pixels of the unit before this tile
+        places = [[]] if self.parts == 1 else self._places(done, size)
+        tile: Tile = zeros(f, size, vectors)
+        if self.parts > 1:
+            tile = [[f.vload(place) for place in line] for line in places]
+        first = f.mul(part, self.block)
+        line = f.mul(f.add(f.mul(self.row, one.v.step), one.v.first), one.h.inputs * one.ldx)
+        column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
+        x = f.gep(self.x, f.add(f.add(line, column), first))
+        w = f.gep(self.w, f.mul(f.add(first, self._tap_offset()), self.width))
+        ops = Operands(x, w, 1, one.h.step * one.ldx, self.width, (lanes,) * vectors)
+        ahead = self._ahead(w, part, steps, done, size)
+        tile = accumulate(f, tile, ops, steps, range(size), UNROLL, ahead)
+        if final:
+            self._store(tile, at, size)
+        else:
+            for values, line_of in zip(tile, places):
+                for value, place in zip(values, line_of):
+                    f.vstore(value, place)
+
+    def _tap_offset(self) -> int:
+        """Rows of a panel before the inputs of this pass's tap."""
+        return (self.one.v.kernel * self.packed.kw + self.one.h.kernel) * self.packed.ins
+
+    def _places(self, done: Index, size: int) -> list[list[Value]]:
+        """Where the sums of a tile rest."""
+        f, lanes = self.f, self.machine.lanes
+        base = f.gep(self.sums, f.mul(done, self.width))
+        return [[f.gep(base, p * self.width + j * lanes) for j in range(len(self.counts))] for p in range(size)]
+
+    def _ahead(self, w: Value, part: Index, steps: int, done: Index, size: int) -> Callable[[Index], None]:
+        """Prefetches what comes next, as far as this tile's share goes; called with the first of UNROLL steps."""
+        f, one = self.f, self.one
+        behind = f.gep(w, steps * self.width)
+        wanted = [(f.gep(behind, f.mul(done, self.w_rate), "i8"), self.w_rate, 3)]
+        if self.x_rate:
+            passes = f.add(f.mul(self.number, self.parts), part)
+            lines = f.mul(f.add(self.start, self.rows), one.v.step * one.h.inputs * one.ldx)
+            place = f.mul(f.add(f.mul(passes, self.pixels), done), self.x_rate)
+            wanted.append((f.gep(f.gep(self.x, lines), place, "i8"), self.x_rate, 2))
+
+        def fetch(step: Index) -> None:
+            for place, rate, level in wanted:
+                f.prefetch(f.gep(place, f.mul(step, max(1, -(-size * rate // steps))), "i8"), level)
+
+        return fetch

@@ -1,0 +1,182 @@
+"""One sweep over all outputs of a pass: units shared among the threads, rows, tiles; how a tile reduces over the taps.
+
+A unit is (group, block of outputs, image, block of rows). It walks its rows, a row its tiles of MR pixels x NV vectors, and a
+tile reduces over (kh, kw, i) in registers. ``pointwise.Pointwise`` reduces passes of a single tap in blocks of inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels import slab
+from twofold.backends.cpu.kernels.axes import clip, segments
+from twofold.backends.cpu.kernels.shapes import Pass
+from twofold.backends.cpu.kernels.tile import Operands, accumulate, flatten, shaped, zeros
+from twofold.backends.cpu.kernels.weights import Packed
+from twofold.backends.cpu.llvm import Function, Index, Value
+from twofold.backends.cpu.machine import Machine
+
+UNROLL = 2  # steps of the innermost loop written out
+
+
+def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
+    """Rows in a unit: more reuse of weights with more, but their input in a quarter of L2, and enough units for many
+    threads."""
+    others = packed.groups * (packed.whole + (1 if packed.rest else 0)) * one.n
+    for rows in (8, 4, 2):
+        enough = one.v.outputs >= rows and others * -(-one.v.outputs // rows) >= 64
+        if enough and _near(machine, one, packed, rows):
+            return rows
+    return 1
+
+
+def _near(machine: Machine, one: Pass, packed: Packed, rows: int) -> bool:
+    """Whether the input of ``rows`` rows is small: a quarter of L2 (half of it, if only one tap reads it), or three quarters
+    of L1 as a slab."""
+    if slab.suits(one, packed):
+        return slab.Slab(one, packed.ins, rows).bytes <= machine.l1 * 3 // 4
+    return rows * _input_bytes(one, 1) <= machine.l2 // (2 if one.v.taps * one.h.taps == 1 else 4)
+
+
+def slab_of(machine: Machine, one: Pass, packed: Packed) -> slab.Slab | None:
+    """The slab that a unit of a pass goes through, if it does."""
+    return slab.Slab(one, packed.ins, row_block(machine, one, packed)) if slab.suits(one, packed) else None
+
+
+def _input_bytes(one: Pass, rows: int) -> int:
+    """Bytes of input that ``rows`` rows of the output read, each pixel counted once."""
+    lines = min(one.v.inputs, rows * min(one.v.step, one.v.taps))
+    return 4 * one.ldx * lines * min(one.h.inputs, one.h.outputs * min(one.h.step, one.h.taps))
+
+
+def weights_outside(machine: Machine, one: Pass, packed: Packed, rows: int) -> bool:
+    """Which loop is outside: blocks of weights (all images pass by each) or rows (all weights pass by each).
+
+    The one that moves fewer bytes from beyond L2. Weights that fit half of L2 stay there.
+    """
+    weights = 4 * packed.group_size
+    blocks = packed.whole + (1 if packed.rest else 0)
+    by_rows = weights if weights <= machine.l2 // 2 else weights * one.n * -(-one.v.outputs // rows)
+    return blocks * one.n * _input_bytes(one, one.v.outputs) < by_rows
+
+
+class Sweep:
+    """Emits one pass; see the module's schedule."""
+
+    def __init__(
+        self, f: Function, machine: Machine, one: Pass, packed: Packed, epilogue: ep.Epilogue, part: int, scratch: int
+    ):
+        self.f, self.machine, self.one, self.packed, self.epilogue = f, machine, one, packed, epilogue
+        self.rows = row_block(machine, one, packed)
+        self.first_part, self.scratch = part, scratch
+        self.slab = slab_of(machine, one, packed)
+        self.read = self.slab.read if self.slab else one  # where and how a tile reads
+        self.weights_outside = weights_outside(machine, one, packed, self.rows)
+
+    def emit(self, first: int, count: int, outs: int) -> None:
+        """All units of one kind of block: ``count`` blocks of ``outs`` outputs from block ``first`` on."""
+        f, one, packed = self.f, self.one, self.packed
+        lanes = self.machine.lanes
+        self.counts = [min(lanes, outs - at) for at in range(0, outs, lanes)]
+        self.width = len(self.counts) * lanes
+        most = self.machine.accumulators(len(self.counts)) // len(self.counts)
+        self.segments = segments(self.read.h, most)
+        blocks_of_rows = -(-one.v.outputs // self.rows)
+        low, high = f.share(packed.groups * count * one.n * blocks_of_rows, f.arg("tid"), f.arg("n"))
+        with f.loop(low, high) as unit:
+            if self.slab:  # neighbouring groups share cache lines
+                image, rows, group, block = f.divmod_chain(unit.index, [one.n, blocks_of_rows, packed.groups, count])
+            elif self.weights_outside:
+                group, block, image, rows = f.divmod_chain(unit.index, [packed.groups, count, one.n, blocks_of_rows])
+            else:
+                group, image, rows, block = f.divmod_chain(unit.index, [packed.groups, one.n, blocks_of_rows, count])
+            self._unit(group, f.add(block, first), image, rows, blocks_of_rows)
+
+    top: Index  # the output row that lies first in what ``x`` points to
+
+    def _unit(self, group: Index, block: Index, image: Index, rows: Index, blocks_of_rows: int) -> None:
+        f, one, packed = self.f, self.one, self.packed
+        size = one.v.inputs * one.h.inputs * one.ldx
+        self.x = f.gep(f.arg("x"), f.add(one.x_first, f.dot([(image, size), (group, packed.ins)])))
+        start, self.top = f.mul(rows, self.rows), 0
+        if self.slab:
+            target = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.scratch), "i8")
+            self.slab.copy(f, self.x, target, start)
+            self.x, self.top = target, start
+        self.w = f.gep(f.arg("w"), packed.panel(f, group, block))
+        self.channel = f.dot([(group, packed.outs), (block, packed.block)])
+        self.part = f.add(self.first_part, f.add(f.mul(image, blocks_of_rows), rows))
+        for j, count in enumerate(self.counts):
+            for step in self.epilogue:
+                step.begin(f, self.part, f.add(self.channel, j * self.machine.lanes), count)
+        stop = f.imin(f.add(start, self.rows), one.v.outputs) if one.v.outputs % self.rows else f.add(start, self.rows)
+        self.image = image
+        self._walk(block, start, stop)
+
+    def _walk(self, block: Index, start: Index, stop: Index) -> None:
+        """All rows of a unit."""
+        with self.f.loop(start, stop) as row:
+            self._row(self.image, row.index)
+
+    def _row(self, image: Index, row: Value) -> None:
+        f, one = self.f, self.one
+        self.row = row
+        self.taps = (0, one.v.taps) if self.slab else clip(f, one.v, row)
+        line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row, one.v.out_step)))
+        self.pixel = f.add(one.pixel_first, f.add(f.mul(line, one.h.extent), one.h.out_first))
+        for start, size, count in self.segments:
+            if count == 1:
+                self._tile(start, size, start)
+            else:
+                with f.loop(0, count) as tile:
+                    self._tile(f.add(start, f.mul(tile.index, size)), size, start)
+
+    def _tile(self, at: Index, size: int, example: int) -> None:
+        """``size`` pixels from output ``at`` on; ``example`` is a fixed position with the same taps inside."""
+        f, one, vectors = self.f, self.read, len(self.counts)
+        tile = zeros(f, size, vectors)
+        column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
+        low, high = self.taps
+        if (low, high) == (0, 1):
+            tile = self._tap_row(tile, 0, column, size, example)
+        else:
+            with f.loop(low, high, carry=flatten(tile)) as tap:
+                inner = shaped(tap.carried, vectors)
+                tap.carry(flatten(self._tap_row(inner, tap.index, column, size, example)))
+            tile = shaped(tap.results, vectors)
+        self._store(tile, at, size)
+
+    def _tap_row(self, tile, tap: Index, column: Index, size: int, example: int):
+        """Add the products of one vertical tap."""
+        f, one, ins = self.f, self.read, self.packed.ins
+        row = f.sub(self.row, self.top)
+        line = f.add(f.add(f.mul(row, one.v.step), one.v.first), f.mul(tap, one.v.spacing))
+        x = f.gep(self.x, f.add(f.mul(line, one.h.inputs * one.ldx), column))
+        kernel_row = f.add(one.v.kernel, f.mul(tap, one.v.kernel_step))
+        w = f.gep(self.w, f.mul(kernel_row, self.packed.kw * ins * self.width))
+        counts = (self.machine.lanes,) * len(self.counts)
+        ops = Operands(x, w, 1, one.h.step * one.ldx, self.width, counts)
+        everywhere = [p for p in range(size) if all(one.h.valid(example + p, t) for t in range(one.h.taps))]
+        joined = one.h.spacing == one.h.kernel_step == 1 and one.h.kernel == 0 and ins == one.ldx
+        if joined and len(everywhere) == size:  # (kw, i) is contiguous in x and in w: one loop
+            return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL)
+        for t in range(one.h.taps):
+            pixels = [p for p in range(size) if one.h.valid(example + p, t)]
+            kernel = one.h.kernel + t * one.h.kernel_step
+            if pixels:
+                moved = replace(ops, x=f.gep(x, t * one.h.spacing * one.ldx), w=f.gep(w, kernel * ins * self.width))
+                tile = accumulate(f, tile, moved, ins, pixels, UNROLL)
+        return tile
+
+    def _store(self, tile, at: Index, size: int) -> None:
+        f, one = self.f, self.one
+        first = f.add(self.pixel, f.mul(at, one.h.out_step))
+        places = [f.add(first, p * one.h.out_step) for p in range(size)]
+        base = f.gep(f.arg("y"), f.add(f.mul(first, one.ldy), self.channel))
+        for j, count in enumerate(self.counts):
+            channel = f.add(self.channel, j * self.machine.lanes)
+            sites = [ep.Site(pixel, channel, count) for pixel in places]
+            values = ep.finish_column(f, self.epilogue, [row[j] for row in tile], sites, self.part)
+            for p, value in enumerate(values):
+                f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes), count)
