@@ -84,6 +84,8 @@ class Pointwise(Sweep):
         near = self.weights_outside or one.ldx > 2 * packed.ins or 4 * one.ldx * one.v.inputs * one.h.inputs < machine.l2
         self.x_rate = 0 if near else -(-span // (columns * self.parts * self.pixels))  # bytes a pixel and block of inputs
 
+    inputs: tuple[Index, int, bool]  # the block of inputs at hand, how many it has, whether it is the last
+
     def _walk(self, block: Index, start: Index, stop: Index) -> None:
         """All rows of a unit, for one block of inputs after the other."""
         f = self.f
