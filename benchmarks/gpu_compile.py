@@ -28,21 +28,18 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # where jax runs; the compiler for CUDA is 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np  # noqa: E402
+from gpu import NETWORKS, PAGE  # noqa: E402
 
 import twofold as tw  # noqa: E402
 from twofold.backends.interface import written_state  # noqa: E402
 from twofold.train.evaluate import criterion_of  # noqa: E402
 
 TARGET = Path(__file__).with_name("h100.txtpb")
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu-evidence.md"
 BEGIN, END = "<!-- compiled: benchmarks/gpu_compile.py -->", "<!-- end of compiled -->"
-NETWORKS = ("resnet50", "vgg16", "densenet121", "googlenet", "squeezenet1_1")
 BATCH = 64  # images on each device
 MB = 1e6
-KINDS = {
-    "convForward": "forward", "convBiasActivationForward": "forward with bias or ReLU",
-    "convBackwardInput": "input gradient", "convBackwardFilter": "weight gradient",
-}  # fmt: skip
+# op of the graph -> what the table calls it; jax keeps the op's name in the metadata of each call
+CONVOLUTIONS = {"conv": "forward", "conv_input_grad": "input gradient", "conv_weight_grad": "weight gradient"}
 
 
 @dataclass(frozen=True)
@@ -71,35 +68,71 @@ CASES = [
 
 @dataclass
 class Counts:
-    """What stands in a compiled program: calls of libraries by target, collectives, and numbers in the all-reduces."""
+    """What stands in a compiled program.
+
+    ``convolutions``: calls of cuDNN by what the graph asked for, and how many of them, ``fused``, also add a bias or a
+    sum or apply a ReLU; ``types`` of their results. ``products``: calls of cuBLAS. ``fusions`` of the entry computation,
+    a kernel of XLA's own or more each, ``triton`` of them in Triton; ``turned``: bytes written only to change a layout.
+    ``collectives`` by kind, and the floats in the all-reduces, ``reduced``.
+    """
 
     convolutions: dict[str, int] = field(default_factory=dict)
+    fused: int = 0
+    types: dict[str, int] = field(default_factory=dict)
     products: int = 0
     fusions: int = 0
+    triton: int = 0
+    turned: int = 0
     collectives: dict[str, int] = field(default_factory=dict)
     reduced: int = 0
 
 
-_TARGET_OF = re.compile(r'custom_call_target="([^"]+)"')
+_CALL = re.compile(r'= \(?(\w+)\[.* custom-call\(.*custom_call_target="__(cudnn\$conv\w+|cublas\$[\w$]+)"')
+_ASKED = re.compile(r'op_name="[^"]*?(conv_input_grad|conv_weight_grad)')
 _COLLECTIVE = re.compile(r"= (.+?) (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)(?:-start)?\(")
-_FLOATS = re.compile(r"\b(?:f32|bf16|f16)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*?)(\d+)?\[([\d,]*)\]")
+_TURN = re.compile(r"= (\S+) (?:copy|transpose)\(|= (\S+) fusion\(.*calls=%?wrapped_(?:transpose|copy)")
+
+
+def _arrays(shapes: str) -> list[tuple[str, int, int]]:
+    """(kind, bytes of an element, elements) of each array of a type in HLO."""
+    found = _ARRAY.findall(shapes)
+    return [
+        (kind, max(1, int(bits or 8) // 8), prod(int(n) for n in dims.split(",") if n)) for kind, bits, dims in found
+    ]
 
 
 def count(hlo: str) -> Counts:
-    """The counts of a compiled program's text. Fusions are those of the entry computation: a kernel or more each."""
-    calls = Counter(_TARGET_OF.findall(hlo))
-    found = Counts(
-        convolutions={n.removeprefix("__cudnn$"): c for n, c in sorted(calls.items()) if n.startswith("__cudnn$conv")},
-        products=sum(c for n, c in calls.items() if n.startswith("__cublas$")),
-        fusions=len(re.findall(r" fusion\(", hlo[hlo.rindex("\nENTRY ") :])),
-    )
-    collectives: Counter[str] = Counter()
-    for shapes, kind in _COLLECTIVE.findall(hlo):
-        collectives[kind] += 1
-        if kind == "all-reduce":
-            found.reduced += sum(prod(int(n) for n in s.split(",") if n) for s in _FLOATS.findall(shapes))
-    found.collectives = dict(collectives)
+    """The counts of a compiled program's text."""
+    found, collectives = Counts(), Counter[str]()
+    convolutions, types = Counter[str](), Counter[str]()
+    for line in hlo.splitlines():
+        if call := _CALL.search(line):
+            dtype, target = call.groups()
+            if target.startswith("cublas"):
+                found.products += 1
+                continue
+            asked = _ASKED.search(line)
+            convolutions[CONVOLUTIONS[asked[1] if asked else "conv"]] += 1
+            types[dtype] += 1
+            found.fused += "BiasActivation" in target
+        elif call := _COLLECTIVE.search(line):
+            collectives[call[2]] += 1
+            if call[2] == "all-reduce":
+                found.reduced += sum(n for kind, _, n in _arrays(call[1]) if kind in ("f", "bf"))
+    entry = hlo[hlo.rindex("\nENTRY ") :]
+    found.fusions = len(re.findall(r" fusion\(", entry))
+    found.triton = entry.count("__triton")
+    turns = (a or b for a, b in _TURN.findall(entry))
+    found.turned = sum(size * n for shapes in turns for _, size, n in _arrays(shapes))
+    found.convolutions, found.types, found.collectives = dict(convolutions), dict(types), dict(collectives)
     return found
+
+
+def asked_of(graph: Any) -> dict[str, int]:
+    """How many convolutions of each kind, and products, a graph has."""
+    ops = Counter(node.op.name for node in graph.nodes)
+    return {**{text: ops[name] for name, text in CONVOLUTIONS.items()}, "matmul": ops["matmul"]}
 
 
 def training_step(case: Case) -> Any:
@@ -159,8 +192,7 @@ def measure(case: Case, keep: Path | None) -> dict[str, Any]:
     import jax
 
     graph = training_step(case)
-    kinds = Counter(node.op.kind for node in graph.nodes)
-    row: dict[str, Any] = {"case": asdict(case), "asked": {"conv": kinds["conv"], "matmul": kinds["matmul"]}}
+    row: dict[str, Any] = {"case": asdict(case), "asked": asked_of(graph)}
     row["jax"], row["parameters"] = jax.__version__, tw.zoo.info(case.network).params
     start = time.perf_counter()
     try:
@@ -182,31 +214,39 @@ def measure(case: Case, keep: Path | None) -> dict[str, Any]:
     return row
 
 
+def _against(counted: dict[str, int], asked: dict[str, int]) -> str:
+    """``53 / 52 / 53 of 53 / 52 / 53``."""
+    had, wanted = ([str(source.get(kind, 0)) for kind in CONVOLUTIONS.values()] for source in (counted, asked))
+    return f"{' / '.join(had)} of {' / '.join(wanted)}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Two Markdown tables: calls, and memory."""
+    """Three Markdown tables: calls of libraries, collectives, memory."""
     calls = [
-        "| training step | cuDNN convolutions (asked) | cuBLAS products (asked) | fusions | collectives "
-        "| floats all-reduced (parameters) | compiled in |",
-        "|---|---|---|---|---|---|---|",
+        "| training step | cuDNN: forward / input gradient / weight gradient, of those asked | dtype | with a bias, a sum or "
+        "a ReLU inside | cuBLAS, of those asked | XLA's own fusions (Triton) | turned | compiled in |",
+        "|---" * 8 + "|",
     ]
+    collectives = ["| training step | collectives | floats all-reduced | parameters |", "|---" * 4 + "|"]
     memory = ["| training step | arguments | of these donated | temporaries | outputs | together |", "|---" * 6 + "|"]
     for row in rows:
         case = Case(**row["case"])
         if "error" in row:
-            calls.append(f"| {case} | not compiled: {row['error']} | | | | | |")
+            calls.append(f"| {case} | not compiled: {row['error']} | | | | | | |")
             continue
         c, asked, m = Counts(**row["counts"]), row["asked"], row["memory"]
-        kinds = ", ".join(f"{n} {KINDS.get(k, k)}" for k, n in c.convolutions.items())
-        collectives = ", ".join(f"{n} {k}" for k, n in sorted(c.collectives.items())) or "none"
-        reduced = f"{c.reduced:,} ({row['parameters']:,})" if c.reduced else "-"
         calls.append(
-            f"| {case} | {sum(c.convolutions.values())} ({asked['conv']}): {kinds} | {c.products} ({asked['matmul']}) "
-            f"| {c.fusions} | {collectives} | {reduced} | {row['seconds']:.0f} s |"
+            f"| {case} | {_against(c.convolutions, asked)} | {', '.join(c.types)} | {c.fused} | {c.products} of "
+            f"{asked['matmul']} | {c.fusions} ({c.triton}) | {c.turned / MB:,.0f} MB | {row['seconds']:.0f} s |"
         )
+        if case.devices > 1:
+            kinds = ", ".join(f"{n} {k}" for k, n in sorted(c.collectives.items()))
+            collectives.append(f"| {case} | {kinds} | {c.reduced:,} | {row['parameters']:,} |")
         together = m["arguments"] + m["temporaries"] + m["outputs"] - m["donated"]
         sizes = (m["arguments"], m["donated"], m["temporaries"], m["outputs"], together)
         memory.append(f"| {case} | {' | '.join(f'{size / MB:,.0f} MB' for size in sizes)} |")
-    return "\n".join([*calls, "", f"Memory of each device, {BATCH} images on each:", "", *memory])
+    batch = f"Memory of each device, {BATCH} images on each:"
+    return "\n".join([*calls, "", *collectives, "", batch, "", *memory])
 
 
 def write(text: str) -> None:
