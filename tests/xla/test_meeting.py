@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from twofold.backends.xla.meeting import Job, Watch, meet
+from twofold.backends.xla.meeting import Job, Watch, meet, record
+from twofold.backends.xla.relay import Relay
 from twofold.base.errors import ArgumentError, TwofoldError
 
 
@@ -20,9 +21,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def all_meet(*places: tuple[int, int], timeout: float = 10.0) -> list[Any]:
+def all_meet(*places: tuple[int, int], timeout: float = 10.0, host: str = "127.0.0.1") -> list[Any]:
     """What each of (processes, rank) gets from ``meet``: its result or its error."""
-    at = f"127.0.0.1:{free_port()}"
+    at = f"{host}:{free_port()}"
 
     def one(place: tuple[int, int]) -> Any:
         try:
@@ -59,6 +60,71 @@ def test_all_come_and_hear_the_same_port() -> None:
     assert [sorted(lines) for lines, _ in found] == [[1, 2], [0], [0]]
     assert len({port for _, port in found}) == 1
     close(found)
+
+
+@pytest.mark.parametrize("host", ["[::1]", "localhost"])
+def test_all_come_over_ipv6_and_by_name(host: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    found = all_meet((2, 0), (2, 1), host=host)
+    assert [sorted(lines) for lines, _ in found] == [[1], [0]], found
+    close(found)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 4000, '{"a":' * 1300, "\0", "1" * 4000, None])
+def test_a_line_that_is_no_record_is_an_empty_one(text: str | None) -> None:
+    assert record(text) == {}
+
+
+@pytest.mark.parametrize("hello", [b"[" * 4000 + b"\n", b'{"twofold": 1, "rank": true, "processes": 2}\n', b""])
+def test_no_socket_is_left_open_after_a_failure(hello: bytes) -> None:
+    """A stranger's, a liar's, one who goes away: their connections are closed, and so is everything after the error."""
+    port = free_port()
+    with ThreadPoolExecutor(1) as pool:
+        leader = pool.submit(meet, Job(f"127.0.0.1:{port}", 2, 0), 1.0)
+        with _connected(port) as stranger:
+            if hello:
+                stranger.sendall(hello)
+            else:
+                stranger.shutdown(socket.SHUT_WR)
+            stranger.settimeout(10)
+            while stranger.recv(1000):
+                pass
+        assert isinstance(leader.exception(), TwofoldError)
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def _connected(port: int) -> socket.socket:
+    end = time.monotonic() + 10
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_the_relay_passes_bytes_on_both_ways_and_keeps_an_end_to_itself() -> None:
+    port = free_port()
+    relay = Relay(("127.0.0.1", port))
+    host, _, place = relay.place.rpartition(":")
+    with socket.create_connection((host, int(place))) as client:
+        client.sendall(b"ping" * 50_000)  # before the service listens
+        with socket.create_server(("127.0.0.1", port)) as server:
+            service = server.accept()[0]
+        with service, service.makefile("rb") as stream:
+            assert stream.read(200_000) == b"ping" * 50_000
+            service.sendall(b"pong")
+            assert client.recv(4) == b"pong"
+        client.settimeout(0.3)  # the service is gone
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        relay.close()
+        client.settimeout(10)
+        assert client.recv(1) == b""
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ import numpy as np
 from twofold.backends.interface import Device
 from twofold.backends.xla import placement, runtime
 from twofold.backends.xla.meeting import HEARTBEAT, Job, Watch, meet
+from twofold.backends.xla.relay import Relay
 from twofold.base.errors import ArgumentError, TwofoldError
 
 DEFAULT_PORT = 12379
@@ -55,6 +56,10 @@ def find_job(
     port = job.coordinator.rpartition(":")[2]
     if ":" not in job.coordinator or not port:
         raise ArgumentError(f"distributed: coordinator {job.coordinator!r} has no port; expected host:port")
+    if ":" in job.coordinator.rpartition(":")[0] and not job.coordinator.startswith("["):
+        raise ArgumentError(
+            f"distributed: coordinator is {job.coordinator!r}; an IPv6 address stands in brackets, as in [fd00::1]:12379"
+        )
     if not port.isdecimal() or not 0 < int(port) < 65536 or job.coordinator.startswith(":"):
         raise ArgumentError(f"distributed: coordinator is {job.coordinator!r}; expected host:port, such as node1:12379")
     if not 0 <= job.rank < job.processes:
@@ -73,7 +78,9 @@ def _number(name: str, found: Mapping[str, str]) -> int:
 def _from_variables(env: Mapping[str, str]) -> dict[str, str]:
     found = {name: env[key] for name, key in (("processes", "WORLD_SIZE"), ("rank", "RANK")) if key in env}
     if "MASTER_ADDR" in env:
-        found["coordinator"] = f"{env['MASTER_ADDR']}:{env.get('MASTER_PORT', DEFAULT_PORT)}"
+        host = env["MASTER_ADDR"]
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        found["coordinator"] = f"{host}:{env.get('MASTER_PORT', DEFAULT_PORT)}"
     return found
 
 
@@ -110,8 +117,8 @@ def first_host(nodes: str) -> str:
 class Membership:
     """This process's place in a job: the watch over the others, and how it is left."""
 
-    def __init__(self, job: Job, watch: Watch):
-        self.job, self.watch = job, watch
+    def __init__(self, job: Job, watch: Watch, relay: Relay | None):
+        self.job, self.watch, self.relay = job, watch, relay
         self._left = False
         atexit.register(self._at_exit)
 
@@ -124,6 +131,8 @@ class Membership:
             if self.job.rank == 0:
                 self.watch.wait_for_good_byes()
             runtime.load().distributed.shutdown()
+            if self.relay is not None:
+                self.relay.close()
             self.watch.close(bye=True)
 
     def abandon(self, code: int = 1) -> None:
@@ -163,13 +172,16 @@ def initialize(
     jax = runtime.load()
     lines, port = meet(job, timeout)
     jax.config.update("jax_enable_recoverability", True)  # else jax ends processes by abort() when another has died
+    relay = Relay((job.address[0], port)) if job.rank else None
     try:
         jax.distributed.initialize(
-            f"{job.address[0]}:{port}", job.processes, job.rank, local_device_ids=job.device,
+            relay.place if relay else f"127.0.0.1:{port}", job.processes, job.rank, local_device_ids=job.device,
             cluster_detection_method="deactivate", initialization_timeout=int(timeout) + 1,
             heartbeat_timeout_seconds=_JAX_HEARTBEAT,
         )  # fmt: skip
     except RuntimeError as error:
+        for open_here in [*lines.values(), *([relay] if relay else [])]:
+            open_here.close()
         if "before" in str(error) or "once" in str(error):
             advice = "call it once, at the start of the program, before any tensor is put on an XLA device"
         else:
@@ -180,7 +192,7 @@ def initialize(
     placement.placement.cache_clear()
     watch = Watch(job, lines, heartbeat)
     runtime.on_failure[:] = [watch.settle]
-    return Membership(job, watch)
+    return Membership(job, watch, relay)
 
 
 def synchronise(name: str) -> None:

@@ -83,7 +83,7 @@ def record(line: str | None) -> dict[str, Any]:
     """A line as a JSON object; empty if it is none."""
     try:
         found = json.loads(line or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -100,7 +100,7 @@ def meet(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
 def _receive(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
     deadline = time.monotonic() + timeout
     lines: dict[int, Line] = {}
-    with _listen(job) as server:
+    with _listen(job) as server, contextlib.ExitStack() as open_lines:
         while len(lines) < job.processes - 1:
             server.settimeout(max(deadline - time.monotonic(), 1e-3))
             try:
@@ -112,20 +112,28 @@ def _receive(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
                     "check that all were started, with the same coordinator, and that the port can be reached"
                 )
                 raise _refused(lines.values(), wrong, TwofoldError) from None
-            with contextlib.suppress(OSError, EOFError):
-                hello = record(line.read(_HELLO))
-                if hello.get("twofold") != PROTOCOL:  # somebody else's: a port scan, a browser
-                    line.close()
-                    continue
-                wrong = _disagreement(job, hello, lines)
-                if wrong:
-                    raise _refused([*lines.values(), line], wrong, ArgumentError)
-                lines[hello["rank"]] = line
-    port = _free_port(job)
+            hello = _hello(line)
+            if hello.get("twofold") != PROTOCOL:  # somebody else's: a port scan, a browser
+                line.close()
+                continue
+            open_lines.callback(line.close)
+            wrong = _disagreement(job, hello, lines)
+            if wrong:
+                raise _refused([*lines.values(), line], wrong, ArgumentError)
+            lines[hello["rank"]] = line
+        open_lines.pop_all()
+    port = _free_port()
     for line in lines.values():
         with contextlib.suppress(OSError):
             line.send(json.dumps({"port": port}))
     return lines, port
+
+
+def _hello(line: Line) -> dict[str, Any]:
+    try:
+        return record(line.read(_HELLO))
+    except (OSError, EOFError):
+        return {}
 
 
 def _disagreement(job: Job, hello: dict[str, Any], known: dict[int, Line]) -> str:
@@ -135,7 +143,7 @@ def _disagreement(job: Job, hello: dict[str, Any], known: dict[int, Line]) -> st
             f"process {rank} was started for {processes} processes, process 0 for {job.processes}; "
             "start all with the same number of processes"
         )
-    if not isinstance(rank, int) or not 0 < rank < job.processes or rank in known:
+    if type(rank) is not int or not 0 < rank < job.processes or rank in known:
         return f"two processes came as rank {rank} of {job.processes}; give each process a rank of its own"
     return ""
 
@@ -149,23 +157,39 @@ def _refused(lines: Any, wrong: str, kind: type[TwofoldError]) -> TwofoldError:
 
 
 def _listen(job: Job) -> socket.socket:
+    """A socket on the coordinator's address, IPv4 or IPv6; on all of the machine's, where it is none of them (behind a
+    forwarding address)."""
     host, port = job.address
-    for place in (host, ""):  # a name that is not of this machine's interfaces: behind a forwarding address
-        try:
-            return socket.create_server((place, port), backlog=job.processes)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE or not place:
-                raise TwofoldError(
-                    f"distributed: process 0 cannot listen on {job.coordinator} ({os.strerror(error.errno or 0)}); "
-                    "is another job running there? Choose another port, the same for all processes"
-                ) from None
-    raise AssertionError
+    with contextlib.suppress(OSError):
+        for family, _, _, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                return socket.create_server(place, family=family, backlog=job.processes)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise _port_taken(job, error) from None
+    try:
+        return _everywhere(port, job.processes)
+    except OSError as error:
+        raise _port_taken(job, error) from None
 
 
-def _free_port(job: Job) -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+def _port_taken(job: Job, error: OSError) -> TwofoldError:
+    return TwofoldError(
+        f"distributed: process 0 cannot listen on {job.coordinator} ({os.strerror(error.errno or 0)}); "
+        "is another job running there? Choose another port, the same for all processes"
+    )
+
+
+def _everywhere(port: int, backlog: int = 1) -> socket.socket:
+    """A socket that takes connections to any address of this machine."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog)
+    return socket.create_server(("", port), backlog=backlog)
+
+
+def _free_port() -> int:
+    with _everywhere(0) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _report(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
@@ -186,7 +210,7 @@ def _report(job: Job, timeout: float) -> tuple[dict[int, Line], int]:
         if "error" in answer:
             line.close()
             raise ArgumentError(f"distributed: {answer['error']}")
-        if isinstance(answer.get("port"), int):
+        if type(answer.get("port")) is int:
             return {0: line}, answer["port"]
         line.close()
         why = "what listens there is no process of this job"
