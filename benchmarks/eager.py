@@ -106,6 +106,6 @@ def eagerly(folder: Path, mode: str, threads: int) -> peers.Step:
 if __name__ == "__main__":
     if sys.argv[1:] == ["twofold"]:
         peers.PEERS["twofold"] = eagerly
-        peers.serve("twofold")
+        peers.serve(peers.Worker("twofold"))
     else:
         main()

@@ -31,9 +31,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import inputs
 import numpy as np
-from compare import Peer, _processor, write_inputs
 from gpu_peers import NAMES
+from rows import HERE, Peer, PeerError
+from tables import processor
 
 NETWORKS = ("resnet50", "vgg16", "densenet121", "googlenet", "squeezenet1_1")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu-evidence.md"
@@ -43,54 +45,59 @@ MODES, TORCH = ("train", "infer"), NAMES[1:]
 TOLERANCE = {"fp32": 2e-3, "tf32": 2e-2, "bf16": 6e-2}
 MOVED = {"fp32": 0.02, "tf32": 0.1, "bf16": 0.25}
 TURN = 1.0  # seconds of steps in one turn
+LIMIT = 900.0  # seconds for an answer: the first step may compile and try algorithms
 Row = dict[str, Any]
+
+
+def ask(worker: Peer, found: Row, **request: Any) -> Row:
+    """The answer of a library that has had no error; one that has its reason in ``found``."""
+    if "error" in found:
+        return {}
+    try:
+        return worker.ask(LIMIT, **request)
+    except PeerError as error:
+        found["error"] = str(error)
+        return {}
 
 
 def turns(workers: list[Peer], peers: dict[str, Row], rounds: int, turn: float) -> None:
     """Every library in turn, ``rounds`` times; how many steps a turn has is found in a turn that is not counted."""
-    steps = {}
-    for worker in (w for w in workers if "error" not in peers[w.name]):
-        quick = worker.ask(do="run", steps=2)
-        peers[worker.name].update(quick if "error" in quick else {"turns": []})
-        steps[worker] = max(1, min(1000, round(turn / quick.get("seconds", turn))))
+    quick = {w: ask(w, peers[w.name], do="run", steps=2).get("seconds", turn) for w in workers}
     for _ in range(rounds):
-        for worker in workers:
-            found = peers[worker.name]
-            if "error" not in found:
-                answer = worker.ask(do="run", steps=steps[worker])
-                found.update(answer) if "error" in answer else found["turns"].append(answer["seconds"])
+        for worker, seconds in quick.items():
+            steps = max(1, min(1000, round(turn / seconds)))
+            if answer := ask(worker, peers[worker.name], do="run", steps=steps):
+                peers[worker.name].setdefault("turns", []).append(answer["seconds"])
 
 
 def measure(network: str, mode: str, precision: str, options: argparse.Namespace) -> Row:
     """One row."""
     pythons = dict(item.split("=", 1) for item in options.python)
-    row: Row = {
-        "network": network, "mode": mode, "precision": precision, "batch": options.batch, "device": options.device,
-        "machine": machine(), "peers": {},
-    }  # fmt: skip
-    peers = row["peers"]
+    names = ["twofold", *options.peers]
+    peers: dict[str, Row] = {name: {} for name in names}
     with tempfile.TemporaryDirectory() as place:
-        write_inputs(network, options.batch, Path(place))
-        names = ["twofold", *options.peers]
+        inputs.write(network, options.batch, Path(place))
         interpreters = [pythons.get(n) or pythons.get(n.split()[0].split(".")[0], sys.executable) for n in names]
-        threads = os.cpu_count() or 1
-        workers = [Peer(name, python, threads, "gpu_peers.py") for name, python in zip(names, interpreters)]
-        for worker in workers:
-            peers[worker.name] = worker.ask(
-                do="load", folder=place, mode=mode, device=options.device, precision=precision
-            )
-        turns(workers, peers, options.rounds, options.turn)
-        for worker in (w for w in workers if "error" not in peers[w.name]):
-            peers[worker.name].update(worker.ask(do="output", path=str(Path(place, f"{worker.name}.npy"))))
-        check(peers, TOLERANCE[precision], MOVED[precision] if mode == "train" else None)
-        for worker in workers:
-            worker.close()
+        command = [[python, str(HERE / "gpu_peers.py")] for python in interpreters]
+        workers = [Peer(name, how, os.cpu_count() or 1) for name, how in zip(names, command)]
+        try:
+            load: Row = {"do": "load", "folder": place, "mode": mode, "device": options.device, "precision": precision}
+            for w in workers:
+                peers[w.name].update(ask(w, peers[w.name], **load))
+            turns(workers, peers, options.rounds, options.turn)
+            for w in workers:
+                peers[w.name].update(ask(w, peers[w.name], do="output", path=str(Path(place, f"{w.name}.npy"))))
+            check(peers, TOLERANCE[precision], MOVED[precision] if mode == "train" else None)
+        finally:
+            for w in workers:
+                w.close()
     for found in peers.values():
-        seconds = found.pop("turns", None)
-        if seconds:
-            found["ms"] = 1e3 * median(seconds)
-            found["range_ms"] = [1e3 * min(seconds), 1e3 * max(seconds)]
-    return row
+        if seconds := found.pop("turns", None):
+            found["ms"], found["range_ms"] = 1e3 * median(seconds), [1e3 * min(seconds), 1e3 * max(seconds)]
+    return {
+        "network": network, "mode": mode, "precision": precision, "batch": options.batch, "device": options.device,
+        "machine": machine(), "peers": peers,
+    }  # fmt: skip
 
 
 def check(peers: dict[str, Row], tolerance: float, moved: float | None) -> None:
@@ -127,7 +134,7 @@ def machine() -> str:
         said = subprocess.run(ask, capture_output=True, text=True)
         if said.returncode == 0 and said.stdout.strip():
             return said.stdout.splitlines()[0].replace(", ", ", driver ")
-    return _processor()
+    return processor()
 
 
 def ratio(row: Row) -> float | None:

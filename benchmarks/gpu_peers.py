@@ -9,11 +9,9 @@ Weights, images and steps are those of ``peers.py``; images and labels lie on th
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +48,7 @@ class Torch:
     """PyTorch's step: its own functions, eager or through ``torch.compile``; cuDNN tries its algorithms first."""
 
     def __init__(self, folder: Path, mode: str, device: str, precision: str, name: str):
+        import peer_torch
         import torch
 
         self.torch, self.version = torch, torch.__version__
@@ -58,7 +57,9 @@ class Torch:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         low = torch.bfloat16 if precision == "bf16" else None
         compiled = name == "torch.compile"
-        self.step = peers.torch_step(folder, mode, compiled or name == "torch channels-last", compiled, self.place, low)
+        last = compiled or name == "torch channels-last"
+        rate = peers.rate(folder)
+        self.step = peer_torch.device_step(folder, mode, rate, peers.MOMENTUM, last, compiled, self.place, low)
 
     def wait(self, result: Any) -> np.ndarray:
         if self.place.startswith("cuda"):
@@ -100,20 +101,5 @@ class Worker:
         return {"output": path, "memory": peak, "host_memory": host and int(host * 2**20)}
 
 
-def serve(name: str) -> None:
-    """Answer requests until the input ends. Libraries may print: answers go to the original standard output."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = Worker(name)
-    does: dict[str, Callable[..., dict[str, Any]]] = {"load": worker.load, "run": worker.run, "output": worker.output}
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = does[request.pop("do")](**request)
-        except Exception as error:  # the parent decides; a library that cannot run a row is a row without it
-            answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    peers.serve(Worker(sys.argv[1]))

@@ -16,14 +16,24 @@ def step(
     folder: Path, mode: str, threads: int, rate: float, momentum: float, last: bool, compiled: bool
 ) -> Callable[[], Any]:
     torch.set_num_threads(threads)
+    one = device_step(folder, mode, rate, momentum, last, compiled)
+    return lambda: one().numpy()
+
+
+def device_step(
+    folder: Path, mode: str, rate: float, momentum: float, last: bool, compiled: bool, device: str = "cpu", low: Any = None
+) -> Callable[[], Any]:
+    """A step whose result stays on the device; ``low``: the dtype of autocast's products."""
+    autocast = torch.autocast(torch.device(device).type, dtype=low, enabled=low is not None)
     training, form = mode == "train", torch.channels_last if last else torch.contiguous_format
     graph = json.loads((folder / "graph.json").read_text())
-    values = {k: torch.tensor(v) if "float" in kind else v for k, (kind, v) in graph["constants"].items()}  # or lists
+    constants = graph["constants"].items()  # shapes and axes stay lists
+    values = {k: torch.tensor(v, device=device) if "float" in kind else v for k, (kind, v) in constants}
     trained = []
     for op, inputs, _, _ in graph["nodes"]:
         for k, name in enumerate(inputs):
             if name in graph["learned"] and name not in values:
-                values[name] = v = _weight(folder / graph["learned"][name], form)
+                values[name] = v = _weight(folder / graph["learned"][name], form).to(device)
                 if not (op == "BatchNormalization" and k >= 3):
                     trained.append(v.requires_grad_(training))
 
@@ -35,23 +45,24 @@ def step(
 
     if compiled:
         forward = torch.compile(forward)
-    x = torch.from_numpy(np.load(folder / "x.npy")).contiguous(memory_format=form)
-    y = torch.from_numpy(np.load(folder / "y.npy"))
+    x = torch.from_numpy(np.load(folder / "x.npy")).to(device).contiguous(memory_format=form)
+    y = torch.from_numpy(np.load(folder / "y.npy")).to(device)
     if not training:
 
         def infer():
-            with torch.inference_mode():
-                return forward(x).numpy()
+            with torch.inference_mode(), autocast:
+                return forward(x)
 
         return infer
     optimizer = torch.optim.SGD(trained, lr=rate, momentum=momentum)
 
     def train():
-        loss = F.cross_entropy(forward(x), y)
+        with autocast:
+            loss = F.cross_entropy(forward(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.detach().numpy()
+        return loss.detach()
 
     return train
 

@@ -27,31 +27,38 @@ MOMENTUM = 0.9
 CHECKED = 3  # steps of training whose losses are compared: the third one needs momentum
 
 
-def _rate(folder: Path) -> float:
+def rate(folder: Path) -> float:
     return json.loads((folder / "meta.json").read_text())["rate"]
 
 
 def twofold(folder: Path, mode: str, threads: int) -> Step:
+    step = twofold_step(folder, mode)
+    return lambda: step().numpy()
+
+
+def twofold_step(folder: Path, mode: str, device: str = "cpu", precision: str = "fp32") -> Step:
+    """A step whose result stays on the device."""
     import twofold as tw
     from twofold.nn import functional as F
 
     model = tw.zoo.create(json.loads((folder / "meta.json").read_text())["network"])
     tw.load_weights(model, folder / "model.safetensors")
-    x, y = tw.tensor(np.load(folder / "x.npy")), tw.tensor(np.load(folder / "y.npy"))
+    model.to(device)
+    x, y = (tw.tensor(np.load(folder / name), device=device) for name in ("x.npy", "y.npy"))
     if mode == "infer":
         model.eval()
 
-        @tw.compile
+        @tw.compile(precision=precision)
         def infer(x):
             with tw.no_grad():
                 return model(x)
 
-        return lambda: infer(x).numpy()
+        return lambda: infer(x)
     model.train()
     for module in model.modules():
         if type(module).__name__.startswith("Dropout"):
             module.p = 0.0  # for everybody: so that losses can be compared
-    optimizer = tw.optim.SGD(model.parameters(), lr=_rate(folder), momentum=MOMENTUM)
+    optimizer = tw.optim.SGD(model.parameters(), lr=rate(folder), momentum=MOMENTUM)
 
     def train(x, y):
         loss = F.cross_entropy(model(x), y)
@@ -60,8 +67,8 @@ def twofold(folder: Path, mode: str, threads: int) -> Step:
         optimizer.step()
         return loss
 
-    step = train if mode == "eager" else tw.compile(train)
-    return lambda: step(x, y).numpy()
+    step = train if mode == "eager" else tw.compile(train, precision=precision)
+    return lambda: step(x, y)
 
 
 def onnxruntime(folder: Path, mode: str, threads: int) -> Step:
@@ -92,7 +99,7 @@ def _torch(last: bool, compiled: bool) -> Callable[[Path, str, int], Step]:
     def build(folder: Path, mode: str, threads: int) -> Step:
         import peer_torch
 
-        return peer_torch.step(folder, mode, threads, _rate(folder), MOMENTUM, last, compiled)
+        return peer_torch.step(folder, mode, threads, rate(folder), MOMENTUM, last, compiled)
 
     return build
 
@@ -100,13 +107,13 @@ def _torch(last: bool, compiled: bool) -> Callable[[Path, str, int], Step]:
 def jax(folder: Path, mode: str, threads: int) -> Step:
     import peer_jax
 
-    return peer_jax.step(folder, mode, _rate(folder), MOMENTUM)
+    return peer_jax.step(folder, mode, rate(folder), MOMENTUM)
 
 
 def tensorflow(folder: Path, mode: str, threads: int) -> Step:
     import peer_tensorflow
 
-    return peer_tensorflow.step(folder, mode, threads, _rate(folder), MOMENTUM)
+    return peer_tensorflow.step(folder, mode, threads, rate(folder), MOMENTUM)
 
 
 def ncnn(folder: Path, mode: str, threads: int) -> Step:
@@ -192,11 +199,11 @@ class Worker:
         return seconds
 
 
-def serve(name: str) -> None:
-    """Answer requests until the input ends. Libraries may print: answers go to the original standard output."""
+def serve(worker: Any) -> None:
+    """Let the worker's methods answer requests until the input ends. Libraries may print: answers go to the original
+    standard output."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    worker = Worker(name)
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -207,4 +214,4 @@ def serve(name: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(Worker(sys.argv[1]))

@@ -160,10 +160,10 @@ def about(rows: list[Row]) -> str:
     """Machine and versions."""
     versions = {n: p["version"] for r in rows for n, p in r["peers"].items() if "version" in p}
     libraries = ", ".join(f"{n} {v}" for n, v in versions.items())
-    return f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; {libraries}."
+    return f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; {libraries}."
 
 
-def _processor() -> str:
+def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()

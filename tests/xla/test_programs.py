@@ -51,6 +51,39 @@ def test_one_program_three_ways() -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_graph_runs_where_it_was_built_wherever_its_session_is() -> None:
+    """The textbook's program: c = sum(x * y + z), placeholders under ``with device``, the session outside of it."""
+    with tw.Graph() as inner, tw.device(XLA):
+        x, y, z = (tw.placeholder((3, 4), tw.float32, name) for name in "xyz")
+        c = (x * y + z).sum()
+        gradients = tw.gradients(c, [x, y, z])
+    with tw.device(XLA), tw.Graph() as outer:
+        total = tw.placeholder((None,), tw.float32, "v").sum()
+    numbers = {name: np.random.default_rng(i).normal(size=(3, 4)).astype(np.float32) for i, name in enumerate("xyz")}
+    session = tw.Session(inner)
+    found, gx, gy, gz = session.run([c, *gradients], feed_dict=numbers)
+    np.testing.assert_allclose(found, (numbers["x"] * numbers["y"] + numbers["z"]).sum(), rtol=1e-5)
+    for got, want in ((gx, numbers["y"]), (gy, numbers["x"]), (gz, np.ones((3, 4)))):
+        np.testing.assert_array_equal(got, want)
+    other = tw.Session(outer)
+    assert other.run(total, {"v": [1.0, 2.0]}) == 3.0
+    for s in (session, other):
+        assert {key[0] for runner, _ in s._runners.values() for key in runner.programs} == {XLA}
+    with tw.device("reference"), pytest.raises(DeviceError, match="built on xla:cpu, and now inside .*reference"), inner:
+        pass
+    elsewhere = tw.Session(inner, devices="reference")
+    np.testing.assert_allclose(elsewhere.run(c, numbers), found, rtol=1e-5)
+
+
+def test_a_gradient_goes_back_to_where_its_tensor_is() -> None:
+    x = tw.tensor(np.arange(3.0, dtype=np.float32), requires_grad=True, device="reference")
+    (x.to(XLA) ** 2 * 2.0).sum().backward()
+    assert x.grad is not None and x.grad.device == "reference" and x.grad.tolist() == [0.0, 4.0, 8.0]
+    (slope,) = tw.gradients((x.to(XLA) ** 3).sum(), [x])
+    (second,) = tw.gradients(slope.sum(), [x])
+    assert second.device == "reference" and second.tolist() == [0.0, 6.0, 12.0]
+
+
 def test_with_device_places_new_arrays_and_results() -> None:
     with tw.device(XLA):
         x = tw.ones((2, 2))

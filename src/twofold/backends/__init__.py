@@ -1,5 +1,14 @@
 """Backends: each takes a graph and gives a callable program."""
 
-from twofold.backends.interface import KINDS, Backend, Device, Program, default_device, device, device_group
+from twofold.backends.interface import (
+    KINDS,
+    Backend,
+    Device,
+    Program,
+    chosen_device,
+    default_device,
+    device,
+    device_group,
+)
 
-__all__ = ["KINDS", "Backend", "Device", "Program", "default_device", "device", "device_group"]
+__all__ = ["KINDS", "Backend", "Device", "Program", "chosen_device", "default_device", "device", "device_group"]

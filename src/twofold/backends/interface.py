@@ -257,6 +257,11 @@ def device_group(devices: str | Device | Sequence[str | Device], *, shard_state:
     return found[0].backend.group(found, shard_state=shard_state)
 
 
+def chosen_device() -> Device | None:
+    """The device of the innermost ``with tw.device(...)``; None outside of such blocks."""
+    return _placement.stack[-1] if _placement.stack else None
+
+
 def default_device() -> Device:
     """Where new arrays go: the innermost ``with tw.device(...)``, else TWOFOLD_DEVICE, else the CPU."""
-    return _placement.stack[-1] if _placement.stack else device(flags.get("TWOFOLD_DEVICE"))
+    return chosen_device() or device(flags.get("TWOFOLD_DEVICE"))

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from twofold.backends import device
+from twofold.backends import Device, chosen_device, device
 from twofold.base.dims import Dim, Sym, symbol, symbols_in
 from twofold.base.dtypes import as_dtype
-from twofold.base.errors import GraphError
+from twofold.base.errors import DeviceError, GraphError
 from twofold.base.shapes import Shape
 from twofold.base.tree import flatten, unflatten
 from twofold.ir import Builder, Node, Spec, State, Value, context
@@ -35,20 +35,33 @@ class Graph:
     """A graph that records everything computed in its ``with`` block; the block may be entered again to add to it.
 
     ``updates`` is what to fetch so that all assignments recorded in the graph take effect (``opt.step()``, batch-norm
-    statistics). Fetching the tensor of a single ``v.assign(...)`` applies that one alone.
+    statistics). Fetching the tensor of a single ``v.assign(...)`` applies that one alone. A graph built, or a placeholder
+    made, inside ``with tw.device(...)`` is run there, wherever its session is (``device``; None: nothing was said).
     """
 
     def __init__(self, name: str = "graph"):
         self.builder = Builder(name)
         self.builder.front = self
         self.placeholders: dict[str, SymbolicValue] = {}
+        self.device: Device | None = None
 
     def __enter__(self) -> Graph:
+        self._place()
         context.builders.append(self.builder)
         return self
 
     def __exit__(self, *_: Any) -> None:
         context.builders.remove(self.builder)
+
+    def _place(self) -> None:
+        """Take note of the device that has been chosen for what is built now."""
+        chosen = chosen_device()
+        if self.device is not None and chosen not in (None, self.device):
+            raise DeviceError(
+                f"{self.builder.graph.name}: built on {self.device}, and now inside `with tw.device('{chosen}')`; "
+                "a graph runs on one device, or on a group of one kind (tw.Session(g, devices=...))"
+            )
+        self.device = self.device or chosen
 
     @property
     def updates(self) -> list[Tensor]:
@@ -63,6 +76,7 @@ class Graph:
         """See ``placeholder``."""
         if name in self.placeholders:
             raise GraphError(f"placeholder {name!r} exists in this graph; names are unique")
+        self._place()
         value = self.placeholders[name] = self.builder.input(Spec(shape, as_dtype(dtype)), name)
         return Tensor(value)
 
@@ -98,13 +112,16 @@ def _current() -> Graph:
 
 
 class Session:
-    """Runs parts of a graph. ``run`` gives NumPy arrays; programs are compiled once per set of fetches and shapes."""
+    """Runs parts of a graph. ``run`` gives NumPy arrays; programs are compiled once per set of fetches and shapes.
+
+    ``devices`` says where (default: where the graph was built, see ``Graph``; else where its variables are).
+    """
 
     def __init__(self, graph: Graph, *, devices: Any = None, verify: bool = False):
         if not isinstance(graph, Graph):
             raise TypeError(f"Session expects a tw.Graph, got {type(graph).__name__}")
         self.graph = graph
-        self.device = None if devices is None else device(devices)
+        self.device = None if devices is None else device(devices)  # the graph's may still be chosen
         self.verify = verify
         self._runners: dict[Any, tuple[GraphRunner, list[str]]] = {}
 
@@ -160,12 +177,13 @@ class Session:
         return fed
 
     def _runner(self, values: list[Value]) -> tuple[GraphRunner, list[str]]:
-        key = (tuple(id(v) for v in values), len(self.graph.builder.graph.nodes))
+        where = self.device or self.graph.device
+        key = (tuple(id(v) for v in values), len(self.graph.builder.graph.nodes), where)
         known = self._runners.get(key)
         if known is None:
             part, names = self._part(values)
             variables = [s.variable for s in part.state]
-            known = self._runners[key] = (GraphRunner(part, variables, self.device, verify=self.verify), names)
+            known = self._runners[key] = (GraphRunner(part, variables, where, verify=self.verify), names)
         return known
 
     def _part(self, values: list[Value]) -> tuple[IRGraph, list[str]]:

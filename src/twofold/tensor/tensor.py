@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from twofold import autodiff, ops
+from twofold.autodiff.custom import CUSTOM
 from twofold.backends import Device, device
 from twofold.base.dims import Dim
 from twofold.base.dtypes import BY_NAME, DType, as_dtype
 from twofold.base.errors import DeviceError, GradientError, ShapeError, TraceError
 from twofold.base.shapes import Shape, show
-from twofold.ir import Spec, Value, current_builder
+from twofold.ir import Spec, Value, bind, current_builder
 from twofold.ir.assumed import changed
 from twofold.ir.builder import note_assignment, noting_assignments
 from twofold.ir.operators import ArrayOperators
@@ -272,7 +273,11 @@ class Tensor(ArrayOperators):
             )
         if value.device == target:
             return self
-        moved = ops.identity(value) if value.requires_grad else value
+        moved, home = value, value.device
+        if value.requires_grad:  # its gradient goes the way back
+            (moved,) = bind(
+                CUSTOM, value, value, args=1, results=1, rule=lambda _, gs: [wrap(gs[0]).to(device=home).value]
+            )
         out = Array(value.spec, target.backend.put(value.numpy(), target), target, moved.producer, moved.index)
         out.requires_grad = value.requires_grad
         return Tensor(out)

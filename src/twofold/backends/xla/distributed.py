@@ -180,8 +180,10 @@ def initialize(
             heartbeat_timeout_seconds=_JAX_HEARTBEAT,
         )  # fmt: skip
     except RuntimeError as error:
-        for open_here in [*lines.values(), *([relay] if relay else [])]:
-            open_here.close()
+        for line in lines.values():
+            line.close()
+        if relay is not None:
+            relay.close()
         if "before" in str(error) or "once" in str(error):
             advice = "call it once, at the start of the program, before any tensor is put on an XLA device"
         else:

@@ -90,16 +90,16 @@ def _arg(low: Lowering, node: Node) -> None:
 
 def _running(low: Lowering, node: Node) -> None:
     x, out, axis = node.inputs[0], node.outputs[0], node.attrs["axis"]
-    dtype, target = x.dtype, low.allocate(out)
+    dtype, target = sum_dtype(x.dtype), low.allocate(out)
     everything = [Var(int(d), "i") for d in x.shape]
     index = [var(v) for v in everything]
     name = "add" if node.op.name == "cumulative_sum" else "multiply"
     if dtype is bool_:
         name = "logical_or" if name == "add" else "logical_and"
-    update = op(name, dtype, acc(0, dtype), low.at(x)(index))
+    update = op(name, dtype, acc(0, dtype), converted(low.at(x)(index), dtype))
     total = Accumulator(dtype, const(dtype, name in ("multiply", "logical_and")), update)
     dims = [everything[d] for d in target.order if d != axis]
-    each = [Store(target.buffer, target.address(index), acc(0, dtype))]
+    each = [Store(target.buffer, target.address(index), converted(acc(0, dtype), out.dtype))]
     if 0 not in x.shape:
         low.nest(Nest(dims, [], [everything[axis]], [total], each), [node])
     low.result(out, target)
