@@ -156,6 +156,10 @@ class Body:
             known = self._keep(key, getattr(self, f"_{e.kind}")(e, copy))
         return known
 
+    def know(self, e: Expr, value: Value) -> None:
+        """Take ``value`` for an expression of no accumulators until the block closes."""
+        self._keep((e, 0, 0), value)
+
     def spread(self, x: Value) -> Value:
         """``x`` in every lane, if there are lanes."""
         if x.lanes or not self.lanes:
@@ -310,24 +314,24 @@ class Body:
         f.emit(f"call void @{name}({raw}, ptr align {max(1, s.buffer.dtype.itemsize)} {place.name}, {mask})")
 
     # ---- moving work out of loops ---------------------------------------------------------------------------------
-    def hoist(self, roots: list[Expr]) -> None:
+    def hoist(self, roots: list[Expr], copy: int = 0) -> None:
         """Compute now what the loops still to be opened will not change."""
         seen: set[Expr] = set()
         for root in roots:
-            self._hoist(root, seen)
+            self._hoist(root, seen, copy)
 
-    def _hoist(self, e: Expr, seen: set[Expr]) -> None:
+    def _hoist(self, e: Expr, seen: set[Expr], copy: int) -> None:
         if e in seen or e.kind == "const":
             return
         seen.add(e)
         if e.vars <= self.values.keys() and not self._touches_written(e):
-            self.emit(e)
+            self.emit(e, copy)
             return
         for a in e.args:
-            self._hoist(a, seen)
+            self._hoist(a, seen, copy)
         for affine in affines(e):
             for inner in computed(affine):
-                self._hoist(inner, seen)
+                self._hoist(inner, seen, copy)
 
     def _touches_written(self, e: Expr) -> bool:
         from twofold.backends.cpu.loops.expr import loads

@@ -14,7 +14,7 @@ from typing import Any
 
 from twofold.backends.cpu.emit.body import Body
 from twofold.backends.cpu.emit.functions import ROWS
-from twofold.backends.cpu.emit.schedule import CHUNK, UNITS, Schedule, schedule
+from twofold.backends.cpu.emit.schedule import CHUNK, ROW_BLOCK, ROW_WIDTH, UNITS, Schedule, by_rows, gathered, schedule
 from twofold.backends.cpu.emit.types import register_type
 from twofold.backends.cpu.llvm import Value, const, vector
 from twofold.backends.cpu.loops import Buffer, Nest, Var
@@ -63,6 +63,7 @@ class _Emitter:
     def __init__(self, body: Body, nest: Nest, plan: Schedule):
         self.body, self.nest, self.plan, self.f = body, nest, plan, body.f
         self.roots = nest.roots()
+        self.by_rows = by_rows(nest, plan)
 
     def emit(self) -> None:
         """All of it."""
@@ -71,7 +72,9 @@ class _Emitter:
         chunks, vectors = 1, 0
         if plan.vector is not None and not plan.reduced:
             vectors = plan.vector.extent // plan.lanes
-            if not plan.inner and math.prod(units) < UNITS:
+            if self.by_rows:
+                chunks = max(1, -(-vectors // ROW_WIDTH))
+            elif not plan.inner and math.prod(units) < UNITS:
                 chunks = max(1, -(-vectors // CHUNK))
         low, high = f.share(math.prod(units) * chunks, f.arg("tid"), f.arg("n"))
         with self.body.block():
@@ -92,6 +95,8 @@ class _Emitter:
             self._point(None, None, 1)
         elif self.plan.reduced:
             self._reduce_vectors()
+        elif self.plan.across is not None:
+            self._squares(chunk, chunks, vectors)
         else:
             self._vectors(chunk, chunks, vectors)
 
@@ -99,6 +104,12 @@ class _Emitter:
     def _vectors(self, chunk: Any, chunks: int, vectors: int) -> None:
         f, plan = self.f, self.plan
         lanes, tail = plan.lanes, plan.vector.extent % plan.lanes  # type: ignore[union-attr]
+        if self.by_rows:
+            self._rows(chunk, chunks, vectors)
+            if tail:
+                with f.when(f.icmp("eq", f.index(chunk), chunks - 1)):
+                    self._point(vectors * lanes, tail, 1)
+            return
         if chunks == 1:
             whole = vectors - vectors % plan.unroll
             self._vector_loop(0, whole, plan.unroll)
@@ -134,6 +145,124 @@ class _Emitter:
                 for s in self.nest.stores:
                     body.store(s, copy)
             body.vector_accumulators = False
+
+    # ---- transposed copies ----------------------------------------------------------------------------------------
+    def _squares(self, chunk: Any, chunks: int, vectors: int) -> None:
+        """Squares of vectors: rows are read as they lie, turned in registers, and stored as columns."""
+        f, body, plan = self.f, self.body, self.plan
+        across, lanes = plan.across, plan.lanes
+        rest = across.extent % lanes  # type: ignore[union-attr]
+        size = -(-vectors // chunks)
+        start = f.mul(chunk, size)
+        with f.loop(start, f.imin(f.add(start, size), vectors)) as loop, body.block():
+            base = f.mul(loop.index, lanes)
+            with f.loop(0, across.extent - rest, lanes) as along, body.block():  # type: ignore[union-attr]
+                self._square(base, along.index)
+            for i in range(rest):
+                with body.block():
+                    body.values[across] = across.extent - rest + i  # type: ignore[index, union-attr]
+                    self._point(base, None, 1)
+
+    def _square(self, base: Any, first: Any) -> None:
+        f, body, plan = self.f, self.body, self.plan
+        with body.vectorised(plan.vector, None):
+            columns = {}
+            for l in gathered(self.nest, plan.vector):  # type: ignore[arg-type]
+                with body.block():
+                    body.values.update({plan.vector: base, plan.across: first})  # type: ignore[dict-item]
+                    step, place = l.extra[1].coefficient(plan.vector), body.pointer(*l.extra)
+                    rows = [f.load(f.vec(), f.gep(place, i * step)) for i in range(plan.lanes)]
+                columns[l] = f.transposed(rows)
+            for i in range(plan.lanes):
+                with body.block():
+                    body.values.update({plan.vector: base, plan.across: f.add(first, i)})  # type: ignore[dict-item]
+                    for l, values in columns.items():
+                        body.know(l, values[i])
+                    for s in self.nest.stores:
+                        body.store(s)
+
+    # ---- results side by side, reduced row after row --------------------------------------------------------------
+    def _rows(self, chunk: Any, chunks: int, vectors: int) -> None:
+        """Vectors of results whose accumulators lie in the stack: a few rows of the innermost reduced loop at a time, all
+        of their columns before the next rows, so that memory is read in long runs."""
+        f, nest = self.f, self.nest
+        size = -(-vectors // chunks)
+        start = f.mul(chunk, size)
+        stop = f.imin(f.add(start, size), vectors)
+        kinds = [register_type(a.dtype) for a in nest.accumulators]
+        rows = [f.stack(size * self.plan.lanes, kind) for kind in kinds]
+
+        def places(index: Any) -> list[Value]:
+            at = f.mul(f.sub(index, start), self.plan.lanes)
+            return [f.gep(row, at, kind) for row, kind in zip(rows, kinds)]
+
+        def each(step: int, act: Any) -> None:
+            """``act(accumulators' places)`` at every vector; ``step`` of them at once."""
+            body = self.body
+            whole = f.sub(stop, f.rem(f.sub(stop, start), step))
+            for low, high, copies in ((start, whole, step), (whole, stop, 1))[: 1 if step == 1 else 2]:
+                if isinstance(low, int) and isinstance(high, int) and low >= high:
+                    continue
+                with f.loop(low, high, copies) as loop, body.block(), body.vectorised(self.plan.vector, None):
+                    body.values[self.plan.vector] = f.mul(loop.index, self.plan.lanes)  # type: ignore[index]
+                    body.vector_accumulators = True
+                    act(places(loop.index), copies)
+                    body.vector_accumulators = False
+
+        def begin(at: list[Value], copies: int) -> None:
+            for place, a in zip(at, nest.accumulators):
+                f.store(self._spread_init(a.init, self.plan.lanes), place)
+
+        def finish(at: list[Value], copies: int) -> None:
+            self.body.accumulators = self._from_rows(at, 1)
+            for s in nest.stores:
+                self.body.store(s)
+
+        each(1, begin)
+        self._row_loops(list(self.plan.rdims), each)
+        each(1, finish)
+
+    def _from_rows(self, places: Sequence[Value], copies: int) -> list[list[Value]]:
+        f, lanes = self.f, self.plan.lanes
+        kinds = [register_type(a.dtype) for a in self.nest.accumulators]
+        return [
+            [f.load(vector(kind, lanes), f.gep(place, i * lanes, kind)) for i in range(copies)]
+            for place, kind in zip(places, kinds)
+        ]
+
+    def _row_loops(self, rdims: list[Var], each: Any) -> None:
+        f, body = self.f, self.body
+        if len(rdims) > 1:
+            with f.loop(0, rdims[0].extent) as loop, body.block():
+                body.values[rdims[0]] = loop.index
+                self._row_loops(rdims[1:], each)
+            return
+        (row,) = rdims
+        rest = row.extent % ROW_BLOCK
+        if row.extent >= ROW_BLOCK:
+            with f.loop(0, row.extent - rest, ROW_BLOCK) as loop, body.block():
+                each(2, lambda at, copies: self._block_of_rows(row, loop.index, ROW_BLOCK, at, copies))
+        if rest:
+            each(2, lambda at, copies: self._block_of_rows(row, row.extent - rest, rest, at, copies))
+
+    def _block_of_rows(self, row: Var, first: Any, count: int, at: list[Value], copies: int) -> None:
+        """A cache line of accumulators taken through ``count`` rows, while the next rows are fetched."""
+        f, body, lanes = self.f, self.body, self.plan.lanes
+        for copy in range(copies):
+            body.hoist(self.roots, copy)
+        now = self._from_rows(at, copies)
+        streams = [l.extra for l in self.nest.loads() if row in l.extra[1].vars]
+        for j in range(count):
+            with body.block():
+                body.values[row] = f.add(first, j + ROW_BLOCK)
+                for buffer, address in streams:
+                    f.prefetch(body.pointer(buffer, address))
+            with body.block():
+                body.values[row] = f.add(first, j)
+                now = self._step(now, copies)
+        for place, values in zip(at, now):
+            for i, value in enumerate(values):
+                f.store(value, f.gep(place, i * lanes, value.element))
 
     def _spread_init(self, init: Expr, lanes: int) -> Value:
         x = self.body.emit(init)

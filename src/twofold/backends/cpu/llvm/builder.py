@@ -311,6 +311,17 @@ class Function:
             x = combine(self.shuffle(x, None, range(half)), self.shuffle(x, None, range(half, 2 * half)))
         return self.extract(x, 0)
 
+    def transposed(self, rows: Sequence[Value]) -> list[Value]:
+        """A square of vectors turned: lane ``j`` of row ``i`` becomes lane ``i`` of row ``j``."""
+        square, lanes, half = list(rows), len(rows), 1
+        while half < lanes:
+            for i in (i for i in range(lanes) if not i & half):
+                a, b = square[i], square[i + half]
+                square[i] = self.shuffle(a, b, [k if not k & half else lanes + k - half for k in range(lanes)])
+                square[i + half] = self.shuffle(a, b, [k + half if not k & half else lanes + k for k in range(lanes)])
+            half *= 2
+        return square
+
     # ---- memory ---------------------------------------------------------------------------------------------------
     def gep(self, pointer: Value, offset: Index, element: str = "float") -> Value:
         """``pointer`` advanced by ``offset`` elements."""
