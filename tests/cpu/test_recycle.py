@@ -82,6 +82,17 @@ def test_what_is_not_used_is_given_back(monkeypatch):
     kept.fill(1)
 
 
+def test_a_crowd_of_blocks_is_given_back_though_one_of_their_size_is_in_use(monkeypatch):
+    pool, now = Pool(), [1000.0]
+    monkeypatch.setattr(recycle.time, "monotonic", lambda: now[0])
+    crowd = [pool.empty((LEAST,), FLOAT) for _ in range(20)]
+    del crowd
+    for _ in range(20):
+        now[0] += recycle.IDLE / 2
+        pool.empty((LEAST,), FLOAT)
+    assert len(pool._blocks[4 * LEAST]) == 1
+
+
 def test_threads_never_get_the_same_memory():
     pool, wrong = Pool(), []
 
