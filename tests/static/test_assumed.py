@@ -123,6 +123,26 @@ def test_a_module_may_keep_what_it_saw():
     assert run.retraces == []
 
 
+class Counts(tw.nn.Module):
+    """Notes in its forward how often it was called, and with what."""
+
+    def __init__(self):
+        self.calls, self.last, self.shapes = 0, None, []
+
+    def forward(self, x):
+        self.calls, self.last = self.calls + 1, x.shape
+        self.shapes.append(x.shape)
+        return x * 2.0
+
+
+def test_what_a_forward_notes_about_itself_traces_nothing_again():
+    compiled = tw.compile(Counts())
+    for _ in range(4):
+        for size in (2, 3):  # the last batch of an epoch is smaller
+            np.testing.assert_array_equal(compiled(tw.ones((size,))).numpy(), np.full(size, 2.0, np.float32))
+    assert len(compiled.retraces) == 1
+
+
 def test_a_model_of_another_dtype():
     model = nn.Linear(3, 2)
     run = tw.compile(lambda x: model(x))

@@ -55,6 +55,13 @@ def fixed(value: Any) -> Any:
     return Same(value)
 
 
+def kept(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What may be taken for granted after a trace: not what it has changed itself (a counter of calls, the last shape), for
+    the next trace of the same code would change it again."""
+    settled = lambda name, value: name not in before or before[name] is value or before[name] == value
+    return {name: value for name, value in now.items() if settled(name, value)}
+
+
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first thing that is not as it was, in words; empty if all is. What was not there before is no matter."""
     for name, old in before.items():

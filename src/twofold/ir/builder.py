@@ -160,8 +160,8 @@ class Builder:
         self.variables: dict[int, State] = {}
         # what the trace assumed: (object, attribute, value)
         self.guards: list[tuple[Any, str, Any]] = [] if parent is None else parent.guards
-        # objects that the trace depends on, by id, with what to call them; see ``ir.assumed``
-        self.watched: dict[int, tuple[Any, str]] = {} if parent is None else parent.watched
+        # objects that the trace depends on, by id: with what to call them, and how they were; see ``ir.assumed``
+        self.watched: dict[int, tuple[Any, str, dict[str, Any]]] = {} if parent is None else parent.watched
         self.gradients: dict[int, GradientCell] = {}  # by id of the leaf
         self.spent: set[int] = set()  # ids of nodes that a backward() has gone through
         self.closed = False
@@ -170,8 +170,10 @@ class Builder:
         self._constants: dict[int, tuple[Any, Value]] = {}
 
     def watch(self, thing: Any, name: str = "") -> None:
-        """A trace is to be made again when what ``thing.assumed()`` gives at its end has changed."""
-        self.watched.setdefault(id(thing), (thing, name or ".".join(context.scope) or type(thing).__name__))
+        """A trace is to be made again when what ``thing.assumed()`` gives has changed."""
+        if id(thing) not in self.watched:
+            name = name or ".".join(context.scope) or type(thing).__name__
+            self.watched[id(thing)] = thing, name, thing.assumed()
 
     # -- recording ---------------------------------------------------------------------------------------------------
     def append(self, op: Op, inputs: Sequence[Value], attrs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from twofold.base.tree import Structure, flatten, paths, unflatten
 from twofold.ir import Builder, Graph, Spec, Value, recording
-from twofold.ir.assumed import changes
+from twofold.ir.assumed import changes, kept
 from twofold.ir.builder import SymbolicValue
 from twofold.tensor.tensor import Tensor, Variable, unwrap
 
@@ -79,8 +79,8 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
               for leaf in leaves if is_array_like(leaf)]  # fmt: skip
     cells = list(builder.gradients.values())
     changed = [(c.leaf, c.now) for c in cells if not c.read or c.now is not c.entry] if keep_gradients else []
-    kept = [builder.lift(now.value) for _, now in changed if now is not None]
-    graph = builder.finish([*values, *kept])
+    grads = [builder.lift(now.value) for _, now in changed if now is not None]
+    graph = builder.finish([*values, *grads])
     for state in graph.state:
         builder.watch(state.variable, state.name)
     return Traced(
@@ -92,7 +92,7 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
         gradient_inputs=[c.leaf for c in cells if c.entry is not None],
         gradients=[(leaf, now is not None) for leaf, now in changed],
         guards=[*builder.guards, *((c.leaf, "_grad", None) for c in cells if c.read and c.entry is None)],
-        assumed=[(thing, name, thing.assumed()) for thing, name in builder.watched.values()],
+        assumed=[(thing, name, kept(before, thing.assumed())) for thing, name, before in builder.watched.values()],
         changes=changes(),
         differentiable=[
             v.requires_grad and (v.producer is None or id(v.producer) not in builder.spent) for v in values
