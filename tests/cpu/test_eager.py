@@ -249,7 +249,7 @@ def test_threads_that_compute_at_once_get_the_same_numbers():
         p = _parameters(np.float32)
         x = tw.tensor(np.random.default_rng(7 + shift).standard_normal((2, 16, 20 + shift, 20)).astype(np.float32))
         (_block(x, p) ** 2).mean().backward()
-        return np.concatenate([v.grad.numpy().ravel() for v in p.values()])
+        return np.concatenate([v.grad.numpy().ravel() for v in p.values() if v.grad is not None])  # the block uses not all
 
     expected = [step(i) for i in range(3)]
     found: dict[int, np.ndarray] = {}
