@@ -7,12 +7,12 @@ in one program too (``pullback``), from which what the gradients do not read is 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twofold.autodiff.control import pull_back
+from twofold.base.recent import Recent
 from twofold.ir import Builder, Graph, Op, Spec, Value, context, grad_mode, interpret, recording
 from twofold.ir.builder import eager_composite
 from twofold.tensor.eager import Array, deliver
@@ -30,7 +30,7 @@ class Composite:
     specs: tuple[Spec, ...]
 
 
-_known: OrderedDict[Any, Composite] = OrderedDict()
+_known = Recent(MOST)
 
 
 def run(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Value | None:
@@ -48,9 +48,8 @@ def run(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Va
     except TypeError:  # an argument that does not hash
         return None
     if known is None:
-        known = _known[key] = _traced(function, args, kwargs)
-        if len(_known) > MOST:
-            _known.popitem(last=False)
+        known = _traced(function, args, kwargs)
+        _known.put(key, known)
     results = where.backend.run_graph(known.graph, buffers, where)
     return None if results is None else deliver(known.op, arrays, {}, known.specs, results, where)
 

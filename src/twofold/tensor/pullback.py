@@ -6,12 +6,12 @@ Without such a program, ``vjp`` runs op by op: so it is when gradients are thems
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twofold.backends import Device
+from twofold.base.recent import Recent
 from twofold.ir import OPS, Builder, Graph, Node, Value, context, recording
 from twofold.ir.builder import eager_pull_back
 from twofold.tensor.composite import KIND
@@ -30,7 +30,7 @@ class Plan:
     results: list[tuple[str, int] | None]
 
 
-_plans: OrderedDict[Any, Plan] = OrderedDict()
+_plans = Recent(MOST_PLANS)
 
 
 def pull_back(
@@ -65,9 +65,8 @@ def pull_back(
     except TypeError:  # an attribute that does not hash
         return None
     if plan is None:
-        plan = _plans[key] = _traced(node, gs, wanted, before, vjp)
-        if len(_plans) > MOST_PLANS:
-            _plans.popitem(last=False)
+        plan = _traced(node, gs, wanted, before, vjp)
+        _plans.put(key, plan)
     buffers = _buffers(plan, around, node.outputs, where)
     if buffers is None:
         return None

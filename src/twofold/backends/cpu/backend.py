@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twofold.backends.cpu import debug, eager, locks
+from twofold.backends.cpu import debug, eager
 from twofold.backends.host import HostBackend
 from twofold.backends.interface import Device, Memory, Program, written_state
-from twofold.base import flags
+from twofold.base import flags, locks
 from twofold.base.errors import IndexRangeError
 from twofold.ir import Graph, Op, Spec
 from twofold.ir.builder import annotate

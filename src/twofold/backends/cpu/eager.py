@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from twofold.backends.cpu import locks
+from twofold.base import locks
 from twofold.base.dtypes import as_dtype
+from twofold.base.recent import Recent
 from twofold.ir import Builder, Graph, Op, Spec
 
 if TYPE_CHECKING:
@@ -92,18 +92,17 @@ class Table:
 
     def __init__(self, most: int = MOST_PROGRAMS):
         self.most = most
-        self._known: OrderedDict[Any, Any] = OrderedDict()
+        self._known = Recent(most)
         self._making: dict[Any, Any] = {}
         self._seen: dict[Any, int] = {}
         self._lock = locks.renewed()
 
     def get(self, key: Any, patience: int, make: Callable[[], Any]) -> Any:
         """What ``make`` gave for this key; None while it has not been asked for more than ``patience`` times."""
+        found = self._known.get(key)
+        if found is not None:
+            return found
         with self._lock:
-            found = self._known.get(key)
-            if found is not None:
-                self._known.move_to_end(key)
-                return found
             if patience and not self._is_due(key, patience):
                 return None
             lock = self._making.setdefault(key, locks.renewed())
@@ -111,12 +110,10 @@ class Table:
             found = self._known.get(key)
             if found is None:
                 found = make()
-                with self._lock:
-                    self._known[key] = found
-                    self._making.pop(key, None)
-                    while len(self._known) > self.most:
-                        self._known.popitem(last=False)
-            return found
+                self._known.put(key, found)
+        with self._lock:
+            self._making.pop(key, None)
+        return found
 
     def _is_due(self, key: Any, patience: int) -> bool:
         seen = self._seen[key] = self._seen.get(key, 0) + 1

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from twofold.backends.cpu import cache, locks
+from twofold.backends.cpu import cache
 from twofold.backends.cpu.machine import Machine, available_cores, host
+from twofold.base import locks
 from twofold.base.errors import GraphError
 
 _lock = locks.renewed(threading.RLock)  # over what follows, and the linker

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twofold.backends.cpu import locks
+from twofold.base import locks
 
 LEAST = 128 << 10  # bytes: smaller arrays come quickly enough from NumPy
 IDLE = 5.0  # seconds since a block was given out, after which it is let go if nobody uses it

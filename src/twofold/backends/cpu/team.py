@@ -13,9 +13,10 @@ import functools
 import os
 import threading
 
-from twofold.backends.cpu import jit, locks
+from twofold.backends.cpu import jit
 from twofold.backends.cpu.llvm.runtime import BARRIER_OFFSET, STATE_BYTES, runtime_ir
 from twofold.backends.cpu.machine import available_cores, host, num_threads
+from twofold.base import locks
 
 SPIN_ROUNDS = 2000  # each round is one `pause`, about 20 ns: 40 microseconds before a thread sleeps
 
