@@ -72,8 +72,7 @@ class Operands:
 
     ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the
     pixels in ``x`` one by one, instead of ``p * pixel_step``. ``ahead`` (pointer, step), if given, prefetches into L2 what
-    lies ``k*step`` elements from the pointer in step k; ``next_tile`` (distance, step) prefetches what lies ``distance +
-    k*step`` elements from ``x`` in step k.
+    lies ``k*step`` elements from the pointer in step k.
     """
 
     x: Value
@@ -84,7 +83,6 @@ class Operands:
     counts: tuple[int, ...]
     offsets: tuple[int, ...] = ()
     ahead: tuple[Value, int] | None = None
-    next_tile: tuple[int, int] = (0, 0)
 
     def pixel(self, p: int) -> int:
         return self.offsets[p] if self.offsets else p * self.pixel_step
@@ -115,8 +113,6 @@ def accumulate(
         for p, row in zip(pixels, shaped(loop.carried, vectors)):
             inner[p] = row
         x = f.gep(ops.x, f.mul(loop.index, ops.x_step))
-        if ops.next_tile[0]:
-            f.prefetch(f.gep(ops.x, f.add(f.mul(loop.index, ops.next_tile[1]), ops.next_tile[0])))
         if ops.ahead:
             start, step = ops.ahead
             for at in range(0, unroll * step, LINE):
