@@ -18,10 +18,11 @@ def held() -> Iterator[None]:
     present = {int(number): signal.getsignal(number) for number in ENDING} if _main() else {}
     handlers = {number: handler for number, handler in present.items() if callable(handler)}
     waiting: list[tuple[int, FrameType | None]] = []
+    over = False
 
     def wait(number: int, frame: FrameType | None) -> None:
         waiting.append((number, frame))
-        if len(waiting) > 1:
+        if over or len(waiting) > 1:
             waiting.clear()
             handlers[number](number, frame)
 
@@ -30,6 +31,7 @@ def held() -> Iterator[None]:
             signal.signal(number, wait)
         yield
     finally:
+        over = True  # should a signal break off what follows, those that are left here hold nothing back
         for number, handler in handlers.items():
             signal.signal(number, handler)
         for number, frame in waiting[:1]:
