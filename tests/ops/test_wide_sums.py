@@ -83,3 +83,13 @@ def test_clipping_float16_gradients_whose_squares_overflow():
     p.grad = tw.full((4,), 1000.0, dtype=tw.float16)
     assert tw.nn.utils.clip_grad_norm_([p], 1.0).item() == 2000.0
     np.testing.assert_array_equal(p.grad.numpy(), np.float16(0.5))
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, tw.float64, "int64", "float16"], ids=str)
+@pytest.mark.parametrize("total", [tw.sum, tw.prod])
+def test_a_dtype_that_is_asked_for_is_given(total, dtype):
+    x = tw.tensor(np.array([300.0, 300.0], np.float16))  # their product is beyond float16
+    got = total(x, dtype=dtype)
+    assert got.dtype == tw.zeros((), dtype=dtype).dtype
+    if str(got.dtype) != "twofold.float16":
+        assert got.item() == (600 if total is tw.sum else 90_000)

@@ -94,7 +94,7 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def rounded_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of values that adds up many elements: 16-bit floats go in as float32, and what comes out is rounded to
-    their dtype once, unless a wider array was given too. Inside ``autocast`` it belongs to FULL."""
+    their dtype once, unless a wider array was given too, or a ``dtype`` asked for. Inside ``autocast`` it belongs to FULL."""
 
     @in_float32
     @functools.wraps(function)
@@ -102,6 +102,8 @@ def rounded_once(function: Callable[..., Any]) -> Callable[..., Any]:
         x = value(x)
         if x.dtype not in _NARROW:
             return function(x, *others, **options)
+        if options.get("dtype") is not None:  # the function sees to it
+            return function(cast(x, float32), *others, **options)
         dtype = x.dtype
         for other in (*others, *options.values()):
             if hasattr(other, "dtype") and as_dtype(other.dtype).is_floating:
