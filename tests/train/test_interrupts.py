@@ -199,6 +199,24 @@ def test_handlers_are_put_back_and_other_peoples_are_kept():
     assert {number: signal.getsignal(number) for number in ENDS} == before
 
 
+def test_a_job_is_abandoned_where_sigterm_ends_one_process_alone(tmp_path, monkeypatch):
+    """At the end of Python it would wait for the others' good-bye, and they for its next step."""
+    codes = []
+    monkeypatch.setattr(tw.distributed, "abandon", codes.append)
+    t = trainer(tmp_path, compiled=False)
+    count = t._count
+
+    def told(*arguments: Any) -> None:
+        count(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    t._count = told
+    with pytest.raises(SystemExit):
+        t.run(EPOCHS, QUIET)
+    assert codes == [128 + signal.SIGTERM]
+    assert read_checkpoint(tmp_path / "last.safetensors")[1].step == 1
+
+
 def test_checkpoints_need_a_loader_that_knows_its_place(tmp_path):
     t = trainer(None)
     batches = list(t.train)

@@ -150,7 +150,8 @@ class Trainer:
     def run(self, epochs: int, reporter: Reporter | None = None) -> list[dict[str, Any]]:
         """Train until ``epochs`` are finished; returns the history, one row for each epoch.
 
-        Ctrl-C and SIGTERM take effect after the step under way, and leave a checkpoint; ``run`` again goes on.
+        Ctrl-C and SIGTERM take effect after the step under way, and leave a checkpoint; ``run`` again goes on. In a job of
+        several processes SIGTERM to one ends all.
         """
         if not self.whole:
             raise ArgumentError("run: a step was broken off half done; resume() from the last checkpoint first")
@@ -166,8 +167,10 @@ class Trainer:
                     row = self._epoch(reporter)
                     duration = time.perf_counter() - began
                     reporter.finished(row, duration, duration * (epochs - self.progress.epoch))
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as end:
             self._interrupted(reporter)
+            if isinstance(end, SystemExit):  # at the end of Python it looks like a good end, for which all would wait
+                distributed.abandon(end.code if isinstance(end.code, int) else 1)
             raise
         return self.progress.history
 
