@@ -9,6 +9,7 @@ import pytest
 
 import twofold as tw
 from twofold import nn
+from twofold.static.compile import MOST_TRACES
 
 X = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
 
@@ -121,6 +122,15 @@ def test_a_module_may_keep_what_it_saw():
         model(tw.tensor(X))
         np.testing.assert_array_equal(run(tw.tensor(X)).numpy(), X * 2)
     assert run.retraces == []
+
+
+def test_programs_of_settings_long_gone_are_let_go():
+    model = Scaled()
+    run = tw.compile(model)
+    for factor in range(3 * MOST_TRACES):
+        model.factor = float(factor)
+        np.testing.assert_allclose(run(tw.tensor(X)).numpy(), np.tanh(X * factor) + 0.75, rtol=1e-5)
+    assert [len(known) for known in run._entries.values()] == [MOST_TRACES]
 
 
 class Counts(tw.nn.Module):

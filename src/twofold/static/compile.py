@@ -31,6 +31,7 @@ from twofold.tensor.tensor import Tensor
 
 log = logging.getLogger("twofold")
 MANY_RETRACES = 8
+MOST_TRACES = 4  # of arguments alike: a program keeps its working memory, and settings may change at every call
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class CompiledFunction:
             traced = trace(self.function, args, kwargs, requires_grad=signature.tracked)
         runner = GraphRunner(traced.graph, traced.variables, self._device(), verify=self.verify)
         known.append(_Entry(traced, runner))
+        del known[:-MOST_TRACES]
         self._last = signature
         return known[-1]
 
