@@ -35,6 +35,13 @@ FLAGS: dict[str, Flag] = {
 }
 
 
+def put(name: str, value: Any) -> None:
+    """Set one flag, for this process and those that it starts."""
+    if name not in FLAGS:
+        raise KeyError(name)
+    os.environ[name] = str(value)
+
+
 def get(name: str) -> Any:
     """The value of one flag, read now (so that tests and programs may change the environment)."""
     flag = FLAGS[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as text_of
-import os
 import statistics
 import time
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import typer
 
 import twofold as tw
 from twofold import zoo
+from twofold.base import flags
 from twofold.base.files import atomic_write
 from twofold.cli.common import Json, emit
 from twofold.nn.functional import cross_entropy
@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Time a network of the zoo with random weights and images, compiled, on device cpu."""
     if threads:
-        os.environ["TWOFOLD_NUM_THREADS"] = str(threads)
+        flags.put("TWOFOLD_NUM_THREADS", threads)
     run, arguments = step_of(network, batch, train)
     with tw.device("cpu"):
         start = time.perf_counter()
