@@ -12,6 +12,8 @@ llvmlite's. So kernels are compiled while the rest of a graph is still being low
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ _ready: list[bool] = []  # whether LLVM is initialised
 _memory: dict[str, bytes] = {}  # objects of this process, by key
 _started: dict[str, Future[bytes]] = {}  # objects on their way, by key
 _workers: list[ThreadPoolExecutor] = []  # who makes them, once there is somebody
+_numbers = itertools.count()  # of libraries: LLVM wants a name for each
 
 
 def _llvm():
@@ -156,28 +159,29 @@ if hasattr(os, "register_at_fork"):
 
 
 class Library:
-    """Objects loaded into this process. Its code stays in memory as long as the library object lives."""
+    """Objects loaded into this process. Its code stays in memory as long as the library object lives.
+
+    LLVM's JITLink gives an object one stretch of memory. Its predecessor placed code and constants each wherever the process
+    had a gap: more than 2 GB apart in large, long-lived processes, where 32-bit offsets do not reach and LLVM aborts.
+    """
 
     def __init__(self, objects: Sequence[bytes]):
-        llvm = _llvm()
-        machine = host()
+        builder = _llvm().JITLibraryBuilder()
+        for payload in dict.fromkeys(objects):
+            builder.add_object_img(payload)
+        builder.add_current_process()
         with _lock:
-            target = llvm.Target.from_triple(machine.triple).create_target_machine(
-                cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", codemodel="default", jit=True
-            )
-            # LLVM's own memory manager: llvmlite's wants all sections reserved before the first object is added
-            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target, use_lmm=False)
-            for payload in dict.fromkeys(objects):
-                self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(payload))
-            self._engine.finalize_object()
+            self._name = f"library{next(_numbers)}"
+            self._trackers = [builder.link(_session(), self._name)]
 
     def address(self, symbol: str) -> int:
         """The address of a function. Raises GraphError if no object defines it."""
         with _lock:
-            address = self._engine.get_function_address(symbol)
-        if not address:
-            raise GraphError(f"no loaded object defines {symbol!r}")
-        return address
+            try:
+                self._trackers.append(_session().lookup(self._name, symbol))
+            except RuntimeError as error:
+                raise GraphError(f"no loaded object defines {symbol!r}: {error}") from None
+        return self._trackers[-1][symbol]
 
     def function(self, symbol: str, *argument_types, result=None):
         """A ctypes function (releases the GIL); it keeps the library alive."""
@@ -187,7 +191,20 @@ class Library:
 
     def keep_forever(self) -> None:
         """Never unload: threads may still be inside when the interpreter ends."""
-        self._engine.detach()
+        for tracker in self._trackers:
+            tracker.detach()
+
+
+@functools.cache
+def _session() -> Any:
+    """What libraries are loaded into: one for the process, for as long as it lives."""
+    machine = host()
+    target = _llvm().Target.from_triple(machine.triple).create_target_machine(
+        cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", codemodel="default", jit=True
+    )
+    session = _llvm().create_lljit_compiler(target, use_jit_link=True)
+    session._owned = True  # nobody disposes of it: threads may still run its code when the interpreter ends
+    return session
 
 
 def link(objects: Sequence[bytes]) -> Library:
