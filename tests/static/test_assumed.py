@@ -161,3 +161,12 @@ def test_a_model_of_another_dtype():
     got = run(tw.tensor(X.astype(np.float64)))
     np.testing.assert_allclose(got.numpy(), X.astype(np.float64) @ model.weight.numpy().T + model.bias.numpy(), rtol=1e-12)
     assert run(tw.tensor(X)).dtype == tw.float64
+
+
+def test_a_captured_tensor_that_no_longer_requires_gradients_is_noticed():
+    w = tw.tensor([2.0, 3.0], requires_grad=True)
+    weighted = tw.compile(lambda x: (x * w).sum())
+    weighted(tw.tensor([1.0, 4.0])).backward()
+    assert w.grad.numpy().tolist() == [1.0, 4.0]
+    w.requires_grad_(False)
+    assert not weighted(tw.tensor([1.0, 4.0])).requires_grad

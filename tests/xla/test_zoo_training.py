@@ -1,8 +1,9 @@
-"""A training step of every network of the zoo: XLA's numbers are the reference's.
+"""A training step of every family of the zoo: XLA's numbers are the reference's.
 
-The rows come from the zoo's table: each entry at the least depth and the smallest images that keep its form, equal ones
-once. Everything that happens in a step is compared, dropout's and drop-path's bits included, in float64, where rounding
-cannot hide a wrong number or tip a ReLU: loss, parameters, moments and batch-norm statistics, against how far they moved.
+The rows come from the zoo's table: of each architecture (module class) the variant with the fewest multiply-adds, at the least
+depth and the smallest images that keep its form. Everything that happens in a step is compared, dropout's and drop-path's bits
+included, in float64, where rounding cannot hide a wrong number or tip a ReLU: loss, parameters, moments and batch-norm
+statistics, against how far they moved.
 """
 
 from __future__ import annotations
@@ -34,29 +35,21 @@ def short(entry: Entry) -> Entry:
     """The entry at the least depth and width of its form."""
     keep = NOT_SHORT.get(entry.build.__name__, ())
     fixed = {k: SHORT[k](v) if k in SHORT and k not in keep else v for k, v in entry.fixed.items()}
-    if "depth" not in fixed:
-        return replace(entry, fixed=fixed)
-    for depth in range(7, fixed["depth"] + 1):  # 6n + 2, 6n + 4 or 9n + 2: whichever the network takes
-        found = replace(entry, fixed=fixed | {"depth": depth})
-        try:
-            found(5)
-        except tw.ArgumentError:
-            continue
-        return found
-    raise AssertionError(entry.name)
+    if "depth" in fixed:  # 6n + 2 or 6n + 4 layers, with bottlenecks 9n + 2: n = 1
+        period = 9 if "Bottleneck" in str(fixed.get("block")) else 6
+        fixed["depth"] = period + fixed["depth"] % period
+    return replace(entry, fixed=fixed)
 
 
-def forms() -> dict[str, Entry]:
-    """The networks of the zoo in short, each form under the name of the first entry that has it."""
-    found: dict[Any, Entry] = {}
-    for name in zoo.names():
-        entry = short(zoo.info(name))
-        shown = tuple(sorted((k, repr(v)) for k, v in [*entry.fixed.items(), *entry.defaults.items()]))
-        found.setdefault((entry.build, shown), entry)
-    return {entry.name: entry for entry in found.values()}
+def families() -> dict[str, Entry]:
+    """The cheapest entry of each architecture, in short, by name."""
+    cheapest: dict[Any, Entry] = {}
+    for entry in sorted(map(zoo.info, zoo.names()), key=lambda entry: entry.macs):
+        cheapest.setdefault(entry.build, entry)
+    return {entry.name: short(entry) for entry in cheapest.values()}
 
 
-FORMS = forms()
+FAMILIES = families()
 
 
 def one_step(entry: Entry, dtype: str, where: str) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -93,22 +86,25 @@ def compare(entry: Entry, dtype: str) -> None:
     got_loss, got = one_step(entry, dtype, "xla:cpu")
     assert np.isfinite(loss) and abs(got_loss - loss) <= SAME[dtype] * abs(loss)
     assert got.keys() == expected.keys() and any(np.any(b != a) for b, a in expected.values())
-    for name, (before, after) in expected.items():
-        moved = np.abs(after - before).max(initial=0.0)
+    movement = {name: np.abs(after - before).max(initial=0.0) for name, (before, after) in expected.items()}
+    # the gradient of a bias before a batch norm is nothing but what rounding leaves of sums that cancel
+    cancelled = 100 * np.finfo(dtype).eps * max(movement.values())
+    for name, (_, after) in expected.items():
+        moved = movement[name]
         apart = np.abs(got[name][1] - after).max(initial=0.0)
-        rounding = np.finfo(dtype).eps * np.abs(after).max(initial=0.0)
+        rounding = np.finfo(dtype).eps * np.abs(after).max(initial=0.0) + cancelled
         assert apart <= SAME[dtype] * moved + rounding, f"{name}: {apart:.1e} apart, moved by {moved:.1e}"
 
 
-def test_every_network_of_the_zoo_has_its_form_here() -> None:
-    assert {zoo.info(name).build for name in zoo.names()} == {entry.build for entry in FORMS.values()}
+def test_every_architecture_of_the_zoo_is_here() -> None:
+    assert {zoo.info(name).build for name in zoo.names()} == {entry.build for entry in FAMILIES.values()}
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_training_step_equals_the_references(name: str) -> None:
-    compare(FORMS[name], "float64")
+    compare(FAMILIES[name], "float64")
 
 
 @pytest.mark.parametrize("name", ["lenet5", "squeezenet1_1"])
 def test_a_training_step_in_float32(name: str) -> None:
-    compare(FORMS[name], "float32")
+    compare(FAMILIES[name], "float32")

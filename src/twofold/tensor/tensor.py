@@ -103,8 +103,14 @@ class Tensor(ArrayOperators):
         if value.producer is not None and value.requires_grad and value.owner is None and not wanted:
             raise GradientError("requires_grad can be switched off at leaves only; use x.detach()")
         if value.producer is None or value.owner is not None:
+            if wanted != value.requires_grad:
+                changed()
             self._own = _leaf(value, self if wanted else None)
         return self
+
+    def assumed(self) -> dict[str, Any]:
+        """What traces that read the tensor take for granted."""
+        return {"requires_grad": self._own.requires_grad, "its spec": str(self._own.spec)}
 
     @property
     def is_leaf(self) -> bool:
@@ -334,10 +340,6 @@ class Variable(Tensor):
             changed()
         self._own = _leaf(self._own, self)
         self._own.requires_grad = wanted
-
-    def assumed(self) -> dict[str, Any]:
-        """What traces that read the variable take for granted."""
-        return {"requires_grad": self._own.requires_grad, "its spec": str(self._own.spec)}
 
     def requires_grad_(self, wanted: bool = True) -> Variable:
         self.requires_grad = wanted
