@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from kernel_oracles import HOST, data_gradient, error, forward, moments, normal, run, unset, weight_gradient
 
+import twofold
+from twofold import nn
 from twofold.backends.cpu.kernels import choose, weights, winograd
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv
@@ -89,6 +91,22 @@ def test_winograd_is_chosen_where_it_pays_and_can_be_refused(monkeypatch):
     monkeypatch.setenv("TWOFOLD_CONV", "fft")
     with pytest.raises(ArgumentError, match="'fft'; expected 'auto' or 'direct'"):
         choose.forward(HOST, body)
+
+
+def test_refusing_winograd_between_programs(monkeypatch):
+    """The first convolution's epilogue gathers the batch's moments, in as many parts as its kernel has."""
+    twofold.random.seed(0)
+    conv = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    norm = nn.BatchNorm2d(64)
+    x = twofold.tensor(normal((2, 64, 28, 28)))
+    outputs = []
+    for algorithms in ("auto", "direct", "auto"):
+        monkeypatch.setenv("TWOFOLD_CONV", algorithms)
+        outputs.append(twofold.compile(lambda x: norm(conv(x)))(x).numpy())
+    y = forward(Conv(2, 28, 28, 64, 64, 3, 3, pad=ONE), x.numpy().transpose(0, 2, 3, 1), conv.weight.numpy())
+    right = ((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + norm.eps)).transpose(0, 3, 1, 2)
+    assert [error(y, right) < bound for y, bound in zip(outputs, (2e-5, 2e-6, 2e-5))] == [True] * 3
+    assert outputs[0].tobytes() == outputs[2].tobytes() != outputs[1].tobytes()
 
 
 def in_slice(array, before: int = 3, after: int = 2):

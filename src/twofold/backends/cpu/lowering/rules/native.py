@@ -16,6 +16,7 @@ from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.packing import pack, unpack
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix, pixel_distance
+from twofold.base import flags
 from twofold.base.dtypes import float32
 from twofold.ir import Node, Value
 
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
 
 
 @functools.lru_cache(maxsize=512)
-def _generated(generate: Any, *arguments: Any) -> Any:
-    """A kernel, generated once for equal arguments (an epilogue is equal only to itself)."""
+def _remembered(algorithms: str, generate: Any, *arguments: Any) -> Any:
     return generate(*arguments)
+
+
+def _generated(generate: Any, *arguments: Any) -> Any:
+    """A kernel, generated once for equal arguments (an epilogue is equal only to itself) while the same algorithms are
+    allowed."""
+    return _remembered(flags.get("TWOFOLD_CONV"), generate, *arguments)
 
 
 def _suits(node: Node) -> bool:
