@@ -73,6 +73,7 @@ PATHS = {
     "groups": (conv((2, 36, 11, 9), (60, 12, 3, 3), 2, 1, groups=3), CONV),
     "groups of whole lines": (conv((2, 64, 7, 7), (64, 32, 3, 3), pad=1, groups=2), CONV),
     "lanes": (conv((2, 64, 14, 14), (64, 4, 3, 3), pad=1, groups=16), LANES),
+    "lanes, a group each": (conv((2, 32, 14, 14), (32, 8, 3, 3), pad=1, groups=4), "conv_lanes conv_lanes_dx conv_dw"),
     "depthwise": (conv((3, 40, 15, 15), (40, 1, 3, 3), 2, 1, groups=40), LANES),
     "product": (matmul((65, 130), (130, 75)), "matmul"),
     "product, a turned": (matmul((53, 300), (300, 75), "a"), "matmul"),

@@ -60,13 +60,18 @@ def kernels(machine: Machine):
             yield winograd.transform_weights(machine, fwd, scheme=winograd.F2), [fwd.size, small]
             yield winograd_conv.forward(machine, conv, fwd, EPILOGUE, scheme=winograd.F2), [x, small, y, conv.o]
             yield winograd_wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
-    for many in (Conv(1, 5, 6, 24, 24, 3, 2, (1, 2), PAD, (1, 1), 6), Conv(2, 5, 6, 21, 21, 3, 3, pad=PAD, groups=21)):
+    for many in (
+        Conv(1, 5, 6, 24, 24, 3, 2, (1, 2), PAD, (1, 1), 6),
+        Conv(2, 5, 6, 21, 21, 3, 3, pad=PAD, groups=21),
+        Conv(1, 5, 25, 2 * machine.lanes, 2 * machine.lanes, 3, 3, pad=PAD, groups=2),
+    ):
         x, y = many.n * many.h * many.w * many.c, many.n * many.oh * many.ow * many.o
         fwd, back = lanes.packing(machine, many), lanes.packing(machine, many, forward=False)
-        yield weights.repack(machine, lanes.plain(many), fwd), [lanes.plain(many).size, fwd.size]
+        yield weights.repack(machine, lanes.plain(machine, many), fwd), [lanes.plain(machine, many).size, fwd.size]
         yield lanes.forward(machine, many, fwd, EPILOGUE), [x, fwd.size, y, many.o]
         yield lanes.data_gradient(machine, many, back), [y, back.size, x]
-        yield lanes.weight_gradient(machine, many, fwd), [x, y, fwd.size]
+        if lanes.shares(machine, many):
+            yield lanes.weight_gradient(machine, many, fwd), [x, y, fwd.size]
     for shape in (
         gemm.Matmul(3, 13, 21, 2, transpose_b=True),
         gemm.Matmul(40, 70, 33, transpose_a=True),

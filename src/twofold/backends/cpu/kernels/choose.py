@@ -59,7 +59,7 @@ def packed_weights(machine: Machine, conv: Conv) -> Packed:
 
 def plain_weights(machine: Machine, conv: Conv) -> Plain:
     """The users' order ``(O, I, KH, KW)``, as a source for ``prepare`` or a target of ``weights.repack``."""
-    return lanes.plain(conv) if lanes.fits(machine, conv) else weights.plain(conv)
+    return lanes.plain(machine, conv) if lanes.fits(machine, conv) else weights.plain(conv)
 
 
 def forward(
@@ -108,7 +108,7 @@ def data_gradient(
     """
     if lanes.fits(machine, conv):
         packed = lanes.packing(machine, conv, forward=False)
-        origin = lanes.Transposed(source or lanes.plain(conv), conv.cg)
+        origin = lanes.backward(machine, conv, source or lanes.plain(machine, conv))
         prepare: tuple[Prepare, ...] = (Prepare(weights.repack(machine, origin, packed), packed.size),)
         return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
     packed = direct.packing(machine, conv, forward=False)
@@ -122,7 +122,7 @@ def data_gradient(
 def weight_gradient(machine: Machine, conv: Conv, ldx: int = 0, ldy: int = 0) -> Choice:
     """Kernel (x, output's gradient, dw[, workspace]); ``dw`` is in ``choice.weights`` order."""
     packed = packed_weights(machine, conv)
-    if lanes.fits(machine, conv):
+    if lanes.fits(machine, conv) and lanes.shares(machine, conv):
         return Choice("lanes", lanes.weight_gradient(machine, conv, packed, ldx, ldy), packed)
     if winograd_scheme(machine, conv, False, (winograd.F4,)):
         return Choice("winograd", winograd_wgrad.weight_gradient(machine, conv, packed, ldx, ldy), packed)

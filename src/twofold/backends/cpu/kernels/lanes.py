@@ -1,14 +1,16 @@
-"""Convolutions of many small groups (depthwise, ResNeXt): a vector holds several whole groups.
+"""Convolutions of many small groups (depthwise, ResNeXt): a vector holds one or several whole groups.
 
 ALGORITHM (q channels in and out of every group)
     y[n, oh, ow, g*q + o] = sum over kh, kw, j of x[n, .., .., g*q + j] * w[g*q + o, j, kh, kw]
 SCHEDULE
-    With q dividing the lanes, vector v of y needs vector v of x only: for each j, the lanes of x are permuted so that
-    every lane sees input j of its own group (one instruction; none for q = 1). A tile is R/(1+q) pixels (8 at most) x 1
-    vector on a machine with R registers: LLVM keeps a pixel's q permutations beside its accumulator. All vectors of a
-    tile's pixels are done in turn, so that whole cache lines are read. The data gradient is the same with transposed
-    groups; the weight gradient keeps kw x q accumulators (up to 12) over the rows.
-    Weights are Packed as one group of one-vector blocks: ``[vector][kh][kw][j][lane]``.
+    With q dividing the lanes, vector v of y needs vector v of x only: for each j, the lanes of x are *spread* so that
+    every lane sees input j of its own group (one instruction that also loads: nothing to spread for q = 1, a permutation,
+    a broadcast where a group fills the vector). A tile is up to 11 pixels x 1 vector on AVX2. Its loops are kh, j, up to 3
+    of kw, whose weights are in registers, and input columns: a spread column serves every pixel that it meets, three of
+    them for 3x3. All vectors of a tile's pixels are done in turn, so that whole cache lines are read. The data gradient is
+    the same with transposed groups; the weight gradient keeps kw x q accumulators (up to 12) over the rows.
+    Weights are Packed as one group of one-vector blocks, ``[vector][kh][kw][j][lane]``; where a group fills the vector that
+    is the order of the direct kernels, whose weight gradient serves it.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels import weights
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.shapes import Conv, Pass, forward_axes, gradient_axes, split
-from twofold.backends.cpu.kernels.weights import Packed, Plain
+from twofold.backends.cpu.kernels.weights import Layout, Packed, Plain
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 VECTORS = 16  # of one unit: a tile walks them in turn, reading whole cache lines
+TAPS = 3  # horizontal ones whose weights are in registers together
+MOST_PIXELS = 14  # of a tile, however many registers there are: chains enough to hide the latency of multiply-adds
 ACCUMULATORS = 12  # of the weight gradient
 
 
@@ -41,18 +46,32 @@ class Transposed:
 
 
 def fits(machine: Machine, conv: Conv) -> bool:
-    """Groups with as many outputs as inputs, several to a vector."""
-    return conv.groups > 1 and conv.cg == conv.og < machine.lanes and machine.lanes % conv.og == 0
+    """Groups with as many outputs as inputs, several to a vector; or one, if neighbouring outputs share columns."""
+    if conv.groups == 1 or conv.cg != conv.og or machine.lanes % conv.og:
+        return False
+    return shares(machine, conv) or conv.kw > 1
+
+
+def shares(machine: Machine, conv: Conv) -> bool:
+    """Whether several groups share a vector."""
+    return conv.cg < machine.lanes
 
 
 def packing(machine: Machine, conv: Conv, forward: bool = True) -> Packed:
-    """The packed order of the weights; for the data gradient fill it from ``source(..., forward=False)``."""
-    return Packed(1, conv.o, conv.cg, conv.kh, conv.kw, machine.lanes, machine.lanes, forward)
+    """The packed order of the weights; for the data gradient fill it from ``backward``."""
+    together = conv.groups if shares(machine, conv) else 1  # groups that are packed as if they were one
+    groups, outs = conv.groups // together, conv.og * together
+    return Packed(groups, outs, conv.cg, conv.kh, conv.kw, machine.lanes, machine.lanes, forward)
 
 
-def plain(conv: Conv) -> Plain:
-    """The users' order, ``(O, I, KH, KW)``, seen as one group."""
-    return Plain(1, conv.o, conv.cg, conv.kh, conv.kw)
+def plain(machine: Machine, conv: Conv) -> Plain:
+    """The users' order, ``(O, I, KH, KW)``; groups that share vectors are seen as one."""
+    return Plain(1, conv.o, conv.cg, conv.kh, conv.kw) if shares(machine, conv) else weights.plain(conv)
+
+
+def backward(machine: Machine, conv: Conv, source: Packed | Plain) -> Layout:
+    """What the data gradient's order is packed from, for weights in the order of ``source``."""
+    return Transposed(source, conv.cg) if shares(machine, conv) else source
 
 
 def forward(
@@ -85,7 +104,7 @@ def _build(
     for one in passes:
         sweep = _Sweep(k.f, one, packed, epilogue, conv.cg, part)
         for first, count, outs in packed.kinds():
-            sweep.emit(first, count, outs)
+            sweep.emit(first, packed.groups * count, outs)
         part += one.n * one.v.outputs
     return k.finish(flops=conv.flops, note=f"lanes of {machine.lanes // conv.cg} groups")
 
@@ -119,7 +138,7 @@ class _Sweep:
                 step.begin(f, self.part, f.mul(vector.index, self.lanes), self.outs)
         image_x = f.gep(f.arg("x"), f.mul(image, one.v.inputs * one.h.inputs * one.ldx))
         self.row, self.taps = row, clip(f, one.v, row)
-        pixels = min(8, f.machine.registers // (1 + self.q))
+        pixels = min(MOST_PIXELS, f.machine.accumulators(min(TAPS, max(1, one.h.taps))) - 1)
         line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row, one.v.out_step)))
         self.pixel = f.add(f.mul(line, one.h.extent), one.h.out_first)
         for start, size, count in segments(one.h, pixels):
@@ -143,23 +162,44 @@ class _Sweep:
             f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy), self.outs)
 
     def _tap_row(self, sums: list[Value], tap: Index, at: Index, size: int, example: int) -> list[Value]:
+        """Add the products of one vertical tap."""
         f, one, q, packed = self.f, self.one, self.q, self.packed
-        sums = list(sums)
         line = f.add(f.add(f.mul(self.row, one.v.step), one.v.first), f.mul(tap, one.v.spacing))
         column = f.add(f.mul(at, one.h.step), one.h.first)
         x = f.gep(self.x, f.mul(f.add(f.mul(line, one.h.inputs), column), one.ldx))
         kernel_row = f.add(one.v.kernel, f.mul(tap, one.v.kernel_step))
         w = f.gep(self.w, f.mul(kernel_row, packed.kw * q * self.lanes))
-        for t in range(one.h.taps):
-            pixels = [p for p in range(size) if one.h.valid(example + p, t)]
-            kernel = one.h.kernel + t * one.h.kernel_step
-            weights = [f.vload(f.gep(w, (kernel * q + j) * self.lanes)) for j in range(q if pixels else 0)]
-            for p in pixels:
-                x_tap = f.gep(x, (p * one.h.step + t * one.h.spacing) * one.ldx)
-                value = f.vload(x_tap, self.outs)
-                for j, weight in enumerate(weights):
-                    sums[p] = f.fma(permuted(f, value, q, j), weight, sums[p])
+        sums = list(sums)
+        for start in range(0, one.h.taps, TAPS):
+            meets = _meets(one, range(start, min(start + TAPS, one.h.taps)), size, example)
+            for j in range(q if meets else 0):
+                self._columns(sums, f.afresh(x), w, meets, j)
         return sums
+
+    def _columns(self, sums: list[Value], x: Value, w: Value, meets: dict[int, list[tuple[int, int]]], j: int) -> None:
+        """Add the products with input ``j`` of every group, column by column."""
+        f, h, q = self.f, self.one.h, self.q
+        place = lambda tap: f.gep(w, ((h.kernel + tap * h.kernel_step) * q + j) * self.lanes)
+        rows = {tap: f.vload(place(tap)) for tap in sorted({t for pairs in meets.values() for _, t in pairs})}
+        for column, pairs in sorted(meets.items()):
+            value = self._spread(f.gep(x, column * self.one.ldx), j)
+            for pixel, tap in pairs:
+                sums[pixel] = f.fma_onto(value, rows[tap], sums[pixel])
+
+    def _spread(self, x: Value, j: int) -> Value:
+        """Input ``j`` of every lane's group."""
+        f = self.f
+        return f.broadcast(f.gep(x, j)) if self.q == self.lanes else permuted(f, f.vload(x, self.outs), self.q, j)
+
+
+def _meets(one: Pass, taps: range, size: int, example: int) -> dict[int, list[tuple[int, int]]]:
+    """The (pixel, tap) pairs that read each input column, counted from the tile's first."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for pixel in range(size):
+        for tap in taps:
+            if one.h.valid(example + pixel, tap):
+                found.setdefault(pixel * one.h.step + tap * one.h.spacing, []).append((pixel, tap))
+    return found
 
 
 def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0) -> Kernel:

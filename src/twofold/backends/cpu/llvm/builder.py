@@ -329,6 +329,13 @@ class Function:
             return pointer
         return self.value("ptr", f"getelementptr {element}, {pointer}, {self.index(offset)}")
 
+    def afresh(self, pointer: Value) -> Value:
+        """The same address as one that the code generator does not recognise: what was loaded from there is loaded again, and
+        not kept in registers that there are not. (Only on x86: inline assembly needs the parser of the target.)"""
+        if not self.machine.is_x86:
+            return pointer
+        return self.value("ptr", f'call ptr asm "", "=r,0"({pointer})')
+
     def load(self, type: str, pointer: Value, align: int | None = None) -> Value:
         return self.value(type, f"load {type}, {pointer}, align {align or BITS[Value(type, '').element] // 8}")
 
