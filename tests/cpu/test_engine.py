@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from kernel_oracles import HOST, run
 
 from twofold.backends.cpu import cache, jit, machine, team
 from twofold.backends.cpu.llvm import Module, Value, const
-from twofold.backends.cpu.program import KernelBuilder, ProgramBuilder, Ref
+from twofold.backends.cpu.program import MANY, KernelBuilder, ProgramBuilder, Ref
 from twofold.base.errors import GraphError
 
 COUNT = 4096
@@ -183,6 +184,15 @@ def test_modules_compiled_side_by_side_are_those_compiled_alone(monkeypatch):
         jit.compile_all([modules[0], ("define void @f() { ret i32 1 }", 0)])
 
 
+def test_threads_that_wait_for_the_same_modules_take_work_from_each_other(home):
+    modules = [(scale(30.0 + i).ir, 0) for i in range(24)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: jit.compile_all(modules), range(4)))
+    alone = {cache.key(ir, HOST, level): jit._emit(ir, HOST, level, assembly=False) for ir, level in modules}
+    assert found == [alone] * 4
+    assert len(_objects(home)) == len(modules) and not jit._unkept and not jit._started
+
+
 def test_processes_share_the_cache(home):
     code = "from twofold.backends.cpu import jit; import test_engine as t; print(len(jit.compile_ir(t.scale(9.0).ir)))"
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
@@ -194,11 +204,12 @@ def test_processes_share_the_cache(home):
 
 
 # ---- team ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("steps", [40, MANY])
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_barriers_order_what_threads_write(threads):
-    program = chain(40)
+def test_barriers_order_what_threads_write(threads, steps):
+    program = chain(steps)
     for _ in range(5):
-        expected = np.arange(COUNT) * 2.0**40
+        expected = np.arange(COUNT) * 2.0**steps
         assert np.array_equal(run_chain(program, threads), expected)
 
 

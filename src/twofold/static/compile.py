@@ -17,7 +17,7 @@ from typing import Any
 
 from twofold.backends import Device, Program, device_group
 from twofold.backends.interface import Memory
-from twofold.base import flags
+from twofold.base import flags, garbage
 from twofold.base.tree import Structure, flatten, unflatten
 from twofold.ir import Graph, Spec, context, current_builder, precision_mode
 from twofold.ir.assumed import changes, difference
@@ -154,7 +154,7 @@ class CompiledFunction:
                 return entry
         if self._last is not None:
             self._say_why(broken or self._changed(signature, args, kwargs))
-        with self.in_precision():
+        with self.in_precision(), garbage.put_off():
             traced = trace(self.function, args, kwargs, requires_grad=signature.tracked)
         runner = GraphRunner(traced.graph, traced.variables, self._device(), verify=self.verify)
         known.append(_Entry(traced, runner))

@@ -15,7 +15,7 @@ import numpy as np
 
 from twofold.backends import Device, Program
 from twofold.backends.interface import written_state
-from twofold.base import flags
+from twofold.base import flags, garbage
 from twofold.base.dims import substitute
 from twofold.base.errors import DtypeError, ShapeError
 from twofold.base.shapes import show
@@ -88,7 +88,8 @@ class GraphRunner:
             key += spec.shape, spec.dtype
         compiled = self.programs.get(tuple(key))
         if compiled is None:
-            compiled = self.programs[tuple(key)] = self._compile(specs, device)
+            with garbage.put_off():
+                compiled = self.programs[tuple(key)] = self._compile(specs, device)
         return compiled
 
     def _run(self, compiled: Compiled, arguments: Sequence[Array]) -> list[Array]:

@@ -5,8 +5,10 @@ they declare from each other and from the process (libm, libc). Code that a gene
 from the middle-end pipeline and compiles 3-4 times faster without it (``level=0``); generic loops want ``level=3``.
 
 ``begin`` compiles a module in the background, ``compile_all`` waits for many: every module has an LLVM context of its own
-and every thread a target machine, and code generation, nine tenths of the time, runs outside the interpreter's lock and
-llvmlite's. So kernels are compiled while the rest of a graph is still being lowered.
+and every thread a target machine, and parsing and code generation run outside the interpreter's lock and llvmlite's. So
+kernels are compiled while the rest of a graph is still being lowered. A worker that gives up the interpreter's lock waits
+for it as long as a switch interval (5 ms) while lowering goes on, longer than a small kernel takes: so it does that for
+these two calls only (``_Emitter``), and files are read and written by whoever asks.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from twofold.backends.cpu import cache
@@ -30,6 +32,7 @@ _local = threading.local()  # target machines by Machine: LLVM lets one thread u
 _ready: list[bool] = []  # whether LLVM is initialised
 _memory: dict[str, bytes] = {}  # objects of this process, by key
 _started: dict[str, Future[bytes]] = {}  # objects on their way, by key
+_unkept: dict[str, bytes] = {}  # objects that are not in the cache yet, by key
 _workers: list[ThreadPoolExecutor] = []  # who makes them, once there is somebody
 _numbers = itertools.count()  # of libraries: LLVM wants a name for each
 
@@ -64,15 +67,26 @@ def compile_ir(ir: str, machine: Machine | None = None, level: int = 0) -> bytes
     Raises GraphError with LLVM's message if the IR is malformed.
     """
     machine = machine or host()
-    return _object(cache.key(ir, machine, level), ir, machine, level)
-
-
-def _object(name: str, ir: str, machine: Machine, level: int) -> bytes:
+    name = cache.key(ir, machine, level)
     payload = known(name)
     if payload is None:
-        payload = _memory[name] = _emit(ir, machine, level, assembly=False)
-        cache.put(name, payload)
+        payload = _made(name, ir, machine, level)
+        _keep(name)
     return payload
+
+
+def _made(name: str, ir: str, machine: Machine, level: int) -> bytes:
+    payload = None if level else _emitter().object(ir, _target_machine(machine))
+    if payload is None:
+        payload = _emit(ir, machine, level, assembly=False)
+    _memory[name] = _unkept[name] = payload
+    return payload
+
+
+def _keep(name: str) -> None:
+    payload = _unkept.pop(name, None)
+    if payload is not None:
+        cache.put(name, payload)
 
 
 def known(name: str) -> bytes | None:
@@ -91,24 +105,37 @@ def begin(ir: str, machine: Machine | None = None, level: int = 0) -> Future[byt
     name = cache.key(ir, machine, level)
     with _lock:
         future = _started.get(name)
-        if future is None and name in _memory:
+        if future is not None:
+            return future
+        payload = known(name)
+        if payload is not None:
             future = Future()
-            future.set_result(_memory[name])
-        elif future is None:
-            if not _workers:
-                _workers.append(ThreadPoolExecutor(available_cores(), "twofold-compile"))
-            future = _started[name] = _workers[0].submit(_object, name, ir, machine, level)
-            future.add_done_callback(lambda _: _started.pop(name, None))
+            future.set_result(payload)
+            return future
+        if not _workers:
+            _workers.append(ThreadPoolExecutor(max(1, available_cores() - 1), "twofold-compile"))
+        future = _started[name] = _workers[0].submit(_made, name, ir, machine, level)
+        future.add_done_callback(lambda _: _started.pop(name, None))
         return future
 
 
 def compile_all(modules: Sequence[tuple[str, int]], machine: Machine | None = None) -> dict[str, bytes]:
-    """The objects of (IR text, level) pairs by their keys, equal ones compiled once, on as many threads as there are
-    cores."""
+    """The objects of (IR text, level) pairs by their keys, equal ones compiled once, on as many threads as there are cores:
+    this one takes what no worker has begun, the last first."""
     machine = machine or host()
-    distinct = sorted(dict.fromkeys(modules), key=lambda m: -len(m[0]))  # the longest first: no thread ends late
-    futures = {cache.key(ir, machine, level): begin(ir, machine, level) for ir, level in distinct}
-    return {name: future.result() for name, future in futures.items()}
+    started = {(ir, level): begin(ir, machine, level) for ir, level in dict.fromkeys(modules)}
+    for (ir, level), future in reversed(started.items()):
+        if future.cancel():
+            compile_ir(ir, machine, level)
+    objects = {}
+    for (ir, level), future in started.items():
+        name = cache.key(ir, machine, level)
+        try:
+            objects[name] = future.result()
+        except CancelledError:  # made above, or by another thread that waits for it
+            objects[name] = compile_ir(ir, machine, level)
+        _keep(name)
+    return objects
 
 
 def assembly(ir: str, machine: Machine | None = None, level: int = 0) -> str:
@@ -129,23 +156,63 @@ def _emit(ir: str, machine: Machine, level: int, assembly: bool):
         options.loop_vectorization = options.slp_vectorization = level > 1
         builder = llvm.create_pass_builder(target, options)
         builder.getModulePassManager().run(module, builder)
-    return target.emit_assembly(module) if assembly else _emit_object(target, module)
+    return target.emit_assembly(module) if assembly else target.emit_object(module)
 
 
-def _emit_object(target, module) -> bytes:
-    """``target.emit_object(module)`` without llvmlite's lock, which lets one thread into LLVM at a time."""
-    from llvmlite.binding import ffi
+class _Emitter:
+    """llvmlite's way from IR text to an object, but without its lock, which lets one thread into LLVM at a time; calls that
+    are over at once also keep the interpreter's lock."""
 
-    locked = ffi.lib.LLVMPY_TargetMachineEmitToMemory
-    emit = getattr(locked, "_cfn", locked)
-    with ffi.OutputString() as message:
-        buffer = emit(target, module, 1, message)
-        if not buffer:
-            raise GraphError(f"LLVM made no object code, please report it: {message}")
-    try:
-        return ctypes.string_at(ffi.lib.LLVMPY_GetBufferStart(buffer), ffi.lib.LLVMPY_GetBufferSize(buffer))
-    finally:
-        ffi.lib.LLVMPY_DisposeMemoryBuffer(buffer)
+    def __init__(self) -> None:
+        from llvmlite.binding import ffi
+
+        quick, slow = (kind(ffi.lib._name, handle=ffi.lib._handle) for kind in (ctypes.PyDLL, ctypes.CDLL))
+        pointer, text = ctypes.c_void_p, ctypes.c_char_p
+        message = ctypes.POINTER(text)
+
+        def known(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+            function = library[f"LLVMPY_{name}"]  # an object of its own: what llvmlite says of its types stays as it is
+            function.restype, function.argtypes = result, arguments
+            return function
+
+        self._context = known(quick, "ContextCreate", pointer)
+        self._parse = known(slow, "ParseAssembly", pointer, pointer, text, message)
+        self._verify = known(quick, "VerifyModule", ctypes.c_bool, pointer, message)
+        self._emit = known(slow, "TargetMachineEmitToMemory", pointer, pointer, pointer, ctypes.c_int, message)
+        self._start = known(quick, "GetBufferStart", pointer, pointer)
+        self._size = known(quick, "GetBufferSize", ctypes.c_size_t, pointer)
+        self._free = known(quick, "DisposeMemoryBuffer", None, pointer)
+        self._free_module = known(quick, "DisposeModule", None, pointer)
+        self._free_context = known(quick, "ContextDispose", None, pointer)
+        self._free_text = known(quick, "DisposeString", None, text)
+
+    def object(self, ir: str, target: Any) -> bytes | None:
+        """The object; None if LLVM does not take the text (llvmlite then tells why)."""
+        message = ctypes.c_char_p()
+        context = self._context()
+        module = self._parse(context, ir.encode(), ctypes.byref(message))
+        try:
+            if not module or self._verify(module, ctypes.byref(message)):
+                return None
+            self._free_text(message)
+            message.value = None
+            buffer = self._emit(target._ptr, module, 1, ctypes.byref(message))
+            if not buffer:
+                return None
+            try:
+                return ctypes.string_at(self._start(buffer), self._size(buffer))
+            finally:
+                self._free(buffer)
+        finally:
+            if module:
+                self._free_module(module)
+            self._free_context(context)
+            self._free_text(message)
+
+
+@functools.cache
+def _emitter() -> _Emitter:
+    return _Emitter()
 
 
 def _renew() -> None:

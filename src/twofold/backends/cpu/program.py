@@ -28,6 +28,7 @@ from twofold.backends.cpu.machine import Machine, host
 from twofold.base.errors import GraphError
 
 _PLACEHOLDER = "tw_kernel_symbol"
+MANY = 64  # kernels of a program from which on the code that calls them is not worth LLVM's care
 
 
 class Ref(NamedTuple):
@@ -114,6 +115,7 @@ class ProgramBuilder:
 
     def finish(self, small: bool = False) -> Program:
         """Compile what is new, link, and return the program."""
+        self._module.plain = len(self.kernels) >= MANY
         modules = [(k.ir, k.level) for k in self.kernels] + [(self._module.text(), 0)]
         objects = jit.compile_all(modules, self.machine)
         library = jit.link([*objects.values(), team.runtime_object()])

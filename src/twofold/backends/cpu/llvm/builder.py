@@ -23,10 +23,11 @@ Operand = Value | int | float | bool
 
 
 class Module:
-    """LLVM IR text for one machine: functions, declarations on demand, constants."""
+    """LLVM IR text for one machine: functions, declarations on demand, constants. ``plain`` ones are translated as they
+    stand, in half the time: for long code that does little."""
 
-    def __init__(self, machine: Machine):
-        self.machine = machine
+    def __init__(self, machine: Machine, plain: bool = False):
+        self.machine, self.plain = machine, plain
         self._functions: list[Function] = []
         self._declared: dict[str, str] = {}
         self._globals: dict[str, str] = {}
@@ -57,6 +58,8 @@ class Module:
         defined = {function.name for function in self._functions}
         declared = [line for name, line in self._declared.items() if name not in defined]
         attributes = ['nounwind "frame-pointer"="none"', f'"target-cpu"="{m.cpu}"']
+        if self.plain:
+            attributes.append("optnone noinline")
         if m.features:
             attributes.append(f'"target-features"="{m.features}"')
         if m.is_x86:
