@@ -76,7 +76,8 @@ def free_port() -> str:
 
 
 def start(processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    base = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(FOLDER)}
+    path = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
+    base = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": path}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(processes)}
     command = [sys.executable, str(FOLDER / "distributed_worker.py"), *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -95,6 +96,20 @@ def test_two_processes_equal_one(layout: str) -> None:
         assert result["rank"] == rank and result["device"].startswith("xla:cpu:all")
         np.testing.assert_allclose(result["losses"], losses, rtol=2e-5)
         np.testing.assert_allclose(result["weight"], state["head.weight"], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("last", "told", "reason"),
+    [
+        ("exit", "process 1 of 2 has ended its program, and others wait for it in a computation of all processes", ""),
+        ("device", "process 1 of 2 has died or ended early", "call it once, at the start of the program, before any tensor"),
+    ],
+)
+def test_a_program_that_ends_too_soon_leaves_nobody_waiting(last: str, told: str, reason: str) -> None:
+    """Python does not tell at the end of a program whether it was meant (``sys.exit``), and others may be in a step."""
+    outputs = [w.communicate(timeout=120) + (w.returncode,) for w in start(2, "replicated", "3", last)]
+    assert all(code == 1 for _, _, code in outputs), outputs
+    assert f"error: distributed: {told}; the job has ended" in outputs[0][1] and reason in outputs[1][1]
 
 
 def test_without_a_job_there_is_one_process() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from twofold.backends.xla.meeting import Job, Watch, meet, record
+from twofold.backends.xla.meeting import PROTOCOL, Job, Watch, meet, record
 from twofold.backends.xla.relay import Relay
 from twofold.base.errors import ArgumentError, TwofoldError
 
@@ -78,7 +78,7 @@ def test_a_line_that_is_no_record_is_an_empty_one(text: str | None) -> None:
     assert record(text) == {}
 
 
-@pytest.mark.parametrize("hello", [b"[" * 4000 + b"\n", b'{"twofold": 1, "rank": true, "processes": 2}\n', b""])
+@pytest.mark.parametrize("hello", [b"[" * 4000 + b"\n", b'{"twofold": %d, "rank": true, "processes": 2}\n' % PROTOCOL, b""])
 def test_no_socket_is_left_open_after_a_failure(hello: bytes) -> None:
     """A stranger's, a liar's, one who goes away: their connections are closed, and so is everything after the error."""
     port = free_port()
@@ -125,6 +125,23 @@ def test_the_relay_passes_bytes_on_both_ways_and_keeps_an_end_to_itself() -> Non
         relay.close()
         client.settimeout(10)
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("first", ["client", "service"])
+def test_the_relay_closes_the_sockets_of_a_connection_that_has_ended(first: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        relay = Relay(server.getsockname())
+        host, _, place = relay.place.rpartition(":")
+        for _ in range(3):
+            ends = {"client": socket.create_connection((host, int(place)))}
+            ends["client"].sendall(b"ping")
+            ends["service"] = server.accept()[0]
+            assert ends["service"].recv(4) == b"ping" and len(relay._open) == 2
+            ends.pop(first).close()
+            next(iter(ends.values())).close()
+            assert wait_for(lambda: not relay._open)
+        relay.close()
+        assert wait_for(lambda: not any(t.name == "relay" for t in threading.enumerate()))
 
 
 @pytest.mark.parametrize(
@@ -196,3 +213,41 @@ def test_good_bye_is_no_death() -> None:
     watches[0].close(bye=True)
     assert wait_for(lambda: not any(t.name.startswith("watch") for t in threading.enumerate()))
     assert said == [[], []]
+
+
+def end_together(*watches: Watch) -> list[Any]:
+    pool = ThreadPoolExecutor(len(watches))
+    ends = [pool.submit(watch.end_together) for watch in watches]
+    pool.shutdown(wait=False)
+    return ends
+
+
+def test_all_end_together_however_late_the_last() -> None:
+    watches, said, found = watched(3, heartbeat=60.0)
+    for watch in watches:
+        watch.begins()
+    ends = end_together(watches[2], watches[0])
+    assert wait_for(lambda: all(len(watch.through) == 2 for watch in watches))
+    assert not any(end.done() for end in ends)
+    ends += end_together(watches[1])
+    assert all(end.result(10) is None for end in ends) and said == [[], [], []]
+    close(found)
+
+
+@pytest.mark.parametrize(("early", "late"), [(0, 1), (1, 0), (1, 2)])
+@pytest.mark.parametrize("already_waiting", [True, False])
+def test_who_ends_its_program_while_others_compute_with_it_is_named(early: int, late: int, already_waiting: bool) -> None:
+    watches, said, found = watched(3, heartbeat=60.0)
+    if already_waiting:
+        watches[late].begins()
+    (end,) = end_together(watches[early])
+    assert wait_for(lambda: all(early in watch.through for watch in watches))
+    assert already_waiting or said == [[], [], []]
+    if not already_waiting:
+        watches[late].begins()
+    assert wait_for(lambda: all(said))
+    with pytest.raises(TwofoldError, match="the job has ended early"):  # and no last computation together
+        end.result(10)
+    for words in said:
+        assert len(words) == 1 and f"process {early} of 3 has ended its program, and others wait for it" in words[0]
+    close(found)

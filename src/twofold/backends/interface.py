@@ -229,7 +229,8 @@ def device(name: str | Device) -> Device:
         return name
     kind = name.split(":")[0]
     if kind not in KINDS:
-        raise DeviceError(f"device {name!r} is unknown; expected one of {', '.join(map(repr, KINDS))} or kind:index")
+        kinds = ", ".join(repr("xla:cpu" if k == "xla" else k) for k in KINDS)
+        raise DeviceError(f"device {name!r} is unknown; expected one of {kinds} or kind:index")
     full_name = ":".join([_ALIASES.get(kind, kind), *name.split(":")[1:]])
     backend = Device(full_name).backend
     found = backend.find(full_name)

@@ -115,6 +115,7 @@ class XlaBackend(Backend):
             return runtime.fetch(buffer)
         from jax.experimental import multihost_utils
 
+        runtime.begins_joint()
         with runtime.x64():
             return np.asarray(multihost_utils.process_allgather(buffer, tiled=True))
 

@@ -14,6 +14,7 @@ The upper row wins. Where a machine runs several processes, ``LOCAL_RANK`` or ``
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import os
 import re
@@ -126,8 +127,11 @@ class Membership:
         """The work is done: wait for the others to come to the same point, and go on alone. Process 0 goes last: jax's
         service is its."""
         if not self._left:
-            synchronise("leave")
+            self.watch.end_together()
             self._left = True
+            synchronise("leave")  # what still runs is finished first
+            runtime.on_failure.clear()
+            runtime.on_joint.clear()
             if self.job.rank == 0:
                 self.watch.wait_for_good_byes()
             runtime.load().distributed.shutdown()
@@ -171,30 +175,35 @@ def initialize(
     job = find_job(coordinator, processes, rank)
     jax = runtime.load()
     lines, port = meet(job, timeout)
-    jax.config.update("jax_enable_recoverability", True)  # else jax ends processes by abort() when another has died
-    relay = Relay((job.address[0], port)) if job.rank else None
+    with contextlib.ExitStack() as undo:
+        watch = Watch(job, lines, heartbeat)
+        undo.callback(watch.close, bye=False)  # whoever fails from here on is missed by the others at once
+        jax.config.update("jax_enable_recoverability", True)  # else jax ends processes by abort() when another has died
+        relay = Relay((job.address[0], port)) if job.rank else None
+        if relay is not None:
+            undo.callback(relay.close)
+        _join(job, relay.place if relay else f"127.0.0.1:{port}", timeout)
+        undo.pop_all()
+    placement.local_devices.cache_clear()
+    placement.placement.cache_clear()
+    runtime.on_failure[:], runtime.on_joint[:] = [watch.settle], [watch.begins]
+    return Membership(job, watch, relay)
+
+
+def _join(job: Job, place: str, timeout: float) -> None:
+    """Connect jax to its service at ``place``, which process 0 starts."""
     try:
-        jax.distributed.initialize(
-            relay.place if relay else f"127.0.0.1:{port}", job.processes, job.rank, local_device_ids=job.device,
-            cluster_detection_method="deactivate", initialization_timeout=int(timeout) + 1,
-            heartbeat_timeout_seconds=_JAX_HEARTBEAT,
+        runtime.load().distributed.initialize(
+            place, job.processes, job.rank, local_device_ids=job.device, cluster_detection_method="deactivate",
+            initialization_timeout=int(timeout) + 1, heartbeat_timeout_seconds=_JAX_HEARTBEAT,
         )  # fmt: skip
     except RuntimeError as error:
-        for line in lines.values():
-            line.close()
-        if relay is not None:
-            relay.close()
         if "before" in str(error) or "once" in str(error):
             advice = "call it once, at the start of the program, before any tensor is put on an XLA device"
         else:
             advice = f"check that the processes can reach each other at {job.address[0]}, on any port"
         first = str(error).splitlines()[0]
         raise TwofoldError(f"distributed: process {job.rank} could not join ({first}); {advice}") from error
-    placement.local_devices.cache_clear()
-    placement.placement.cache_clear()
-    watch = Watch(job, lines, heartbeat)
-    runtime.on_failure[:] = [watch.settle]
-    return Membership(job, watch, relay)
 
 
 def synchronise(name: str) -> None:
@@ -208,6 +217,7 @@ def gather(array: np.ndarray) -> np.ndarray:
     """The arrays of all processes (equal shapes), put together along the first dimension in the order of ranks."""
     from jax.experimental import multihost_utils
 
+    runtime.begins_joint()
     with runtime.x64():
         try:
             return np.asarray(multihost_utils.process_allgather(np.ascontiguousarray(array), tiled=True))

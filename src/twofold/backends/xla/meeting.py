@@ -4,9 +4,14 @@ Process 0 listens on the coordinator's port. The others connect and say who they
 answers with the port of jax's own service. The connections stay open: every process says a word a second, so that an end
 without good-bye is noticed at once, and a machine that has vanished, or a process that hangs, after ``heartbeat`` seconds.
 
-    worker -> 0   {"twofold": 1, "rank": 2, "processes": 4}
+    worker -> 0   {"twofold": 2, "rank": 2, "processes": 4}
     0 -> worker   {"port": 40123}   or   {"error": "..."}
     both          "." each second;  "bye" at the end;  {"dead": "process 3 ..."} from process 0
+    worker -> 0   {"through": 46}                                its program has ended, after 46 joint computations
+    0 -> worker   {"through": 46, "rank": 2}                     somebody's has
+
+A computation over devices of several processes waits for all of them. Each process counts those that it begins; whoever has
+begun one more than a process that is through would wait for ever, and ends instead.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from typing import Any
 
 from twofold.base.errors import ArgumentError, TwofoldError
 
-PROTOCOL = 1
+PROTOCOL = 2
 BEAT = 1.0  # seconds between signs of life
 HEARTBEAT = 30.0  # seconds without one after which a process counts as dead
 _LONGEST = 4096  # bytes of a line; whoever sends more is none of ours
@@ -240,8 +245,10 @@ class Watch:
     ):
         self.job, self.lines, self.heartbeat, self.end = job, dict(lines), heartbeat, end
         self.advice = "start all processes again"
+        self.begun = 0  # joint computations of this process
+        self.through: dict[int, int] = {}  # rank -> how many there will ever have been
         self._over = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may leave while the main thread holds it
         for rank, line in lines.items():
             threading.Thread(target=self._listen, args=(rank, line), name=f"watch-{rank}", daemon=True).start()
         threading.Thread(target=self._speak, name="watch", daemon=True).start()
@@ -262,12 +269,46 @@ class Watch:
             if said == "bye":
                 self.lines.pop(rank, None)
                 return line.close()
-            if "dead" in record(said if said and said.startswith("{") else ""):
-                return self._dead(str(record(said)["dead"]))
+            told = record(said if said and said.startswith("{") else "")
+            if "dead" in told:
+                return self._dead(str(told["dead"]))
+            if "through" in told:
+                self._note(int(told.get("rank", rank)), int(told["through"]))
             if time.monotonic() - line.heard > self.heartbeat:
                 silent = f"has given no sign of life for {self.heartbeat:g} s"
                 return self._dead(f"process {rank} of {self.job.processes} {silent}")
         return None
+
+    def begins(self) -> None:
+        """This process begins a computation that waits for all others."""
+        self.begun += 1
+        self._look_ahead()
+
+    def end_together(self) -> None:
+        """This process begins no more of them: tell the others, and wait until they have said so too. TwofoldError where
+        the job ends instead, and this process with it."""
+        self._note(self.job.rank, self.begun)
+        while len(self.through) < self.job.processes:
+            if self._over.is_set():
+                time.sleep(1.0)  # so that the reason is what people see
+                raise TwofoldError("distributed: the job has ended early")
+            time.sleep(0.01)
+
+    def _note(self, rank: int, count: int) -> None:
+        """``rank`` is through: process 0 tells everybody, the others tell process 0 of themselves."""
+        self.through[rank] = count
+        if self.job.rank in (0, rank):
+            for other, line in list(self.lines.items()):
+                with contextlib.suppress(OSError):
+                    if other != rank:
+                        line.send(json.dumps({"through": count, "rank": rank}))
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        early = [rank for rank, count in list(self.through.items()) if count < self.begun]
+        if early:
+            which = f"process {early[0]} of {self.job.processes}"
+            self._dead(f"{which} has ended its program, and others wait for it in a computation of all processes")
 
     def _dead(self, what: str) -> None:
         with self._lock:

@@ -21,7 +21,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._flags: list[tuple[Any, list[str]]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may read a result, too
 
     def add(self, flag: Any, messages: list[str]) -> None:
         with self._lock:
@@ -60,6 +60,7 @@ class XlaProgram(Program):
         self.graph, self.device, self.donated, self.pending = graph, device, tuple(donated), pending
         self.messages: list[str] = []
         self.function, self.inputs = jitted(graph, placement(device), self.donated, self.messages)
+        self.joint = any(not (s.is_fully_addressable or s.is_fully_replicated) for s in self.inputs)  # needs all processes
 
     def place(self, index: int, array: np.ndarray) -> Any:
         """A host array where input ``index`` wants it: each device gets only its part."""
@@ -68,6 +69,8 @@ class XlaProgram(Program):
 
     def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[Any]:
         self.pending.look(AHEAD)
+        if self.joint:
+            runtime.begins_joint()
         with runtime.x64():
             placed = [put(b, s) for b, s in zip(buffers, self.inputs)]
             try:

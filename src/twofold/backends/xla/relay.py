@@ -11,6 +11,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 _CHUNK = 1 << 16
 _PATIENCE = 60.0  # seconds for the service to start, which it does once all processes have met
@@ -22,7 +23,7 @@ class Relay:
     def __init__(self, address: tuple[str, int]):
         self.address = address
         self._server = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = [self._server]
+        self._open: set[socket.socket] = set()  # the ends of connections; whoever serves one closes them
         self._closed = threading.Event()
         self._start(self._accept)
 
@@ -31,17 +32,46 @@ class Relay:
         """Where the client connects."""
         return f"127.0.0.1:{self._server.getsockname()[1]}"
 
-    def _start(self, work: object, *arguments: object) -> None:
-        threading.Thread(target=work, args=arguments, name="relay", daemon=True).start()  # type: ignore[arg-type]
+    def _start(self, work: Callable[..., None], *arguments: socket.socket) -> threading.Thread:
+        thread = threading.Thread(target=work, args=arguments, name="relay", daemon=True)
+        thread.start()
+        return thread
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # closed
             while True:
-                client = self._server.accept()[0]
-                self._open.append(client)
-                self._start(self._connect, client)
+                self._start(self._serve, self._server.accept()[0])
 
-    def _connect(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket) -> None:
+        """A connection, until both ends have ended."""
+        with self._kept(client):
+            service = self._reach()
+            if service is None:  # nobody is there: the client hears it, and tries again
+                return
+            with self._kept(service):
+                back = self._start(self._pass_on, service, client)  # the client does not hear of the service's end
+                self._pass_on(client, service)
+                with contextlib.suppress(OSError):
+                    service.shutdown(socket.SHUT_WR)
+                back.join()
+
+    @contextlib.contextmanager
+    def _kept(self, end: socket.socket) -> Iterator[None]:
+        """Within the block ``close`` ends the connection; after it the socket is closed."""
+        self._open.add(end)
+        try:
+            if self._closed.is_set():
+                end.shutdown(socket.SHUT_RDWR)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            yield
+        except OSError:  # it has just ended
+            pass
+        finally:
+            self._open.discard(end)
+            end.close()
+
+    def _reach(self) -> socket.socket | None:
+        """A connection to the service, as soon as it listens."""
         end = time.monotonic() + _PATIENCE
         while not self._closed.is_set() and time.monotonic() < end:
             try:
@@ -50,26 +80,20 @@ class Relay:
                 time.sleep(0.05)
                 continue
             service.settimeout(None)
-            self._open.append(service)
-            for end_of in (client, service):
-                end_of.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._start(self._pass_on, client, service)
-            return self._pass_on(service, client, tell=False)
-        return client.close()  # nobody is there: the client hears it, and tries again
+            return service
+        return None
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, tell: bool = True) -> None:
-        """Bytes until the source ends; ``tell`` the target of it."""
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        """Bytes until the source ends; into the void where the target has."""
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK):
-                target.sendall(data)
-        if tell:
-            with contextlib.suppress(OSError):
-                target.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):
+                    target.sendall(data)
 
     def close(self) -> None:
         """Pass on nothing more."""
         self._closed.set()
-        for each in self._open:
+        for each in (self._server, *list(self._open)):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-            each.close()
+        self._server.close()

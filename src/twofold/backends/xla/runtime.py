@@ -48,6 +48,13 @@ def precision() -> Any:
 
 
 on_failure: list[Callable[[], None]] = []  # called before a failure is reported: in a job, it may be another's death
+on_joint: list[Callable[[], None]] = []  # called before a computation that waits for all processes of a job
+
+
+def begins_joint() -> None:
+    """What follows needs all processes; every process must come here the same number of times."""
+    for tell in on_joint:
+        tell()
 
 
 def fetch(buffer: Any, what: str = "reading a result") -> np.ndarray:
