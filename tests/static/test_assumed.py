@@ -170,3 +170,52 @@ def test_a_captured_tensor_that_no_longer_requires_gradients_is_noticed():
     assert w.grad.numpy().tolist() == [1.0, 4.0]
     w.requires_grad_(False)
     assert not weighted(tw.tensor([1.0, 4.0])).requires_grad
+
+
+class Dated(nn.Module):
+    """Notes the number of the epoch; from ``late`` on (if given) it does otherwise."""
+
+    def __init__(self, late: int | None = None):
+        self.layer, self.epoch, self.late = nn.Linear(3, 2), 0, late
+
+    def forward(self, x: Any) -> Any:
+        y = self.layer(x)
+        return y if self.late is None or self.epoch < self.late else 3 * y
+
+
+@pytest.mark.parametrize(("late", "retraces", "programs"), [(None, 1, 1), (3, 5, 2)])
+def test_the_number_of_the_epoch(late, retraces, programs):
+    """A setting that nobody reads leads to one more trace, one that decides later to a trace each time; neither makes a
+    program of the same graph again."""
+    model = Dated(late)
+    run = tw.compile(model)
+    plain = X @ model.layer.weight.numpy().T + model.layer.bias.numpy()
+    for epoch in range(6):
+        model.epoch = epoch
+        factor = 1 if late is None or epoch < late else 3
+        for _ in range(2):
+            np.testing.assert_allclose(run(tw.tensor(X)).numpy(), factor * plain, rtol=1e-5)
+    assert len(run.retraces) == retraces and all("Dated: epoch was" in text for text in run.retraces)
+    assert [len(known) for known in run._entries.values()] == [programs]
+    assert "epoch" not in vars(Dated)
+
+
+def test_a_program_is_not_shared_between_functions_of_one_name():
+    """A text says of a custom gradient its name alone: such graphs are never taken for the same."""
+
+    class Factor(nn.Module):
+        def __init__(self) -> None:
+            self.slope = 2.0
+
+        def forward(self, x: Any) -> Any:
+            slope, sloping = self.slope, tw.custom_vjp(lambda x: x + 1.0)
+            sloping.defvjp(lambda x: (x + 1.0, {}), lambda kept, g: (g * slope,))
+            return sloping(x)
+
+    model = Factor()
+    run = tw.compile(lambda x: model(x).sum())
+    for slope in (2.0, 5.0):
+        model.slope = slope
+        x = tw.tensor(X, requires_grad=True)
+        run(x).backward()
+        np.testing.assert_array_equal(x.grad.numpy(), np.full_like(X, slope))

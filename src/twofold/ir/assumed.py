@@ -3,11 +3,18 @@
 An object that a trace depends on has ``assumed()``: name -> what must stay as it is. While a graph is recorded the object
 tells the builder (``Builder.watch``). Whoever changes such an object calls ``changed()``: only then do programs look again,
 so a call costs one comparison of numbers as a rule.
+
+That counts more than a trace looked at: a module's number of the epoch, say. So when something has changed, the next trace
+notes whether it reads just that (``reads``); what it does not read it need not take for granted.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+Place = tuple[Any, str]  # an object, and what it calls one of the things that ``assumed()`` gives
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -62,13 +69,66 @@ def kept(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in now.items() if settled(name, value)}
 
 
+def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The names of what is not as it was. What was not there before is no matter."""
+    return [n for n, old in before.items() if n not in now or (now[n] is not old and now[n] != old)]
+
+
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first thing that is not as it was, in words; empty if all is. What was not there before is no matter."""
-    for name, old in before.items():
+    """The first thing that is not as it was, in words; empty if all is."""
+    for name in differing(before, now):
+        old = before[name]
         if name not in now:
             return f"{name} was {old!r}, is gone"
-        new = now[name]
-        if new != old and new is not old:
-            same = repr(new) == repr(old)
-            return f"{name} is another one" if same else f"{name} was {old!r}, is {new!r}"
+        same = repr(now[name]) == repr(old)
+        return f"{name} is another one" if same else f"{name} was {old!r}, is {now[name]!r}"
     return ""
+
+
+@contextlib.contextmanager
+def reads(places: Iterable[Place]) -> Iterator[list[Place]]:
+    """Of these places, those that are plain values of an object's own and are not read in the block: the list is right after
+    it.
+
+    Meanwhile the attribute is a descriptor of the object's class, which notes for whom it is read.
+    """
+    watched = [(thing, name) for thing, name in places if _plain_attribute(thing, name)]
+    seen: set[tuple[int, str]] = set()
+    doors = {(type(thing), name): _Noted(name, seen) for thing, name in watched}
+    unread: list[Place] = []
+    for (kind, name), door in doors.items():
+        setattr(kind, name, door)
+    try:
+        yield unread
+    finally:
+        for (kind, name), door in doors.items():
+            if vars(kind).get(name) is door:
+                delattr(kind, name)
+    unread += [(thing, name) for thing, name in watched if (id(thing), name) not in seen]
+
+
+def _plain_attribute(thing: Any, name: str) -> bool:
+    """Whether it is a number or a text that the object alone holds (parts are found by looking through all attributes)."""
+    held = getattr(thing, "__dict__", {})
+    return name in held and isinstance(held[name], PLAIN) and not hasattr(type(thing), name)
+
+
+class _Noted:
+    """An attribute of instances that notes who was asked for it."""
+
+    def __init__(self, name: str, seen: set[tuple[int, str]]):
+        self.name, self.seen = name, seen
+
+    def __get__(self, thing: Any, kind: type) -> Any:
+        if thing is None:
+            return self
+        self.seen.add((id(thing), self.name))
+        if self.name not in vars(thing):
+            raise AttributeError(f"{kind.__name__!r} object has no attribute {self.name!r}")
+        return vars(thing)[self.name]
+
+    def __set__(self, thing: Any, value: Any) -> None:
+        vars(thing)[self.name] = value
+
+    def __delete__(self, thing: Any) -> None:
+        del vars(thing)[self.name]

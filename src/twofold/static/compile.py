@@ -12,7 +12,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twofold.backends import Device, Program, device_group
@@ -20,7 +20,7 @@ from twofold.backends.interface import Memory
 from twofold.base import flags, garbage
 from twofold.base.tree import Structure, flatten, unflatten
 from twofold.ir import Graph, Spec, context, current_builder, precision_mode
-from twofold.ir.assumed import changes, difference
+from twofold.ir.assumed import changes, difference, reads
 from twofold.ops.precision import Policy, policy_of
 from twofold.passes import optimise
 from twofold.static.differentiate import DifferentiableRunner
@@ -51,6 +51,10 @@ class _Entry:
     traced: Traced
     runner: GraphRunner
     differentiable: DifferentiableRunner | None = None
+
+    def take_for_granted(self, later: Traced) -> None:
+        """What a later trace did that gave the same program."""
+        self.traced = replace(self.traced, guards=later.guards, assumed=later.assumed, changes=later.changes)
 
 
 class CompiledFunction:
@@ -154,12 +158,17 @@ class CompiledFunction:
                 return entry
         if self._last is not None:
             self._say_why(broken or self._changed(signature, args, kwargs))
-        with self.in_precision(), garbage.put_off():
+        changed = [place for entry in known for place in entry.traced.changed_places()]
+        with self.in_precision(), garbage.put_off(), reads(changed) as unread:
             traced = trace(self.function, args, kwargs, requires_grad=signature.tracked)
-        runner = GraphRunner(traced.graph, traced.variables, self._device(), verify=self.verify)
-        known.append(_Entry(traced, runner))
-        del known[:-MOST_TRACES]
+        traced.without(unread)
         self._last = signature
+        for entry in known:
+            if entry.traced.same_program(traced):
+                entry.take_for_granted(traced)
+                return entry
+        known.append(_Entry(traced, GraphRunner(traced.graph, traced.variables, self._device(), verify=self.verify)))
+        del known[:-MOST_TRACES]
         return known[-1]
 
     def _device(self) -> Device | None:

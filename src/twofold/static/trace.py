@@ -8,8 +8,9 @@ from typing import Any
 
 from twofold.base.tree import Structure, flatten, paths, unflatten
 from twofold.ir import Builder, Graph, Spec, Value, recording
-from twofold.ir.assumed import changes, kept
+from twofold.ir.assumed import Place, changes, differing, fixed, kept
 from twofold.ir.builder import SymbolicValue
+from twofold.ir.text import print_graph
 from twofold.tensor.tensor import Tensor, Variable, unwrap
 
 
@@ -33,6 +34,34 @@ class Traced:
     changes: int = 0  # up to which of all changes it is known that they hold
     differentiable: list[bool] = field(default_factory=list)
     forward_nodes: int = 0
+
+    def same_program(self, other: Traced) -> bool:
+        """Whether both are the same computation on the same variables, so that a program for one serves the other."""
+        facts = lambda t: (
+            [v.requires_grad for v in t.graph.all_inputs], t.outputs, fixed(t.constants), t.returned, t.differentiable,
+            t.forward_nodes, fixed([t.variables, t.gradient_inputs, t.gradients]),
+        )  # fmt: skip
+        if facts(self) != facts(other) or _has_rules(self.graph) or _has_rules(other.graph):
+            return False
+        return print_graph(self.graph) == print_graph(other.graph)
+
+    def without(self, places: Sequence[Place]) -> None:
+        """Take these no longer for granted."""
+        left_out = {(id(thing), name) for thing, name in places}
+        self.assumed = [
+            (thing, label, {n: v for n, v in before.items() if (id(thing), n) not in left_out})
+            for thing, label, before in self.assumed
+        ]
+
+    def changed_places(self) -> list[Place]:
+        """What it took for granted and is otherwise now."""
+        return [(thing, name) for thing, _, before in self.assumed for name in differing(before, thing.assumed())]
+
+
+def _has_rules(graph: Graph) -> bool:
+    """Whether a node has a Python function among its attributes, of which a text says the name alone."""
+    items = [item for node in graph.nodes for item in node.attrs.values()]
+    return any(_has_rules(i) if isinstance(i, Graph) else callable(i) for i in items)
 
 
 def is_array_like(leaf: Any) -> bool:
