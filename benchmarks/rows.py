@@ -31,8 +31,11 @@ NETWORKS = [
 MODES = {"infer1": ("infer", 1), "infer8": ("infer", 8), "train8": ("train", 8)}
 TRAINING = ["torch", "torch channels-last", "torch.compile", "jax", "tensorflow"]
 INFERENCE = ["onnxruntime", "openvino", "ncnn", *TRAINING]
-TOLERANCE = 2e-3  # of the largest logit or loss: Winograd against direct, deep networks
-LEARNED = 0.05  # how far what three steps take off the loss may differ, beyond 1e-4 of the loss
+TOLERANCE = {"infer": 2e-3, "train": 1e-4}  # of the largest logit; of the first loss
+# How far what steps take off the loss may differ, beyond 1e-4 of the loss. Rounding flips ReLUs: at its first step ResNet-50's
+# float32 gradients err by 2 to 3 % in every library (against float64), the third loss's change then by 1 to 7 %.
+# Without momentum that would be 45 % off.
+LEARNED = 0.15
 TURN_SECONDS = 0.2  # of steps in one turn
 MOST_STEPS = 200  # in one turn
 PAUSE = 0.05  # between turns: threads of the last peer that still spin go to sleep
@@ -241,19 +244,21 @@ def check(peers: dict[str, dict[str, Any]], kind: str) -> None:
         elif ours is not None and name != "twofold" and np.isfinite(ours).all():
             gaps = compare(output, ours, kind)
             peers[name].update(gaps)
-            if "error" not in gaps and not gaps["gap"] < TOLERANCE:
-                peers[name]["error"] = f"its results differ by {gaps['gap']:.1e} of the largest value"
+            if "error" not in gaps and not gaps["gap"] < TOLERANCE[kind]:
+                what = "results differ by {:.1e} of the largest value" if kind == "infer" else "first loss differs by {:.1e}"
+                peers[name]["error"] = "its " + what.format(gaps["gap"])
             elif gaps.get("learned", 0.0) > LEARNED:
                 peers[name]["error"] = f"what three steps take off the loss differs by {gaps['learned']:.1%}"
 
 
 def compare(output: np.ndarray, ours: np.ndarray, kind: str) -> dict[str, Any]:
-    """``gap``: of logits or losses, over the largest value. ``learned``: how far the losses' changes differ from ours."""
+    """``gap``: of logits over the largest, of the first loss. ``learned``: how far the losses' changes differ from ours."""
     if output.size != ours.size:
         return {"error": f"its results have shape {output.shape}, ours {ours.shape}"}
     output, ours = (np.asarray(a, np.float64).reshape(-1) for a in (output, ours))
     largest = max(1e-6, np.abs(ours).max())
-    gaps = {"gap": float(np.abs(output - ours).max() / largest)}
+    compared = slice(1) if kind == "train" else slice(None)
+    gaps = {"gap": float(np.abs(output - ours)[compared].max() / largest)}
     if kind == "train":
         change, other = np.diff(ours), np.diff(output)
         beyond = np.maximum(0.0, np.abs(other - change) - 1e-4 * largest)
