@@ -155,3 +155,48 @@ def test_a_hundred_layers_start_slowly_in_the_quick_recipe_too():
     for name in ("resnet110_cifar", "resnet1202_cifar", "resnet110_stochastic_depth"):
         schedule = zoo.info(name).recipes["quick"].schedule
         assert (schedule.warmup, schedule.warmup_lr) == (1.0, 0.01), name
+
+
+@pytest.mark.parametrize(
+    ("name", "data_set", "recipe", "size"),
+    [
+        ("resnet18", "digits", "quick", 32), ("squeezenet1_1", "fashion-mnist", "quick", 28), ("vgg11", "fashion-mnist", "quick", 32),
+        ("alexnet", "cifar10", "quick", 32), ("resnet20_cifar", "fashion-mnist", "quick", 28), ("lenet5", "digits", "quick", 28),
+        # the published procedures for ImageNet scale to 256 or more and crop 224: of a network for 32x32 only the middle would be seen
+        ("resnet18", "cifar10", "paper", 224), ("squeezenet1_1", "digits", "paper", 224), ("resnet20_cifar", "cifar10", "paper", 32),
+    ],
+)  # fmt: skip
+def test_small_images_stay_small_unless_the_recipe_cuts_its_own(name, data_set, recipe, size):
+    """"quick" is for a laptop: no digit is enlarged to 224x224 where the network has a form for small images."""
+    shape = data.info(data_set).shape
+    few = data.ArrayDataset(np.zeros((2, *shape), np.uint8), np.arange(2), ("a", "b"))
+    settings = settings_for(name, data_set, few, recipe)
+    assert settings.input_shape[1:] == (size, size)
+    for training in (True, False):
+        images, _ = next(iter(loader(prepare(few, settings), settings, training=training)))
+        assert images.shape[1:] == settings.input_shape
+
+
+def test_what_would_not_fit_in_memory_is_enlarged_batch_by_batch(monkeypatch):
+    digits = data.load("digits", "test")
+    settings = settings_for("lenet5", "digits", digits)
+    at_once = prepare(digits, settings)
+    monkeypatch.setattr("twofold.train.task.AT_ONCE", at_once.images.nbytes - 1)
+    later = prepare(digits, settings)
+    assert at_once.images.shape[2:] == (28, 28) and later.images.shape[2:] == (8, 8)
+    for ours, theirs in zip(*(loader(d, settings, training=False) for d in (later, at_once))):
+        np.testing.assert_array_equal(ours[0].numpy(), theirs[0].numpy())
+
+
+def test_photographs_of_any_size_fit_a_recipe_for_small_images(tmp_path):
+    """ResNet's CIFAR procedure pads and crops 32x32: photographs are brought to 32x32 first, and to one shape."""
+    from PIL import Image
+
+    for i, size in enumerate([(50, 40), (64, 90), (33, 32)]):
+        (tmp_path / f"{i % 2}").mkdir(exist_ok=True)
+        Image.fromarray(np.full((*size, 3), 60 * i, np.uint8)).save(tmp_path / f"{i % 2}" / f"{i}.png")
+    photographs = data.ImageFolder(tmp_path)
+    settings = settings_for("resnet20_cifar", "image-folder", photographs, "paper")
+    for training in (True, False):
+        images, _ = next(iter(loader(prepare(photographs, settings), settings, training=training)))
+        assert images.shape == (3, 3, 32, 32)

@@ -96,9 +96,10 @@ def _beginning(trainer: Trainer, settings: Settings, train_size: int, val_size: 
     where = trainer.where or tw.tensor(0).device
     count, processes = where.backend.count(where), tw.distributed.processes()
     several = f" ({count} devices of {processes} process{'es' * (processes > 1)})" if count > 1 else ""
+    images = f"{train_size:,} images of {'x'.join(map(str, settings.input_shape))} to train, {val_size:,} to validate"
     return (
-        f"{settings.network} ({trainer.model.num_parameters():,} parameters) on {settings.data}: {train_size:,} images to "
-        f"train, {val_size:,} to validate, {settings.epochs} epochs of {len(trainer.train)} steps, on {where}{several}"
+        f"{settings.network} ({trainer.model.num_parameters():,} parameters) on {settings.data}: {images}, "
+        f"{settings.epochs} epochs of {len(trainer.train)} steps, on {where}{several}"
         + ("" if settings.precision == "fp32" else f" in {settings.precision}")
     )
 

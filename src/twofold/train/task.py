@@ -6,6 +6,7 @@ the same network and the same preparation of images from the checkpoint alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -17,6 +18,7 @@ from twofold.base.errors import ArgumentError, FormatError
 from twofold.data import transforms as T
 from twofold.zoo.inits import initialise
 from twofold.zoo.recipes import Recipe, Schedule, Step
+from twofold.zoo.registry import CIFAR10
 
 
 @dataclass
@@ -61,9 +63,7 @@ def settings_for(network: str, name: str, dataset: Any, recipe: str = "quick", *
     entry, about, chosen = zoo.info(network), data.info(name), recipe_of(network, recipe)
     shape = tuple(np.asarray(dataset[0][0]).shape) if about.shape is None else about.shape
     channels = entry.input_shape[0]
-    size = entry.input_shape[1:] if about.shape is None or min(shape[1:]) < entry.domain.smallest else shape[1:]
-    if network.startswith("lenet5"):
-        size = entry.input_shape[1:]
+    size = entry.input_shape[1:] if about.shape is None else _size_for(entry, chosen, shape[1:])
     mean, std = (tuple(np.resize(v, channels).tolist()) if len(v) in (1, channels) else (float(np.mean(v)),) * channels
                  for v in (about.mean, about.std))  # fmt: skip
     values = {k: v for k, v in given.items() if v is not None}
@@ -72,6 +72,20 @@ def settings_for(network: str, name: str, dataset: Any, recipe: str = "quick", *
         network=entry.name, data=name, recipe=recipe, input_shape=(channels, *size), classes=tuple(dataset.classes),
         mean=mean, std=std, **{**base, **values},
     )  # fmt: skip
+
+
+def _size_for(entry: zoo.Entry, recipe: Recipe, size: tuple[int, int]) -> tuple[int, int]:
+    """The height and width of the images that the network gets, where all images of a data set are of ``size``.
+
+    It is the data set's own where the network takes it, else the network's, or, for a network that has a form for small
+    images, CIFAR's. A procedure that cuts images to a size was published for the network's.
+    """
+    own = entry.input_shape[1:]
+    if _cuts(recipe.augmentation + recipe.evaluation) or entry.name.startswith("lenet5"):
+        return own
+    if min(size) >= entry.domain.smallest:
+        return size
+    return own if entry.domain.smallest_adapted is None else CIFAR10.input_shape[1:]
 
 
 def recipe_of(network: str, name: str) -> Recipe:
@@ -92,22 +106,28 @@ def build_model(settings: Settings) -> nn.Module:
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
+AT_ONCE = 2**30  # bytes of images that are brought to the network's size before training; more are, batch by batch
 
 
 def prepare(dataset: Any, settings: Settings) -> Any:
-    """The data set with images of the network's channels, and (where images are smaller than its input) its size.
+    """The data set with images of the network's channels and, where they then fit ``AT_ONCE``, of its size.
 
-    Data sets in memory are resized once, here.
+    Data sets that are read from files image by image are left as they are.
     """
-    channels, height, width = settings.input_shape
     if not isinstance(dataset, data.ArrayDataset):
         return dataset
-    images = dataset.images
-    if images.shape[1] != channels:
-        images = _recoloured(images, channels)
-    if (images.shape[2:] != (height, width) and settings.recipe == "quick") or min(images.shape[2:]) < min(height, width):
-        images = T.Resize((height, width))(T.ToFloat()(images)).astype(np.float32)
+    images, recipe = dataset.images, recipe_of(settings.network, settings.recipe)
+    if images.shape[1] != settings.input_shape[0]:
+        images = _recoloured(images, settings.input_shape[0])
+    other = images.shape[1:] != settings.input_shape and not _cuts(recipe.augmentation + recipe.evaluation)
+    if other and 4 * len(images) * math.prod(settings.input_shape) <= AT_ONCE:
+        images = T.Resize(settings.input_shape[1:])(T.ToFloat()(images)).astype(np.float32)
     return data.ArrayDataset(images, dataset.labels, dataset.classes, source=dataset.source)
+
+
+def _cuts(steps: Sequence[Step]) -> bool:
+    """Whether a recipe's transforms bring images of any size to the network's."""
+    return any(name in ("Resize", "RandomResizedCrop") for name, _ in steps)
 
 
 def _recoloured(images: np.ndarray, channels: int) -> np.ndarray:
@@ -132,11 +152,15 @@ def transform_of(steps: Sequence[Step], settings: Settings) -> T.Transform:
     return T.Compose(made)
 
 
+def _sized(steps: Sequence[Step], settings: Settings) -> T.Transform:
+    """The same for images of any size."""
+    resize = [] if _cuts(steps) else [T.Resize(settings.input_shape[1:])]
+    return T.Compose([*resize, transform_of(steps, settings)])
+
+
 def evaluation_transform(settings: Settings) -> T.Transform:
     """What images go through outside training, sizes included."""
-    steps = recipe_of(settings.network, settings.recipe).evaluation
-    resize = [] if any(name in ("Resize", "CenterCrop") for name, _ in steps) else [T.Resize(settings.input_shape[1:])]
-    return T.Compose([*resize, transform_of(steps, settings)])
+    return _sized(recipe_of(settings.network, settings.recipe).evaluation, settings)
 
 
 def loader(
@@ -148,10 +172,9 @@ def loader(
             f"a batch of {settings.batch_size} images does not divide over {shard[1]} processes; give a --batch-size that does"
         )
     recipe = recipe_of(settings.network, settings.recipe)
-    in_memory = isinstance(dataset, data.ArrayDataset)
-    chain = transform_of(recipe.augmentation, settings) if training else transform_of(recipe.evaluation, settings)
-    if not in_memory and settings.recipe == "quick":
-        chain = T.Compose([T.Resize(settings.input_shape[1:]), chain])
+    steps = recipe.augmentation if training else recipe.evaluation
+    fits = isinstance(dataset, data.ArrayDataset) and dataset.images.shape[1:] == settings.input_shape
+    chain = transform_of(steps, settings) if fits else _sized(steps, settings)
     return data.DataLoader(
         dataset, settings.batch_size // shard[1], shuffle=training, seed=settings.seed, drop_last=False, transform=chain,
         num_workers=workers, shard=shard,
