@@ -179,6 +179,14 @@ def test_a_function_of_several_ops_is_one_node_of_the_record_and_several_of_a_gr
     assert F.conv2d(x[:1, :, :8, :8], w, b).value.producer.op.name == "add"  # small: op by op
 
 
+@pytest.mark.parametrize("slopes", [(0.0, -0.0), (-0.0, 0.0)])
+def test_zeros_of_either_sign_are_two_arguments(slopes):
+    x = tw.tensor(np.full((64, 64, 32), -1, np.float32))
+    signs = [np.signbit(F.leaky_relu(x, slope).numpy()) for slope in slopes]
+    assert [s.all() for s in signs] == [np.copysign(1, -slope) < 0 for slope in slopes]
+    assert not (signs[0] & signs[1]).any()
+
+
 def test_errors_of_functions_recorded_as_one_op_are_their_own():
     x, w = tw.ones((2, 8, 64, 64)), tw.ones((8, 4, 3, 3))
     with pytest.raises(ShapeError, match="x has 8 channels"):

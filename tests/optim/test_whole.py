@@ -48,10 +48,18 @@ def _missing_gradients(number, optimizer, params):
         params[1].grad = None
 
 
-INTERFERENCES = [lambda *_: None, _lower_rate, _other_settings, _missing_gradients]
+def _another_group(number, optimizer, params):
+    if number == 3:
+        late = nn.Parameter(np.ones((7, 11), np.float32))
+        late.grad = tw.tensor(np.full((7, 11), 0.5, np.float32))
+        optimizer.add_param_group({"params": [late]})
+        params.append(late)
 
 
-@pytest.mark.parametrize("interfere", INTERFERENCES, ids=["plain", "rate", "settings", "missing"])
+INTERFERENCES = [lambda *_: None, _lower_rate, _other_settings, _missing_gradients, _another_group]
+
+
+@pytest.mark.parametrize("interfere", INTERFERENCES, ids=["plain", "rate", "settings", "missing", "group"])
 @pytest.mark.parametrize(("rule", "options"), RULES, ids=lambda v: v.__name__ if isinstance(v, type) else "")
 def test_a_compiled_step_is_the_step(rule, options, interfere, monkeypatch):
     runs = []
@@ -100,3 +108,19 @@ def test_a_rule_of_the_users_own_runs_op_by_op():
 
     _train(Noted, {"lr": 0.1}, lambda *_: None, steps=6)
     assert len(calls) == 6 * len(SHAPES)
+
+
+def test_parameters_that_come_later_count(monkeypatch):
+    """Few parameters are left to the ops; with a large group added the step is a program."""
+    runs = []
+    run = whole.WholeStep.run
+    monkeypatch.setattr(whole.WholeStep, "run", lambda s, o: runs.append(done := run(s, o)) or done)
+    small, large = nn.Parameter(np.ones(3, np.float32)), nn.Parameter(np.ones((200, 200), np.float32))
+    optimizer = optim.SGD([small], lr=0.5)
+    for number in range(8):
+        if number == 4:
+            optimizer.add_param_group({"params": [large]})
+        small.grad, large.grad = tw.ones(3), tw.ones((200, 200))
+        optimizer.step()
+    assert runs == [False] * 6 + [True] * 2
+    assert small.numpy().tolist() == [-3.0] * 3 and (large.numpy() == -1.0).all()

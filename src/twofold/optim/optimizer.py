@@ -170,7 +170,7 @@ class Optimizer:
         """Update every parameter that has a gradient."""
         if "traceable" in vars(type(self)):
             if self._whole is None:
-                self._whole = WholeStep(self)
+                self._whole = WholeStep()
             if self._whole.run(self):
                 return
         self.step_by_ops()

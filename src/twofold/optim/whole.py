@@ -19,15 +19,13 @@ MOST = 8  # kinds of steps of an optimizer
 class WholeStep:
     """An optimizer's compiled steps: one for each set of parameters with gradients, and settings."""
 
-    def __init__(self, optimizer: Optimizer):
-        size = sum(int(p.size) for p in optimizer.parameters())
-        self._wanted = size >= LEAST and all(p.device.kind == "cpu" for p in optimizer.parameters())
+    def __init__(self) -> None:
         self._seen: dict[Any, int] = {}
         self._known: dict[Any, tuple[GraphRunner, list[Any]]] = {}
 
     def run(self, optimizer: Optimizer) -> bool:
         """Take the step; False if it is better, or only possible, op by op."""
-        if not self._wanted or context.builders or context.assigned is not None:
+        if context.builders or context.assigned is not None:
             return False
         key = _kind(optimizer)
         if key is None:
@@ -49,18 +47,22 @@ class WholeStep:
 
 
 def _kind(optimizer: Optimizer) -> Any:
-    """All that a trace of the step depends on; None if that cannot be looked up."""
+    """All that a trace of the step depends on; None if that cannot be looked up, or does not call for a program."""
     key: list[Any] = []
+    size = 0
     for group in optimizer.param_groups:
         key += group.settings.items()
         for p in group.params:
             g = p._grad
             if g is None:
                 key.append(None)
-            elif g.device is not p.device:
+            elif g.device is not p.device or g.device.kind != "cpu":
                 return None
             else:
                 key.append(g.dtype)
+                size += int(p.size)
+    if size < LEAST:
+        return None
     try:
         hash(found := tuple(key))
     except TypeError:

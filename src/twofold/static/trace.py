@@ -109,7 +109,7 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
     cells = list(builder.gradients.values())
     changed = [(c.leaf, c.now) for c in cells if not c.read or c.now is not c.entry] if keep_gradients else []
     grads = [builder.lift(now.value) for _, now in changed if now is not None]
-    graph = builder.finish([*values, *grads])
+    graph, known_to_hold = builder.finish([*values, *grads]), changes()  # read ahead: what changes from here on is later
     for state in graph.state:
         builder.watch(state.variable, state.name)
     return Traced(
@@ -122,7 +122,7 @@ def _finish(builder: Builder, result: Any, keep_gradients: bool) -> Traced:
         gradients=[(leaf, now is not None) for leaf, now in changed],
         guards=[*builder.guards, *((c.leaf, "_grad", None) for c in cells if c.read and c.entry is None)],
         assumed=[(thing, name, kept(before, thing.assumed())) for thing, name, before in builder.watched.values()],
-        changes=changes(),
+        changes=known_to_hold,
         differentiable=[
             v.requires_grad and (v.producer is None or id(v.producer) not in builder.spent) for v in values
         ],

@@ -55,7 +55,9 @@ def run(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Va
 
 
 def _kind(argument: Any) -> Any:
-    return argument.spec if isinstance(argument, Value) else (type(argument), argument)
+    if isinstance(argument, Value):
+        return argument.spec
+    return type(argument), repr(argument) if isinstance(argument, float) else argument  # 0.0 == -0.0, nan != nan
 
 
 def _traced(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Composite:
