@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from fuzz_check import FAMILIES, arguments
 from guarded import Guarded
@@ -69,6 +71,7 @@ def kernels(machine: Machine):
         fwd, back = lanes.packing(machine, many), lanes.packing(machine, many, forward=False)
         yield weights.repack(machine, lanes.plain(machine, many), fwd), [lanes.plain(machine, many).size, fwd.size]
         yield lanes.forward(machine, many, fwd, EPILOGUE), [x, fwd.size, y, many.o]
+        yield lanes.forward(replace(machine, l3=0), many, fwd), [x, fwd.size, y]  # fetches ahead
         yield lanes.data_gradient(machine, many, back), [y, back.size, x]
         if lanes.shares(machine, many):
             yield lanes.weight_gradient(machine, many, fwd), [x, y, fwd.size]

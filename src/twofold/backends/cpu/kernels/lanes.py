@@ -7,14 +7,16 @@ SCHEDULE
     every lane sees input j of its own group (one instruction that also loads: nothing to spread for q = 1, a permutation,
     a broadcast where a group fills the vector). A tile is up to 11 pixels x 1 vector on AVX2. Its loops are kh, j, up to 3
     of kw, whose weights are in registers, and input columns: a spread column serves every pixel that it meets, three of
-    them for 3x3. All vectors of a tile's pixels are done in turn, so that whole cache lines are read. The data gradient is
-    the same with transposed groups; the weight gradient keeps kw x q accumulators (up to 12) over the rows.
+    them for 3x3. All vectors of a tile's pixels are done in turn, so that whole cache lines are read; large maps, which
+    come from memory, are prefetched a row ahead. The data gradient is the same with transposed groups; the weight gradient
+    keeps kw x q accumulators (up to 12) over the rows.
     Weights are Packed as one group of one-vector blocks, ``[vector][kh][kw][j][lane]``; where a group fills the vector that
     is the order of the direct kernels, whose weight gradient serves it.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
@@ -118,6 +120,7 @@ class _Sweep:
     def __init__(self, f: Function, one: Pass, packed: Packed, epilogue: ep.Epilogue, q: int, part: int):
         self.f, self.one, self.packed, self.epilogue, self.q = f, one, packed, epilogue, q
         self.first_part, self.lanes = part, f.machine.lanes
+        self.far = 4 * one.n * one.v.inputs * one.h.inputs * one.ldx > f.machine.l3 // 8  # pixels come from memory
 
     def emit(self, first: int, count: int, outs: int) -> None:
         """All rows of ``count`` vectors from vector ``first`` on, with ``outs`` lanes in use."""
@@ -152,6 +155,8 @@ class _Sweep:
         f, one = self.f, self.one
         sums = [const(f.vec(), 0.0)] * size
         if one.v.taps and one.h.taps:
+            if self.far:
+                self._ahead(at, size)
             with f.loop(*self.taps, carry=sums) as tap:
                 tap.carry(self._tap_row(tap.carried, tap.index, at, size, example))
             sums = tap.results
@@ -160,6 +165,19 @@ class _Sweep:
         base = f.gep(f.arg("y"), f.add(f.mul(first, one.ldy), self.channel))
         for p, value in enumerate(ep.finish_column(f, self.epilogue, sums, sites, self.part)):
             f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy), self.outs)
+
+    def _ahead(self, at: Index, size: int) -> None:
+        """Prefetch into L2 what the same tile of the next row reads first, and what it writes."""
+        f, one, v, h = self.f, self.one, self.one.v, self.one.h
+        line = f.add(f.mul(self.row, v.step), v.first + (v.taps - 1) * v.spacing + 1)  # below this row's last
+        column = f.add(f.mul(at, h.step), h.first + (h.taps - 1) * h.spacing)
+        x = f.gep(self.x, f.mul(f.add(f.mul(line, h.inputs), column), one.ldx))
+        for k, p in itertools.product(range(v.step), range(size * h.step)):
+            f.prefetch(f.gep(x, (k * h.inputs + p) * one.ldx), 2)
+        below = f.add(f.add(self.pixel, v.out_step * h.extent), f.mul(at, h.out_step))
+        y = f.gep(f.arg("y"), f.add(f.mul(below, one.ldy), self.channel))
+        for p in range(size):
+            f.prefetch(f.gep(y, p * h.out_step * one.ldy), 2, write=True)
 
     def _tap_row(self, sums: list[Value], tap: Index, at: Index, size: int, example: int) -> list[Value]:
         """Add the products of one vertical tap."""

@@ -21,6 +21,7 @@ from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 
 UNROLL = 4  # steps written out: one prefetch of each kind serves them all
+UNITS = 64  # to be shared among the threads
 LEAST_TILES = 4  # tiles in a row of flattened pixels, however many channels they have
 
 
@@ -36,12 +37,17 @@ def suits(one: Pass) -> bool:
 
 def flattened(machine: Machine, one: Pass, packed: Packed) -> list[Pass]:
     """A pass over whole images (1x1, stride 1) with its pixels in rows of a convenient length: 8 tiles, or as many as have
-    their inputs in half of L2; a few pixels more make one row rather than two that each read all the weights."""
+    their inputs in half of L2; a few pixels more make one row rather than two. With several blocks of outputs every row
+    reads their weights again, so rows are longer then: up to three eighths of L2, if that leaves units for many threads.
+    """
     pixels, most = one.n * one.v.inputs * one.h.inputs, _tile_pixels(machine, packed)
-    size = 4 * one.ldx
-    target = most * max(LEAST_TILES, min(8, machine.l2 // 2 // size // most))
+    size, least = 4 * one.ldx, LEAST_TILES * most
+    near = machine.l2 // 2 // size
+    target = max(least, min(8 * most, near))
     if pixels <= 2 * target and pixels * size <= machine.l2 * 7 // 8:
         target = pixels
+    elif (columns := packed.whole + (1 if packed.rest else 0)) > 1:
+        target = max(target, min(pixels * columns // UNITS, near * 3 // 4))
     passes = []
     for first, rows, length in blocks(pixels, target):
         v, h = Axis(rows, rows, rows), Axis(length, length, length)

@@ -18,17 +18,24 @@ from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
 
 UNROLL = 2  # steps of the innermost loop written out
+MOST_ROWS, LEAST_UNITS = 8, 64
+READ_AGAIN = 0.25  # what reading the weights once more for each row costs, by its products
 
 
 def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
-    """Rows in a unit: more reuse of weights with more, but their input in a quarter of L2, and enough units for many
-    threads."""
+    """Rows in a unit: more reuse of weights with more, but their input in a quarter of L2, enough units for many threads,
+    and a last block that is not much smaller than the others, or else the thread that does it waits."""
     others = packed.groups * (packed.whole + (1 if packed.rest else 0)) * one.n
-    for rows in (8, 4, 2):
-        enough = one.v.outputs >= rows and others * -(-one.v.outputs // rows) >= 64
-        if enough and _near(machine, one, packed, rows):
-            return rows
-    return 1
+
+    def fits(rows: int) -> bool:
+        enough = others * -(-one.v.outputs // rows) >= LEAST_UNITS
+        return rows == 1 or (enough and _near(machine, one, packed, rows))
+
+    def cost(rows: int) -> float:
+        missing = -one.v.outputs % rows / max(1, one.v.outputs)
+        return missing + READ_AGAIN / rows
+
+    return min(filter(fits, range(1, min(MOST_ROWS, max(1, one.v.outputs)) + 1)), key=cost)
 
 
 def _near(machine: Machine, one: Pass, packed: Packed, rows: int) -> bool:
