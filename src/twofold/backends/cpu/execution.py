@@ -52,7 +52,7 @@ class Execution:
             r.at, r.copied = self._at[r.buffer], r.buffer in self._constants
             r.plain = not r.copied and r.axes is None and known[r.at] == r.shape
         self._inputs = [(built.places[b].slot, b.dtype.numpy, orders.get(i)) for i, b in enumerate(plan.inputs)]
-        self._fresh = [(built.places[b].slot, *kind) for b, kind in self._made.items()]
+        self._fresh = [(built.places[b].slot, POOL.maker(*kind)) for b, kind in self._made.items()]
         self._known: list[Callable[[], Any]] = [_nobody] * len(self._inputs)
         self._table = (ctypes.c_void_p * (FIRST + len(self._at)))()
         self._address = ctypes.addressof(self._table)
@@ -84,8 +84,8 @@ class Execution:
         for i, known in enumerate(self._known):
             if known() is not arrays[i]:
                 arrays[i] = self._point(i, arrays[i])
-        for slot, shape, dtype in self._fresh:
-            array = POOL.empty(shape, dtype)
+        for slot, make in self._fresh:
+            array = make()
             table[slot] = address_of(array)
             arrays.append(array)
         arrays += self._constants.values()
@@ -98,8 +98,10 @@ class Execution:
     @property
     def failed(self) -> tuple[int, int] | None:
         """What kernels left in the error word: which of the plan's checks failed (from 1), and the index that did."""
+        if not self._errors[0]:
+            return None
         code, index = self._errors
-        return (code, index) if code else None
+        return code, index
 
     def forgive(self) -> None:
         """Clear the error word."""

@@ -8,10 +8,11 @@ the block's. Needs CPython with its interpreter lock; elsewhere every array is n
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,6 +42,11 @@ class Pool:
         self._blocks: dict[int, list[_Block]] = {}
         self._looked = 0.0
         self._lock = locks.renewed()
+
+    def maker(self, shape: Sequence[int], dtype: np.dtype) -> Callable[[], np.ndarray]:
+        """What makes such arrays again and again: for small ones without a look at the pool."""
+        small = math.prod(shape) * dtype.itemsize < LEAST
+        return functools.partial(np.empty if small else self.empty, shape, dtype)
 
     def empty(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """A row-major array with any content."""
