@@ -9,7 +9,7 @@ import pytest
 
 import twofold as tw
 from twofold import nn
-from twofold.backends.cpu import backend, cache, remember
+from twofold.backends.cpu import backend, cache, elf, remember
 from twofold.base.errors import IndexRangeError
 
 
@@ -150,12 +150,13 @@ def test_programs_with_python_parts_are_not_kept(lowered):
 def test_another_process_takes_it_up(home):
     code = "import test_remember as t; from twofold.backends.cpu import backend; import sys\n"
     code += "real = backend._assembled; n = []; backend._assembled = lambda *a: n.append(1) or real(*a)\n"
-    code += "print(t.training()[0], len(n))"
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    code += "print(t.training()[0], len(n), 'llvmlite.binding' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
     runs = [
         subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True) for _ in range(2)
     ]
     assert [r.returncode for r in runs] == [0, 0], runs
-    losses = [r.stdout.rsplit(" ", 1) for r in runs]
+    losses = [r.stdout.rsplit(" ", 2) for r in runs]
     assert losses[0][0] == losses[1][0]
-    assert [int(n) for _, n in losses] == [1, 0]
+    assert [int(n) for _, n, _ in losses] == [1, 0]
+    assert [llvm.strip() for _, _, llvm in losses] == ["True", str(not elf.SUPPORTED)]

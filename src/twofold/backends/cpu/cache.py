@@ -13,30 +13,34 @@ import functools
 import hashlib
 import os
 import stat
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from twofold.backends.cpu.machine import Machine
 from twofold.base import files, flags
+
+if TYPE_CHECKING:
+    from twofold.backends.cpu.machine import Machine
 
 _MAGIC = b"twofold object 1"
 
 
 @functools.cache
-def _versions() -> str:
-    import llvmlite
-    import llvmlite.binding as llvm
-
+def versions() -> str:
+    """Those of what makes machine code: of LLVM by the size of the library, which takes a third of a second to load."""
     try:
         own = metadata.version("twofold")
     except metadata.PackageNotFoundError:
         own = "source"
-    return f"{own}|{llvmlite.__version__}|{llvm.llvm_version_info}"
+    found = util.find_spec("llvmlite")
+    folder = Path(found.origin).parent / "binding" if found and found.origin else Path()
+    sizes = sorted(path.stat().st_size for path in folder.glob("*llvmlite.*"))
+    return f"{own}|{metadata.version('llvmlite')}|{sizes}"
 
 
 def key(ir: str, machine: Machine, level: int) -> str:
     """The content address (hex) of the object made from this IR for this machine."""
-    text = "\0".join([_versions(), machine.key, str(level), ir])
+    text = "\0".join([versions(), machine.key, str(level), ir])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
-from twofold.backends.cpu import cache
+from twofold.backends.cpu import cache, elf
 from twofold.backends.cpu.machine import Machine, available_cores, host
 from twofold.base import locks
 from twofold.base.errors import GraphError
@@ -42,8 +42,8 @@ def _llvm():
 
     with _lock:
         if not _ready:
-            llvm.initialize_all_targets()
-            llvm.initialize_all_asmprinters()
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
             llvm.initialize_native_asmparser()
             _ready.append(True)
     return llvm
@@ -52,7 +52,11 @@ def _llvm():
 def _target_machine(machine: Machine):
     machines: dict[Machine, Any] = _local.__dict__.setdefault("machines", {})
     if machine not in machines:
-        target = _llvm().Target.from_triple(machine.triple)
+        llvm = _llvm()
+        if machine.triple.split("-")[0] != host().triple.split("-")[0]:  # the other targets' tables take 10 MB
+            llvm.initialize_all_targets()
+            llvm.initialize_all_asmprinters()
+        target = llvm.Target.from_triple(machine.triple)
         # opt=1: no slower code from clean SSA than opt=3, an eighth less time
         machines[machine] = target.create_target_machine(
             cpu=machine.cpu, features=machine.features, opt=1, reloc="pic", codemodel="default"
@@ -228,21 +232,30 @@ if hasattr(os, "register_at_fork"):
 class Library:
     """Objects loaded into this process. Its code stays in memory as long as the library object lives.
 
-    LLVM's JITLink gives an object one stretch of memory. Its predecessor placed code and constants each wherever the process
-    had a gap: more than 2 GB apart in large, long-lived processes, where 32-bit offsets do not reach and LLVM aborts.
+    What ``elf`` cannot load LLVM does. Its JITLink gives an object one stretch of memory; its predecessor placed code and
+    constants each wherever the process had a gap: more than 2 GB apart in large, long-lived processes, where 32-bit offsets
+    do not reach and LLVM aborts.
     """
 
     def __init__(self, objects: Sequence[bytes]):
-        builder = _llvm().JITLibraryBuilder()
-        for payload in dict.fromkeys(objects):
-            builder.add_object_img(payload)
-        builder.add_current_process()
-        with _lock:
-            self._name = f"library{next(_numbers)}"
-            self._trackers = [builder.link(_session(), self._name)]
+        distinct = list(dict.fromkeys(objects))
+        self._image = elf.load(distinct)
+        self._trackers: list[Any] = []
+        if self._image is None:
+            builder = _llvm().JITLibraryBuilder()
+            for payload in distinct:
+                builder.add_object_img(payload)
+            builder.add_current_process()
+            with _lock:
+                self._name = f"library{next(_numbers)}"
+                self._trackers = [builder.link(_session(), self._name)]
 
     def address(self, symbol: str) -> int:
         """The address of a function. Raises GraphError if no object defines it."""
+        if self._image is not None:
+            if symbol not in self._image.symbols:
+                raise GraphError(f"no loaded object defines {symbol!r}")
+            return self._image.symbols[symbol]
         with _lock:
             try:
                 self._trackers.append(_session().lookup(self._name, symbol))
@@ -258,6 +271,8 @@ class Library:
 
     def keep_forever(self) -> None:
         """Never unload: threads may still be inside when the interpreter ends."""
+        if self._image is not None:
+            self._image.keep_forever()
         for tracker in self._trackers:
             tracker.detach()
 
@@ -266,8 +281,12 @@ class Library:
 def _session() -> Any:
     """What libraries are loaded into: one for the process, for as long as it lives."""
     machine = host()
-    target = _llvm().Target.from_triple(machine.triple).create_target_machine(
-        cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", codemodel="default", jit=True
+    target = (
+        _llvm()
+        .Target.from_triple(machine.triple)
+        .create_target_machine(
+            cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", codemodel="default", jit=True
+        )
     )
     session = _llvm().create_lljit_compiler(target, use_jit_link=True)
     session._owned = True  # nobody disposes of it: threads may still run its code when the interpreter ends

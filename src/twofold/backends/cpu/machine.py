@@ -7,11 +7,14 @@ machine can be emitted (not run) anywhere: ``AVX512`` and ``NEON`` below are suc
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import os
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from twofold.backends.cpu import cache
 from twofold.base import flags
 
 
@@ -60,7 +63,30 @@ NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", lanes=4, register
 
 @functools.cache
 def host() -> Machine:
-    """The machine this process runs on."""
+    """The machine this process runs on. What LLVM finds out about it is kept in the cache as long as the system describes
+    the same processor, for LLVM takes a third of a second to load."""
+    processor = _processor()
+    name = hashlib.sha256("\0".join(["host", cache.versions(), processor]).encode()).hexdigest()
+    kept = cache.get(name) if processor else None
+    machine = Machine(**json.loads(kept)) if kept else _asked()
+    if processor and not kept:
+        cache.put(name, json.dumps(asdict(machine)).encode())
+    sizes = _cache_sizes()
+    return replace(machine, l1=sizes.get(1, machine.l1), l2=sizes.get(2, machine.l2), l3=sizes.get(3, machine.l3))
+
+
+def _processor() -> str:
+    """What Linux tells of the first processor that does not change while it runs; empty elsewhere."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return ""
+    lines = [line for line in first if not line.startswith(("cpu MHz", "bogomips", "processor", "apicid", "core id"))]
+    return "\n".join([platform.machine(), *lines])
+
+
+def _asked() -> Machine:
+    """The machine as LLVM describes it."""
     import llvmlite.binding as llvm
 
     triple, cpu = llvm.get_process_triple(), llvm.get_host_cpu_name()
@@ -73,9 +99,7 @@ def host() -> Machine:
         vectors = {"lanes": 4, "registers": 32}
     else:
         vectors = {"lanes": 4, "registers": 16}
-    machine = Machine(triple, cpu, features.flatten(), **vectors)
-    sizes = _cache_sizes()
-    return replace(machine, l1=sizes.get(1, machine.l1), l2=sizes.get(2, machine.l2), l3=sizes.get(3, machine.l3))
+    return Machine(triple, cpu, features.flatten(), **vectors)
 
 
 def _cache_sizes() -> dict[int, int]:
