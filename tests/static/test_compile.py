@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import twofold as tw
+from twofold import nn
 
 RNG = np.random.default_rng(3)
 
@@ -236,3 +237,18 @@ def test_two_networks_and_two_optimizers_in_one_program(tmp_path):
     one, two = pairs[0]
     tw.export(lambda x: two(one(x)), x, tmp_path / "two.onnx")
     np.testing.assert_allclose(tw.load(tmp_path / "two.onnx")(x).numpy(), two(one(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_reports_name_what_was_fused_and_both_halves_of_a_gradient():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+    f = tw.compile(lambda x: model(x))
+    x = tw.ones((2, 3, 8, 8))
+    assert f.report() == "nothing was compiled yet: call it, or prepare() it"
+    with tw.no_grad():
+        f(x)
+    convolution = next(line for line in f.report().splitlines() if "conv_" in line)
+    assert "conv, relu (" in convolution and convolution.endswith("[0, 2]")
+    assert "relu f32[2,8,6,6] of 2 is stored" in f.report() and "backward" not in f.report()
+    f(x).sum().backward()
+    assert "# lambda: forward, and what backward() needs of it" in f.report() and "# lambda: backward\n" in f.report()
+    assert "conv_weight_grad" in f.report()

@@ -52,6 +52,10 @@ class _Entry:
     runner: GraphRunner
     differentiable: DifferentiableRunner | None = None
 
+    def report(self) -> str:
+        with_gradients = self.differentiable.report() if self.differentiable else ""
+        return "\n\n".join(filter(None, [self.runner.report(), with_gradients]))
+
     def take_for_granted(self, later: Traced) -> None:
         """What a later trace did that gave the same program."""
         self.traced = replace(self.traced, guards=later.guards, assumed=later.assumed, changes=later.changes)
@@ -138,7 +142,8 @@ class CompiledFunction:
 
     def report(self) -> str:
         """What was compiled: one report for each trace and set of shapes."""
-        return "\n\n".join(entry.runner.report() for entries in self._entries.values() for entry in entries)
+        reports = [entry.report() for entries in self._entries.values() for entry in entries]
+        return "\n\n".join(filter(None, reports)) or "nothing was compiled yet: call it, or prepare() it"
 
     # -- finding a trace -----------------------------------------------------------------------------------------------
     def _signature(self, args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Signature]:

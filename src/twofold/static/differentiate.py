@@ -86,6 +86,12 @@ class DifferentiableRunner:
         self.forward = GraphRunner(self.split.forward, variables, device, verify=verify)
         self.backward = GraphRunner(self.split.backward, [], device, verify=verify)
 
+    def report(self) -> str:
+        """What was compiled of either half."""
+        kept = "forward, and what backward() needs of it; inside no_grad() a program without that is compiled"
+        halves = {kept: self.forward.report(), "backward": self.backward.report()}
+        return "\n\n".join(f"# {self.graph.name}: {what}\n{text}" for what, text in halves.items() if text)
+
     def __call__(self, arguments: Sequence[Array]) -> list[Array]:
         inputs: list[Array] = [*arguments, *(v._own for v in self.forward.variables)]
         results = self.forward(arguments)

@@ -127,7 +127,7 @@ class CpuProgram(Program):
             f"{len(built.segments)} segments, {self.threads} threads, arena {built.arena / 2**20:.2f} MiB; "
             f"{len(built.plan.prepare)} steps done once, {built.kept / 2**20:.2f} MiB kept"
         ]
-        lines += [f"  {c.kernel.symbol}: {c.kernel.note}" for c in built.calls]
+        lines += [f"  {c}" for c in built.calls]
         return "\n".join(lines + built.plan.notes)
 
 

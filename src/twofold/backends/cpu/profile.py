@@ -17,7 +17,7 @@ import numpy as np
 
 from twofold.backends.cpu.calibrate import Rates
 from twofold.backends.cpu.llvm import Function, const
-from twofold.backends.cpu.lowering.assemble import CLOCK, Call
+from twofold.backends.cpu.lowering.assemble import CLOCK, Call, layers
 from twofold.backends.cpu.lowering.steps import HostStep
 from twofold.backends.cpu.machine import host
 from twofold.backends.cpu.program import ProgramBuilder, Ref
@@ -165,7 +165,7 @@ def _timed(step: HostStep, python: list[Span]) -> Callable[..., Sequence[np.ndar
         start = time.monotonic_ns()
         results = step.run(*arrays)
         times = np.array([[start, start, time.monotonic_ns()]], np.float64)
-        python.append(Span(step.name, f"{step.name}, in Python", step.name, _layers(step), 0, 0, 0, times))
+        python.append(Span(step.name, f"{step.name}, in Python", step.name, layers(step), 0, 0, 0, times))
         return results
 
     return run
@@ -189,13 +189,8 @@ def _span(call: Call, times: np.ndarray) -> Span:
     step, kernel = call.step, call.kernel
     written = list(dict.fromkeys(step.writes()))
     read = [b for b in dict.fromkeys(step.reads()) if b not in written]
-    ops = ", ".join(dict.fromkeys(n.op.name for n in step.nodes)) or kernel.symbol.rsplit("_", 1)[0]
     size = lambda buffers: sum(b.nbytes for b in buffers)
-    return Span(kernel.symbol, kernel.note, ops, _layers(step), kernel.flops, size(read), size(written), times)
-
-
-def _layers(step: Any) -> str:
-    return ", ".join(dict.fromkeys(n.scope for n in step.nodes if n.scope))
+    return Span(kernel.symbol, kernel.note, call.ops, call.layers, kernel.flops, size(read), size(written), times)
 
 
 def chrome_trace(recording: Recording, name: str) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def store(name: str, built: Assembled, written: Sequence[int]) -> None:
         "segments": [_of_program(p) for p in built.segments],
         "prepare": [_of_program(p) for p in built.prepare],
         "prepared": len(plan.prepare),
-        "calls": [[c.kernel.symbol, c.kernel.note, c.kernel.flops] for c in built.calls],
+        "calls": [[c.kernel.symbol, c.kernel.note, c.kernel.flops, c.ops, c.layers] for c in built.calls],
         **{field: getattr(built, field) for field in _NUMBERS},
     }
     text = json.dumps(facts).encode()
@@ -105,7 +105,10 @@ def recall(name: str, written: Sequence[int]) -> Assembled | None:
         donated=facts["donated"],
         prepare=[None] * facts["prepared"],
     )
-    calls = [Call(Kernel(symbol, "", (), flops, note=note), [], None) for symbol, note, flops in facts["calls"]]
+    calls = [
+        Call(Kernel(symbol, "", (), flops, note=note), [], None, ops=ops, layers=layers)
+        for symbol, note, flops, ops, layers in facts["calls"]
+    ]
     numbers = {field: facts[field] for field in _NUMBERS}
     return Assembled(plan, places, _whole(segments), _whole(prepare), calls=calls, **numbers)
 

@@ -24,13 +24,20 @@ ARENA, ERRORS, KEPT, CLOCK, FIRST = 0, 1, 2, 3, 4  # slots of the pointer table;
 
 @dataclass
 class Call:
-    """One kernel of the program and where its parameters lie; which segment it is in, and whether all wait before it."""
+    """One kernel of the program and where its parameters lie; which segment it is in, and whether all wait before it; the
+    graph's ops that it computes, and the layers they come from."""
 
     kernel: Kernel
     refs: list[Ref]
     step: Step
     segment: int = 0
     waits: bool = False
+    ops: str = ""
+    layers: str = ""
+
+    def __str__(self) -> str:
+        how = f" ({self.kernel.note})" if self.kernel.note not in ("", self.ops) else ""
+        return f"{self.kernel.symbol}: {self.ops}{how}" + (f" [{self.layers}]" if self.layers else "")
 
 
 @dataclass
@@ -111,6 +118,11 @@ def _workspace(found: tuple[Kernel, list[tuple[Buffer, int]]], at: int, threads:
     return [Block(padded(size), at, at) for size in sizes if size]
 
 
+def layers(step: Step) -> str:
+    """The paths of the layers whose nodes the step computes."""
+    return ", ".join(dict.fromkeys(n.scope for n in step.nodes if n.scope))
+
+
 def _seconds(step: Step, kernel: Kernel) -> float:
     """Roughly how long one core takes."""
     iterations = step.nest.work if isinstance(step, NestStep) else 0
@@ -147,7 +159,8 @@ class _Assembler:
         refs += [Ref(ARENA, block.offset) for block in extra]
         self._builder.call(kernel, refs)
         self._work += _seconds(step, kernel)
-        self.calls.append(Call(kernel, refs, step, len(self.segments), waits))
+        ops = ", ".join(dict.fromkeys(n.op.name for n in step.nodes)) or kernel.symbol.rsplit("_", 1)[0]
+        self.calls.append(Call(kernel, refs, step, len(self.segments), waits, ops, layers(step)))
 
     def host(self, step: HostStep) -> None:
         self.close()

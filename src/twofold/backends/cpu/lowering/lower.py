@@ -154,7 +154,8 @@ class Lowering:
             self.map(value.spec, target, at, [value.producer] if value.producer else [])
             self.result(value, target)
             if value.producer is not None:
-                self.plan.notes.append(f"{value.producer.op.name} {value.spec} is stored: {reason}")
+                layer = f" of {value.producer.scope}" if value.producer.scope else ""
+                self.plan.notes.append(f"{value.producer.op.name} {value.spec}{layer} is stored: {reason}")
         return self.places[value]
 
     def viewed(self, value: Value) -> Placed:
