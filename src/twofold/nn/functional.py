@@ -12,7 +12,8 @@ from twofold.ops import activation, gather, layers, loss, movement, normalizatio
 from twofold.ops.convert import cast, dim_value
 from twofold.tensor import random
 from twofold.tensor.functions import lift
-from twofold.tensor.tensor import Tensor, Variable, unwrap
+from twofold.tensor.tensor import Tensor, unwrap
+from twofold.tensor.variable import Variable
 
 # activations
 relu, relu6, leaky_relu = lift(activation.relu), lift(activation.relu6), lift(activation.leaky_relu)

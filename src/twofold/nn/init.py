@@ -20,7 +20,8 @@ from twofold.base.shapes import show
 from twofold.ir import Spec
 from twofold.tensor import random
 from twofold.tensor.eager import Array, default_device
-from twofold.tensor.tensor import Tensor, Variable
+from twofold.tensor.tensor import Tensor
+from twofold.tensor.variable import Variable
 
 _skipping = False
 

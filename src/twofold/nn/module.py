@@ -16,7 +16,8 @@ from twofold.base.shapes import product
 from twofold.ir import Value, context, scope
 from twofold.ir.assumed import changed, fixed
 from twofold.nn.state import LoadReport, load
-from twofold.tensor.tensor import Tensor, Variable, concrete
+from twofold.tensor.tensor import Tensor, concrete
+from twofold.tensor.variable import Variable
 
 Self = TypeVar("Self", bound="Module")
 _INTERNAL = frozenset({"_training", "_paths", "_named", "_hooks", "_pre_hooks", "_transient"})

@@ -10,7 +10,7 @@ from twofold.base.errors import ArgumentError, ShapeError
 from twofold.base.shapes import show
 from twofold.nn import functional as F
 from twofold.nn.module import Module, Parameter, check_sizes
-from twofold.tensor.tensor import Variable
+from twofold.tensor.variable import Variable
 
 
 class _BatchNorm(Module):

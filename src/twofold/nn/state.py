@@ -9,7 +9,7 @@ import numpy as np
 
 from twofold.base.errors import WeightsError
 from twofold.base.shapes import show
-from twofold.tensor.tensor import Variable
+from twofold.tensor.variable import Variable
 
 
 class LoadReport(NamedTuple):

@@ -20,7 +20,8 @@ from twofold.ops.elementwise import isfinite, maximum, minimum, where
 from twofold.ops.movement import stack
 from twofold.ops.reduction import all as all_
 from twofold.optim.optimizer import Optimizer
-from twofold.tensor.tensor import Tensor, Variable, concrete
+from twofold.tensor.tensor import Tensor, concrete
+from twofold.tensor.variable import Variable
 
 
 class LossScale:

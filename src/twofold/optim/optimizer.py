@@ -18,7 +18,8 @@ from twofold.ir import Value, current_builder, grad_mode
 from twofold.ir.assumed import changed, fixed
 from twofold.ops.convert import cast
 from twofold.optim.whole import WholeStep
-from twofold.tensor.tensor import Tensor, Variable, concrete
+from twofold.tensor.tensor import Tensor, concrete
+from twofold.tensor.variable import Variable
 
 
 class Group:

@@ -12,7 +12,8 @@ from twofold.base.errors import GraphError
 from twofold.base.tree import Structure, unflatten
 from twofold.ir import Graph
 from twofold.static.runner import GraphRunner, as_array
-from twofold.tensor.tensor import Tensor, Variable
+from twofold.tensor.tensor import Tensor
+from twofold.tensor.variable import Variable
 
 
 class LoadedFunction:

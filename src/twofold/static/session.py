@@ -28,7 +28,8 @@ from twofold.ir import Graph as IRGraph
 from twofold.ir.builder import SymbolicValue
 from twofold.ir.text import print_graph
 from twofold.static.runner import GraphRunner, as_array
-from twofold.tensor.tensor import Tensor, Variable
+from twofold.tensor.tensor import Tensor
+from twofold.tensor.variable import Variable
 
 
 class Graph:

@@ -11,7 +11,8 @@ from twofold.ir import Builder, Graph, Spec, Value, recording
 from twofold.ir.assumed import Place, changes, differing, fixed, kept
 from twofold.ir.builder import SymbolicValue
 from twofold.ir.text import print_graph
-from twofold.tensor.tensor import Tensor, Variable, unwrap
+from twofold.tensor.tensor import Tensor, unwrap
+from twofold.tensor.variable import Variable
 
 
 @dataclass

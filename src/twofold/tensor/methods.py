@@ -18,7 +18,8 @@ from twofold.ops import arrange, elementwise, movement
 from twofold.ops.convert import cast, is_scalar, value
 from twofold.tensor.eager import Array
 from twofold.tensor.functions import FUNCTIONS, lift
-from twofold.tensor.tensor import Tensor, Variable, unwrap, wrap
+from twofold.tensor.tensor import Tensor, unwrap, wrap
+from twofold.tensor.variable import Variable
 
 _UNARY = [
     n

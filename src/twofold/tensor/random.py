@@ -25,7 +25,8 @@ from twofold.base.rng import next_state, seed_state
 from twofold.ir import Value
 from twofold.ops import random, sorting
 from twofold.tensor.eager import Array, default_device
-from twofold.tensor.tensor import Tensor, Variable, concrete
+from twofold.tensor.tensor import Tensor, concrete
+from twofold.tensor.variable import Variable
 
 
 class Generator(Variable):

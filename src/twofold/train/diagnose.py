@@ -11,7 +11,7 @@ import numpy as np
 import twofold as tw
 from twofold.base.errors import NonFiniteError
 from twofold.ops.precision import policy_of
-from twofold.tensor.tensor import assignments_undone
+from twofold.tensor.variable import assignments_undone
 from twofold.train.evaluate import main_output
 
 
