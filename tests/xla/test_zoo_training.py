@@ -1,14 +1,12 @@
 """A training step of every family of the zoo: XLA's numbers are the reference's.
 
-The rows come from the zoo's table: of each architecture (module class) the variant with the fewest multiply-adds, at the least
-depth and the smallest images that keep its form. Everything that happens in a step is compared, dropout's and drop-path's bits
+The networks are those of ``zoo_families``. Everything that happens in a step is compared, dropout's and drop-path's bits
 included, in float64, where rounding cannot hide a wrong number or tip a ReLU: loss, parameters, moments and batch-norm
 statistics, against how far they moved.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,49 +16,20 @@ import twofold as tw
 from twofold import zoo
 from twofold.train.evaluate import criterion_of
 from twofold.zoo.registry import Entry
+from zoo_families import FAMILIES, least_side, small
 
 # of the largest movement of an array. float64 rounds at 1e-16; sums in another order, and batch norms over a few numbers
 # that nearly agree, make a million times that of it
 SAME = {"float64": 1e-9, "float32": 2e-3}
-OPTIONS = {"hidden": 16, "aux_logits": True}  # where a network has them: small, and every part of it in use
-LEAST_SIDE = 8
-SHORT = {
-    "depths": lambda depths: (1,) * len(depths), "width": lambda _: 1, "base_width": lambda _: 4,
-    "columns": lambda _: 2, "channels": lambda channels: (8,) * len(channels), "first": lambda _: 8,
-}  # fmt: skip
-NOT_SHORT = {"SqueezeNet": ("first",)}  # a pair of channels and kernel there
-
-
-def short(entry: Entry) -> Entry:
-    """The entry at the least depth and width of its form."""
-    keep = NOT_SHORT.get(entry.build.__name__, ())
-    fixed = {k: SHORT[k](v) if k in SHORT and k not in keep else v for k, v in entry.fixed.items()}
-    if "depth" in fixed:  # 6n + 2 or 6n + 4 layers, with bottlenecks 9n + 2: n = 1
-        period = 9 if "Bottleneck" in str(fixed.get("block")) else 6
-        fixed["depth"] = period + fixed["depth"] % period
-    return replace(entry, fixed=fixed)
-
-
-def families() -> dict[str, Entry]:
-    """The cheapest entry of each architecture, in short, by name."""
-    cheapest: dict[Any, Entry] = {}
-    for entry in sorted(map(zoo.info, zoo.names()), key=lambda entry: entry.macs):
-        cheapest.setdefault(entry.build, entry)
-    return {entry.name: short(entry) for entry in cheapest.values()}
-
-
-FAMILIES = families()
 
 
 def one_step(entry: Entry, dtype: str, where: str) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """The loss of a step, and every array of the training before and after it."""
-    smallest = entry.domain.smallest_adapted or entry.domain.smallest
-    side = entry.input_shape[1] if entry.name.startswith("lenet") else max(LEAST_SIDE, smallest)
-    options = {name: value for name, value in OPTIONS.items() if name in entry.options}
+    side = least_side(entry)
     tw.random.seed(3)
     tw.random.generator().move_("reference")
     with tw.device("reference"):
-        model = entry(5, **entry.options_for((entry.input_shape[0], side, side)), **options).to(dtype=dtype)
+        model = small(entry, side).to(dtype=dtype)
         loss_of, optimizer = criterion_of(model), tw.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
 
     def step(x: Any, y: Any) -> Any:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 
 import twofold as tw
 from twofold import nn, zoo
 from twofold.nn import functional as F
+from zoo_families import digits
 
 # the smallest of each kind, at the least width that keeps its form
 NETWORKS = {
@@ -50,14 +49,6 @@ def network(name: str, **options) -> nn.Module:
 def loss_of(model: nn.Module, x: tw.Tensor, y: tw.Tensor) -> tw.Tensor:
     scores = model(x)
     return model.loss(scores, y) if hasattr(model, "loss") else F.cross_entropy(scores, y)
-
-
-@functools.cache
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Four scanned digits, float32 (4, 1, 8, 8) in 0..1, and which of the first five they are."""
-    scans = tw.data.load("digits", "train")
-    pairs = [scans[i] for i in range(100) if int(scans[i][1]) < 5][:4]
-    return np.stack([np.asarray(x, np.float32) for x, _ in pairs]), np.array([int(y) for _, y in pairs])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
