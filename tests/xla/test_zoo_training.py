@@ -7,8 +7,10 @@ statistics, against how far they moved.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -21,6 +23,16 @@ from zoo_families import FAMILIES, least_side, small
 # of the largest movement of an array. float64 rounds at 1e-16; sums in another order, and batch norms over a few numbers
 # that nearly agree, make a million times that of it
 SAME = {"float64": 1e-9, "float32": 2e-3}
+# XLA's quickest way to machine code: nearly all of the time goes into it, and what is tested is the program that it is given
+QUICK = {
+    "xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_enable_concurrency_optimized_scheduler": False,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax.jit", partial(jax.jit, compiler_options=QUICK))
 
 
 def one_step(entry: Entry, dtype: str, where: str) -> tuple[float, dict[str, tuple[np.ndarray, np.ndarray]]]:
