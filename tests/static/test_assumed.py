@@ -219,3 +219,35 @@ def test_a_program_is_not_shared_between_functions_of_one_name():
         x = tw.tensor(X, requires_grad=True)
         run(x).backward()
         np.testing.assert_array_equal(x.grad.numpy(), np.full_like(X, slope))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_part_that_no_longer_learns_is_another_program(first):
+    """Both traces print alike: what was computed inside ``no_grad`` is no part of a graph's text."""
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.frozen = nn.Linear(3, 4), nn.Linear(4, 2), first
+
+        def forward(self, x):
+            if self.frozen:
+                with tw.no_grad():
+                    h = self.a(x)
+            else:
+                h = self.a(x)
+            return self.b(h)
+
+    model = Half()
+    f = tw.compile(model)
+    for frozen in (first, not first, first):
+        model.frozen = frozen
+        model.a.weight.grad = model.b.weight.grad = None
+        f(tw.ones((2, 3))).sum().backward()
+        assert (model.a.weight.grad is None) == frozen and model.b.weight.grad is not None
+
+
+def test_arguments_that_are_equal_and_not_the_same():
+    f = tw.compile(tw.nn.functional.leaky_relu)
+    x = tw.tensor(np.full(4, -1, np.float32))
+    assert [np.signbit(f(x, slope).numpy()).all() for slope in (0.0, -0.0, 0.0)] == [True, False, True]

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 from collections.abc import Iterator
+
+
+class _State:
+    put_off = False
+
+
+def _resume() -> None:
+    if _State.put_off:
+        _State.put_off = False
+        gc.enable()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_resume)  # nobody ends the block of a thread that the child does not have
 
 
 @contextlib.contextmanager
@@ -15,7 +30,8 @@ def put_off() -> Iterator[None]:
         yield
         return
     gc.disable()
+    _State.put_off = True
     try:
         yield
     finally:
-        gc.enable()
+        _resume()

@@ -11,8 +11,11 @@ notes whether it reads just that (``reads``); what it does not read it need not 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 Place = tuple[Any, str]  # an object, and what it calls one of the things that ``assumed()`` gives
 
@@ -62,6 +65,16 @@ def fixed(value: Any) -> Any:
     return Same(value)
 
 
+def exactly(value: Any) -> tuple[Any, ...]:
+    """A key for a hashable ``value`` that tells apart what ``==`` does not: 1, True and 1.0, zeros of either sign; one NaN is
+    like the other. The value itself stands second."""
+    if isinstance(value, tuple):
+        return type(value), value, tuple(map(exactly, value))
+    if isinstance(value, (float, np.floating)):
+        return type(value), "nan" if value != value else value, math.copysign(1, value)
+    return type(value), value
+
+
 def kept(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """What may be taken for granted after a trace: not what it has changed itself (a counter of calls, the last shape), for
     the next trace of the same code would change it again."""
@@ -90,7 +103,8 @@ def reads(places: Iterable[Place]) -> Iterator[list[Place]]:
     """Of these places, those that are plain values of an object's own and are not read in the block: the list is right after
     it.
 
-    Meanwhile the attribute is a descriptor of the object's class, which notes for whom it is read.
+    Meanwhile the attribute is a descriptor of the object's class, which notes for whom it is read. It does not see who looks
+    into ``__dict__``: an attribute counts as unread only if the graph too stayed as it was (``CompiledFunction._entry``).
     """
     watched = [(thing, name) for thing, name in places if _plain_attribute(thing, name)]
     seen: set[tuple[int, str]] = set()
@@ -101,10 +115,10 @@ def reads(places: Iterable[Place]) -> Iterator[list[Place]]:
     try:
         yield unread
     finally:
-        for (kind, name), door in doors.items():
-            if vars(kind).get(name) is door:
-                delattr(kind, name)
-    unread += [(thing, name) for thing, name in watched if (id(thing), name) not in seen]
+        whole = {at for at, door in doors.items() if vars(at[0]).get(at[1]) is door}  # not replaced by another thread's
+        for kind, name in whole:
+            delattr(kind, name)
+    unread += [(t, name) for t, name in watched if (type(t), name) in whole and (id(t), name) not in seen]
 
 
 def _plain_attribute(thing: Any, name: str) -> bool:

@@ -20,7 +20,7 @@ from twofold.backends.interface import Memory
 from twofold.base import flags, garbage
 from twofold.base.tree import Structure, flatten, unflatten
 from twofold.ir import Graph, Spec, context, current_builder, precision_mode
-from twofold.ir.assumed import changes, difference, reads
+from twofold.ir.assumed import changes, difference, exactly, reads
 from twofold.ops.precision import Policy, policy_of
 from twofold.passes import optimise
 from twofold.static.differentiate import DifferentiableRunner
@@ -58,7 +58,9 @@ class _Entry:
 
     def take_for_granted(self, later: Traced) -> None:
         """What a later trace did that gave the same program."""
-        self.traced = replace(self.traced, guards=later.guards, assumed=later.assumed, changes=later.changes)
+        self.traced = replace(
+            self.traced, guards=later.guards, assumed=later.assumed, changes=later.changes, constants=later.constants
+        )
 
 
 class CompiledFunction:
@@ -166,10 +168,10 @@ class CompiledFunction:
         changed = [place for entry in known for place in entry.traced.changed_places()]
         with self.in_precision(), garbage.put_off(), reads(changed) as unread:
             traced = trace(self.function, args, kwargs, requires_grad=signature.tracked)
-        traced.without(unread)
         self._last = signature
         for entry in known:
             if entry.traced.same_program(traced):
+                traced.without(unread)  # nor did it matter
                 entry.take_for_granted(traced)
                 return entry
         known.append(_Entry(traced, GraphRunner(traced.graph, traced.variables, self._device(), verify=self.verify)))
@@ -259,7 +261,7 @@ def _hashable(leaf: Any) -> Any:
         hash(leaf)
     except TypeError:
         return (type(leaf), id(leaf))
-    return (type(leaf), leaf)
+    return exactly(leaf)
 
 
 def _broken_guard(traced: Traced) -> str:

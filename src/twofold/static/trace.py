@@ -40,7 +40,7 @@ class Traced:
         """Whether both are the same computation on the same variables, so that a program for one serves the other."""
         facts = lambda t: (
             [v.requires_grad for v in t.graph.all_inputs], t.outputs, fixed(t.constants), t.returned, t.differentiable,
-            t.forward_nodes, fixed([t.variables, t.gradient_inputs, t.gradients]),
+            t.forward_nodes, fixed([t.variables, t.gradient_inputs, t.gradients]), _gradient_flow(t.graph),
         )  # fmt: skip
         if facts(self) != facts(other) or _has_rules(self.graph) or _has_rules(other.graph):
             return False
@@ -57,6 +57,14 @@ class Traced:
     def changed_places(self) -> list[Place]:
         """What it took for granted and is otherwise now."""
         return [(thing, name) for thing, _, before in self.assumed for name in differing(before, thing.assumed())]
+
+
+def _gradient_flow(graph: Graph) -> list[Any]:
+    """Which values gradients reach: a text does not tell what was computed inside ``no_grad``."""
+    return [
+        ([(v.requires_grad, v.detached) for v in node.outputs], [_gradient_flow(g) for g in node.graphs()])
+        for node in graph.nodes
+    ]
 
 
 def _has_rules(graph: Graph) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from twofold.autodiff.control import pull_back
 from twofold.base.recent import Recent
 from twofold.ir import Builder, Graph, Op, Spec, Value, context, grad_mode, interpret, recording
+from twofold.ir.assumed import exactly
 from twofold.ir.builder import eager_composite
 from twofold.tensor.eager import Array, deliver
 
@@ -55,9 +56,7 @@ def run(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Va
 
 
 def _kind(argument: Any) -> Any:
-    if isinstance(argument, Value):
-        return argument.spec
-    return type(argument), repr(argument) if isinstance(argument, float) else argument  # 0.0 == -0.0, nan != nan
+    return argument.spec if isinstance(argument, Value) else exactly(argument)
 
 
 def _traced(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Composite:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 SUPPORTED = (platform.system(), platform.machine()) == ("Linux", "x86_64")
 X86_64, RELOCATABLE = 62, 1
 LOCAL = 0  # symbols of one object's own
-PROGBITS, SYMTAB, RELA, UNWIND = 1, 2, 4, 0x70000001  # kinds of sections; nothing unwinds generated code
+PROGBITS, SYMTAB, RELA, REL, UNWIND = 1, 2, 4, 9, 0x70000001  # kinds of sections; nothing unwinds generated code
 WRITE, ALLOC = 1, 2  # their flags
 PC32, PLT32 = 2, 4  # relocations
 STUB = struct.Struct("<6sQ")  # jmp [rip + 0], and the address behind it
@@ -68,7 +68,10 @@ def load(objects: Sequence[bytes]) -> Image | None:
         size = 0
         for part in parts:
             size = part.place(size)
-        symbols = {name: at for part in parts for name, at in part.defined()}
+        found = [row for part in parts for row in part.defined()]
+        symbols = dict(found)
+        if len(symbols) < len(found):
+            raise Unsupported("two functions of one name")
         outside = sorted({name for part in parts for name in part.undefined()} - set(symbols))
         stubs = {name: size + STUB.size * i for i, name in enumerate(outside)}
         image = bytearray(-(-(size + STUB.size * len(stubs)) // PAGE) * PAGE)
@@ -77,7 +80,7 @@ def load(objects: Sequence[bytes]) -> Image | None:
         known = {**symbols, **stubs}
         for part in parts:
             part.write(image, known)
-    except (Unsupported, struct.error, IndexError, ValueError):
+    except (Unsupported, struct.error, LookupError, ValueError):
         return None
     start = _map(bytes(image))
     return None if start is None else Image(start, len(image), {name: start + at for name, at in symbols.items()})
@@ -130,7 +133,9 @@ class _Object:
             section = self.sections[number]
             image[at : at + section.size] = self.data[section.offset : section.offset + section.size]
         for section in self.sections:
-            if section.kind == RELA and section.info in self.places:
+            if section.info in self.places and section.kind in (REL, RELA):
+                if section.kind == REL:
+                    raise Unsupported("relocations without addends")
                 self._relocate(section, image, known)
 
     def _relocate(self, section: Section, image: bytearray, known: dict[str, int]) -> None:

@@ -65,8 +65,8 @@ NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", lanes=4, register
 def host() -> Machine:
     """The machine this process runs on. What LLVM finds out about it is kept in the cache as long as the system describes
     the same processor, for LLVM takes a third of a second to load."""
-    processor = _processor()
-    name = hashlib.sha256("\0".join(["host", cache.versions(), processor]).encode()).hexdigest()
+    processor, rules = _processor(), Path(__file__).read_text()
+    name = hashlib.sha256("\0".join(["host", cache.versions(), processor, rules]).encode()).hexdigest()
     kept = cache.get(name) if processor else None
     machine = Machine(**json.loads(kept)) if kept else _asked()
     if processor and not kept:

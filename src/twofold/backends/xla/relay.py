@@ -60,12 +60,11 @@ class Relay:
         """Within the block ``close`` ends the connection; after it the socket is closed."""
         self._open.add(end)
         try:
-            if self._closed.is_set():
-                end.shutdown(socket.SHUT_RDWR)
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # it has just ended
+                if self._closed.is_set():
+                    end.shutdown(socket.SHUT_RDWR)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             yield
-        except OSError:  # it has just ended
-            pass
         finally:
             self._open.discard(end)
             end.close()
