@@ -17,10 +17,10 @@ from twofold.nn import functional as F
 @pytest.fixture
 def cpu(monkeypatch):
     """The CPU compiler, whose kernels may be broken: none of them is kept."""
-    rules.native._generated.cache_clear()
+    rules.native._remembered.cache_clear()
     with tw.device("cpu"):
         yield monkeypatch
-    rules.native._generated.cache_clear()
+    rules.native._remembered.cache_clear()
 
 
 def _nothing(low, node):
