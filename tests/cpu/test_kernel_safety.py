@@ -134,9 +134,9 @@ def _guarded(graph: Graph, seed: int, after: bool) -> None:
     execution = program._execution
     arrays = execution.bind([b.array for b in inputs])
     first, outputs = len(given), []
-    for i, (slot, make) in enumerate(execution._fresh):
-        outputs.append(Guarded(make().shape, after, make().dtype))
-        arrays[first + i] = outputs[-1].array
+    for i, (slot, _) in enumerate(execution._fresh, first):
+        outputs.append(Guarded(arrays[i].shape, after, arrays[i].dtype))
+        arrays[i] = outputs[-1].array
         execution._table[slot] = outputs[-1].array.ctypes.data
     for segment in execution.built.segments:
         segment.small = False

@@ -81,7 +81,7 @@ def _size_for(entry: zoo.Entry, recipe: Recipe, size: tuple[int, int]) -> tuple[
     images, CIFAR's. A procedure that cuts images to a size was published for the network's.
     """
     own = entry.input_shape[1:]
-    if _cuts(recipe.augmentation + recipe.evaluation) or entry.name.startswith("lenet5"):
+    if _cuts_images(recipe) or entry.name.startswith("lenet5"):
         return own
     if min(size) >= entry.domain.smallest:
         return size
@@ -119,10 +119,15 @@ def prepare(dataset: Any, settings: Settings) -> Any:
     images, recipe = dataset.images, recipe_of(settings.network, settings.recipe)
     if images.shape[1] != settings.input_shape[0]:
         images = _recoloured(images, settings.input_shape[0])
-    other = images.shape[1:] != settings.input_shape and not _cuts(recipe.augmentation + recipe.evaluation)
+    other = images.shape[1:] != settings.input_shape and not _cuts_images(recipe)
     if other and 4 * len(images) * math.prod(settings.input_shape) <= AT_ONCE:
         images = T.Resize(settings.input_shape[1:])(T.ToFloat()(images)).astype(np.float32)
     return data.ArrayDataset(images, dataset.labels, dataset.classes, source=dataset.source)
+
+
+def _cuts_images(recipe: Recipe) -> bool:
+    """Whether training or evaluation cuts images to the network's size, so that they are to come as they are."""
+    return _cuts(recipe.augmentation + recipe.evaluation)
 
 
 def _cuts(steps: Sequence[Step]) -> bool:

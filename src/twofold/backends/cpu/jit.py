@@ -281,12 +281,8 @@ class Library:
 def _session() -> Any:
     """What libraries are loaded into: one for the process, for as long as it lives."""
     machine = host()
-    target = (
-        _llvm()
-        .Target.from_triple(machine.triple)
-        .create_target_machine(
-            cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", codemodel="default", jit=True
-        )
+    target = _llvm().Target.from_triple(machine.triple).create_target_machine(
+        cpu=machine.cpu, features=machine.features, opt=3, reloc="pic", codemodel="default", jit=True
     )
     session = _llvm().create_lljit_compiler(target, use_jit_link=True)
     session._owned = True  # nobody disposes of it: threads may still run its code when the interpreter ends

@@ -14,14 +14,13 @@ from collections.abc import Callable
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, blocks
-from twofold.backends.cpu.kernels.sweep import Sweep, row_block
+from twofold.backends.cpu.kernels.sweep import UNITS, Sweep, row_block
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 
 UNROLL = 4  # steps written out: one prefetch of each kind serves them all
-UNITS = 64  # to be shared among the threads
 LEAST_TILES = 4  # tiles in a row of flattened pixels, however many channels they have
 
 

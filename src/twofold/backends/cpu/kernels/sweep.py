@@ -18,7 +18,8 @@ from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
 
 UNROLL = 2  # steps of the innermost loop written out
-MOST_ROWS, LEAST_UNITS = 8, 64
+MOST_ROWS = 8
+UNITS = 64  # of a pass, at least: to be shared evenly among many threads
 READ_AGAIN = 0.25  # what reading the weights once more for each row costs, by its products
 
 
@@ -28,7 +29,7 @@ def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
     others = packed.groups * (packed.whole + (1 if packed.rest else 0)) * one.n
 
     def fits(rows: int) -> bool:
-        enough = others * -(-one.v.outputs // rows) >= LEAST_UNITS
+        enough = others * -(-one.v.outputs // rows) >= UNITS
         return rows == 1 or (enough and _near(machine, one, packed, rows))
 
     def cost(rows: int) -> float:
