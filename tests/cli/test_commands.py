@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -132,7 +133,9 @@ def test_summary_gives_the_figures_of_the_lecture(capsys):
 
 
 def test_lists_and_the_doctor(capsys):
-    assert "61,706" in call(capsys, "zoo")[1]
+    line = next(line for line in call(capsys, "zoo")[1].splitlines() if line.startswith("resnet50 "))
+    assert line.split()[1:5] == ["2015", "25,557,032", "4,089.2", "M"] and line.endswith("He et al., arXiv 1512.03385")
+    assert re.search(r"image-folder .* a folder of yours \(--data-dir\)", call(capsys, "data")[1])
     code, out, _ = call(capsys, "data", "digits", "--json")
     assert code == 0 and json.loads(out)[0]["train"] == 1438
     code, out, _ = call(capsys, "doctor", "--json")

@@ -200,3 +200,71 @@ def test_photographs_of_any_size_fit_a_recipe_for_small_images(tmp_path):
     for training in (True, False):
         images, _ = next(iter(loader(prepare(photographs, settings), settings, training=training)))
         assert images.shape == (3, 3, 32, 32)
+
+
+def painted(folder, sizes, classes=("grey", "rust")):
+    """An image folder of plain colours, one image for each of ``sizes`` (height, width), in turns of the classes."""
+    image = pytest.importorskip("PIL.Image")
+    for i, size in enumerate(sizes):
+        place = folder / classes[i % len(classes)]
+        place.mkdir(parents=True, exist_ok=True)
+        image.fromarray(np.full((*size, 3), (60 * i % 256, 90, 30), np.uint8)).save(place / f"{i}.png")
+    return data.ImageFolder(folder)
+
+
+def test_a_network_for_grey_images_gets_photographs_in_grey(tmp_path):
+    photographs = painted(tmp_path, [(40, 40), (50, 60)])
+    settings = settings_for("lenet5", "image-folder", photographs)
+    images, _ = next(iter(loader(prepare(photographs, settings), settings, training=False)))
+    assert images.shape == (2, 1, 28, 28)
+    luma = np.array([0.299 * red + 0.587 * 90 + 0.114 * 30 for red in (0, 60)]) / 255
+    expected = (luma - settings.mean[0]) / settings.std[0]
+    np.testing.assert_allclose(images.numpy()[:, 0, 14, 14], expected, atol=0.5 / 255 / settings.std[0] + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "size"),
+    [
+        ("resnet18", [(300, 400), (240, 260)], 224), ("resnet18", [(100, 120), (96, 96)], 100), ("resnet18", [(8, 8), (8, 9)], 32),
+        ("resnet20_cifar", [(300, 400)] * 3, 32), ("alexnet_2012", [(20, 20), (24, 30), (22, 22)], 32),
+    ],
+)  # fmt: skip
+def test_images_of_a_folder_are_not_enlarged_without_need(tmp_path, name, sizes, size):
+    photographs = painted(tmp_path, sizes)
+    settings = settings_for(name, "image-folder", photographs)
+    images, _ = next(iter(loader(prepare(photographs, settings), settings, training=True)))
+    assert images.shape == (len(sizes), 3, size, size) and settings.input_shape == (3, size, size)
+
+
+def test_data_of_other_classes_is_refused(tmp_path):
+    """The same number of classes, sorted: without the check the test images' labels would mean other classes."""
+    train, test = (painted(tmp_path / part, [(9, 9)] * 2, classes) for part, classes in (("a", ("cat", "dog")), ("b", ("dog", "elk"))))
+    settings = settings_for("lenet5", "image-folder", train)
+    prepare(train, settings)
+    with pytest.raises(tw.DataError, match="lacking: cat; not in training: elk"):
+        prepare(test, settings)
+
+
+def test_imagenet_recipes_take_photographs_of_every_size(tmp_path):
+    """Each published procedure, on photographs smaller and larger than it was made for."""
+    photographs, seen = painted(tmp_path, [(60, 90), (300, 260), (700, 500)]), []
+    for name in zoo.names():
+        entry = zoo.info(name)
+        chain = entry.recipes["paper"].augmentation
+        if entry.input_shape[1] < 200 or chain in seen:
+            continue
+        seen.append(chain)
+        settings = settings_for(name, "image-folder", photographs, "paper")
+        for training in (True, False):
+            images, _ = next(iter(loader(prepare(photographs, settings), settings, training=training)))
+            assert images.shape == (3, *entry.input_shape), name
+    assert len(seen) >= 8
+
+
+def test_an_epoch_has_whole_batches_alone():
+    digits = data.load("digits", "test").subset(range(33))
+    settings = settings_for("lenet5", "digits", digits)  # 32 images a step
+    assert [len(y) for _, y in loader(prepare(digits, settings), settings, training=True)] == [32]
+    assert [len(y) for _, y in loader(prepare(digits, settings), settings, training=False)] == [32, 1]
+    few = digits.subset(range(20))
+    assert [len(y) for _, y in loader(prepare(few, settings), settings, training=True)] == [20]

@@ -23,6 +23,7 @@ EVERY = [
     T.RandomCrop(12, padding=2, mode="reflect"),
     T.RandomHorizontalFlip(),
     T.RandomResizedCrop((7, 5)),
+    T.RandomScaledCrop((7, 5), (7, 16)),
     T.Resize(7),
     T.Resize((20, 4), antialias=False),
     T.Scale(255, -1),
@@ -137,6 +138,20 @@ def test_random_resized_crop_windows_keep_their_promises():
     assert crop.window(10, 1000, rng())[2:] == (10, 13)  # nothing fits: the middle, 4:3
 
 
+def test_random_scaled_crop_draws_every_length_and_keeps_proportions():
+    ramp = np.broadcast_to((np.arange(80, dtype=np.float32) + 0.5) / 80, (300, 1, 60, 80))
+    down = np.broadcast_to(((np.arange(60, dtype=np.float32) + 0.5) / 60)[:, None], (300, 1, 60, 80))
+    crop = T.RandomScaledCrop(24, (24, 36))
+    across, downwards = crop(ramp.copy()), crop(down.copy())
+    assert across.shape == (300, 1, 24, 24)
+    widths = 20 / (across[:, 0, 12, 22] - across[:, 0, 12, 2])  # of the scaled images, in pixels
+    heights = 20 / (downwards[:, 0, 22, 12] - downwards[:, 0, 2, 12])
+    assert set(np.rint(heights)) == set(range(24, 37))
+    np.testing.assert_allclose(widths, np.rint(heights) * 80 // 60, rtol=0.02)
+    left = across[:, 0, 12, 12] * widths - 12.5  # where the window began
+    assert left.min() < 1 and (left / (widths - 24)).max() > 0.95
+
+
 def test_normalize_and_scale_compute_what_they_say():
     mean, std = np.float64([0.4, 0.5, 0.6]), np.float64([0.1, 0.2, 0.3])
     expected = (IMAGES - mean[:, None, None]) / std[:, None, None]
@@ -181,6 +196,7 @@ def test_pca_lighting_adds_one_colour_to_each_image_along_the_components():
         (lambda: T.Resize(0), ArgumentError, "size 0"),
         (lambda: T.RandomHorizontalFlip(1.5), ArgumentError, "p=1.5"),
         (lambda: T.RandomResizedCrop(8, scale=(0, 1)), ArgumentError, r"scale=\(0, 1\)"),
+        (lambda: T.RandomScaledCrop(8, (7, 9)), ArgumentError, r"shorter=\(7, 9\) for windows of \(8, 8\)"),
         (lambda: T.Normalize((0.1, 0.2), (0.1, 0.2))(IMAGES), ShapeError, "3 channels; expected 2"),
         (lambda: T.Normalize(0.5, 0), ArgumentError, "positive"),
         (lambda: T.Normalize(0.5, 0.5)(np.zeros((3, 4, 4), np.uint8)), DtypeError, "uint8; expected float32"),

@@ -19,9 +19,7 @@ def command(
     json: Json = False,
 ) -> None:
     """List the data sets, or load one and describe it."""
-    records = [
-        _describe(n, data_dir, download) for n in ([name] if name else data.names()) if name or n != "image-folder"
-    ]
+    records = [_describe(n, data_dir, download) for n in ([name] if name else data.names())]
     if name and "error" in records[0]:
         raise records[0]["error"]
     rows = [
@@ -30,7 +28,7 @@ def command(
             r["about"],
             r.get("train", "-"),
             r.get("test", "-"),
-            r.get("source", "not here (--download fetches it)"),
+            r.get("source") or _where(r["name"], "error" in r),
         ]
         for r in records
     ]
@@ -47,8 +45,15 @@ def _describe(name: str, root: Path | None, download: bool) -> dict[str, Any]:
             "train": len(train),
             "test": len(test),
             "classes": list(train.classes),
-            "source": getattr(train, "source", ""),
+            "source": getattr(train, "source", "") or str(root or ""),
         }
     except TwofoldError as error:
         record["error"] = error
     return record
+
+
+def _where(name: str, absent: bool) -> str:
+    """Where the files of a data set are, or come from."""
+    if not absent:
+        return "here"
+    return "a folder of yours (--data-dir)" if data.info(name).shape is None else "not here (--download fetches it)"

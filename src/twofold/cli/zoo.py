@@ -10,6 +10,8 @@ import typer
 from twofold import zoo
 from twofold.cli.common import Json, emit, table
 
+ERROR = "published error (top-1/top-5)"
+
 
 def command(
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against operations to this PNG file.")] = None,
@@ -29,8 +31,7 @@ def command(
         for e in entries
     ]  # fmt: skip
     rows = [
-        [r["name"], str(r["year"]), f"{r['params']:,}", f"{r['macs'] / 1e6:,.1f} M", r["error"] or "-"] for r in records
+        [e.name, str(e.year), f"{e.params:,}", f"{e.macs / 1e6:,.1f} M", str(e.error or "-"), e.paper.short]
+        for e in entries
     ]
-    emit(
-        records, json, table(rows, ["network", "year", "parameters", "multiply-adds", "published error (top-1/top-5)"])
-    )
+    emit(records, json, table(rows, ["network", "year", "parameters", "multiply-adds", ERROR, "paper"]))

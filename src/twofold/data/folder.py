@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
@@ -36,6 +37,12 @@ class ImageFolder(Dataset):
                     "remove the folder, or put the class's images there"
                 )
             self.samples.extend((path, label) for path in found)
+
+    def in_mode(self, mode: str) -> ImageFolder:
+        """The same images, read as "RGB" or "L" (grey)."""
+        other = copy.copy(self)
+        other.mode = mode
+        return other
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from twofold import data, nn, optim, zoo
-from twofold.base.errors import ArgumentError, FormatError
+from twofold.base.errors import ArgumentError, DataError, FormatError
 from twofold.data import transforms as T
 from twofold.zoo.inits import initialise
 from twofold.zoo.recipes import Recipe, Schedule, Step
@@ -61,9 +62,8 @@ class Settings:
 def settings_for(network: str, name: str, dataset: Any, recipe: str = "quick", **given: Any) -> Settings:
     """The settings of a training: the recipe's numbers unless ``given`` says otherwise (None means not given)."""
     entry, about, chosen = zoo.info(network), data.info(name), recipe_of(network, recipe)
-    shape = tuple(np.asarray(dataset[0][0]).shape) if about.shape is None else about.shape
-    channels = entry.input_shape[0]
-    size = entry.input_shape[1:] if about.shape is None else _size_for(entry, chosen, shape[1:])
+    channels, own = entry.input_shape[0], entry.input_shape[1:]
+    size = _size_for(entry, chosen, _usual_size(dataset, own) if about.shape is None else about.shape[1:])
     mean, std = (tuple(np.resize(v, channels).tolist()) if len(v) in (1, channels) else (float(np.mean(v)),) * channels
                  for v in (about.mean, about.std))  # fmt: skip
     values = {k: v for k, v in given.items() if v is not None}
@@ -74,8 +74,19 @@ def settings_for(network: str, name: str, dataset: Any, recipe: str = "quick", *
     )  # fmt: skip
 
 
+LOOKED_AT = 15  # images of a folder, to find out how large they are
+
+
+def _usual_size(dataset: Any, most: tuple[int, int]) -> tuple[int, int]:
+    """The size to which images of many sizes are brought: ``most``, or where they are smaller, the median of their
+    shorter sides."""
+    some = range(0, len(dataset), -(-len(dataset) // LOOKED_AT))
+    side = sorted(min(np.shape(dataset[i][0])[1:]) for i in some)[len(some) // 2]
+    return min(side, most[0]), min(side, most[1])
+
+
 def _size_for(entry: zoo.Entry, recipe: Recipe, size: tuple[int, int]) -> tuple[int, int]:
-    """The height and width of the images that the network gets, where all images of a data set are of ``size``.
+    """The height and width of the images that the network gets, where those of a data set are of ``size``.
 
     It is the data set's own where the network takes it, else the network's, or, for a network that has a form for small
     images, CIFAR's. A procedure that cuts images to a size was published for the network's.
@@ -112,8 +123,11 @@ AT_ONCE = 2**30  # bytes of images that are brought to the network's size before
 def prepare(dataset: Any, settings: Settings) -> Any:
     """The data set with images of the network's channels and, where they then fit ``AT_ONCE``, of its size.
 
-    Data sets that are read from files image by image are left as they are.
+    Images that are read from files one by one get their size later. DataError unless the classes are the settings'.
     """
+    _check_classes(tuple(dataset.classes), settings)
+    if isinstance(dataset, data.ImageFolder):
+        return dataset.in_mode("L" if settings.input_shape[0] == 1 else "RGB")
     if not isinstance(dataset, data.ArrayDataset):
         return dataset
     images, recipe = dataset.images, recipe_of(settings.network, settings.recipe)
@@ -125,6 +139,16 @@ def prepare(dataset: Any, settings: Settings) -> Any:
     return data.ArrayDataset(images, dataset.labels, dataset.classes, source=dataset.source)
 
 
+def _check_classes(found: tuple[str, ...], settings: Settings) -> None:
+    """Labels are numbers: a class more or less, and every one after it would be another."""
+    if found != settings.classes:
+        lacking, more = (", ".join(sorted(a - b)[:5]) or "none" for a, b in permutations((set(settings.classes), set(found))))
+        raise DataError(
+            f"{settings.network} is trained on {len(settings.classes)} classes, and this data has {len(found)}; "
+            f"lacking: {lacking}; not in training: {more}; expected the same classes in the same order"
+        )
+
+
 def _cuts_images(recipe: Recipe) -> bool:
     """Whether training or evaluation cuts images to the network's size, so that they are to come as they are."""
     return _cuts(recipe.augmentation + recipe.evaluation)
@@ -132,7 +156,7 @@ def _cuts_images(recipe: Recipe) -> bool:
 
 def _cuts(steps: Sequence[Step]) -> bool:
     """Whether a recipe's transforms bring images of any size to the network's."""
-    return any(name in ("Resize", "RandomResizedCrop") for name, _ in steps)
+    return any(name in ("Resize", "RandomResizedCrop", "RandomScaledCrop") for name, _ in steps)
 
 
 def _recoloured(images: np.ndarray, channels: int) -> np.ndarray:
@@ -171,7 +195,11 @@ def evaluation_transform(settings: Settings) -> T.Transform:
 def loader(
     dataset: Any, settings: Settings, *, training: bool, workers: int = 0, shard: tuple[int, int] = (0, 1)
 ) -> data.DataLoader:
-    """Batches of a prepared data set; with ``shard=(rank, processes)``, a process's share of each batch."""
+    """Batches of a prepared data set; with ``shard=(rank, processes)``, a process's share of each batch.
+
+    In training what is left at the end of an epoch and makes no whole batch waits for another epoch: batch norm of a few
+    images, in the worst case of one, is of no use, and would take another program.
+    """
     if settings.batch_size % shard[1]:
         raise ArgumentError(
             f"a batch of {settings.batch_size} images does not divide over {shard[1]} processes; give a --batch-size that does"
@@ -180,8 +208,9 @@ def loader(
     steps = recipe.augmentation if training else recipe.evaluation
     fits = isinstance(dataset, data.ArrayDataset) and dataset.images.shape[1:] == settings.input_shape
     chain = transform_of(steps, settings) if fits else _sized(steps, settings)
+    whole = training and len(dataset) >= settings.batch_size
     return data.DataLoader(
-        dataset, settings.batch_size // shard[1], shuffle=training, seed=settings.seed, drop_last=False, transform=chain,
+        dataset, settings.batch_size // shard[1], shuffle=training, seed=settings.seed, drop_last=whole, transform=chain,
         num_workers=workers, shard=shard,
     )  # fmt: skip
 

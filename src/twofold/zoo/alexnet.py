@@ -12,7 +12,7 @@ from typing import Any
 
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import CENTRE, CROP_256, QUICK_UNNORMALISED, TORCHVISION, Recipe, Schedule
+from twofold.zoo.recipes import CENTRE, CROP_ALEXNET, QUICK_UNNORMALISED, TORCHVISION, Recipe, Schedule
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
 PAPER_2012 = Paper(
@@ -108,7 +108,7 @@ class AlexNet2012(nn.Module):
 PAPER_RECIPE = Recipe(
     lr=0.01, epochs=90, batch_size=128, momentum=0.9, weight_decay=5e-4,
     schedule=Schedule("plateau", gamma=0.1, drops=3),
-    augmentation=CROP_256, evaluation=CENTRE, init="alexnet_2012",
+    augmentation=CROP_ALEXNET, evaluation=CENTRE, init="alexnet_2012",
     notes="The rate was divided by hand, three times, when the validation error stopped improving; the training set's "
     "mean image was subtracted; ten crops at test time.",
 )  # fmt: skip

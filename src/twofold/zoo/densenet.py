@@ -18,7 +18,7 @@ from typing import Any
 import twofold as tw
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import CENTRE, CIFAR_AUGMENTED, CIFAR_PLAIN, INCEPTION, QUICK, Recipe, Schedule
+from twofold.zoo.recipes import CIFAR_AUGMENTED, CIFAR_PLAIN, QUICK, RESNET_TORCH, Recipe, Schedule
 from twofold.zoo.registry import CIFAR10, IMAGENET, Error, Family, Paper
 from twofold.zoo.resnet import conv1x1, conv3x3
 
@@ -106,17 +106,15 @@ class DenseNet(nn.Module):
         return self.classifier(F.relu(self.features(x)).mean(axis=(2, 3)))
 
 
-RECIPE = Recipe(
-    lr=0.1, epochs=90, batch_size=256, momentum=0.9, nesterov=True, weight_decay=1e-4,
-    schedule=Schedule("multistep", milestones=(30, 60)), augmentation=INCEPTION, evaluation=CENTRE, init="he_fan_out",
-)  # fmt: skip
 CIFAR_RECIPE = Recipe(
     lr=0.1, epochs=300, batch_size=64, momentum=0.9, nesterov=True, weight_decay=1e-4,
     schedule=Schedule("multistep", milestones=(150, 225)), augmentation=CIFAR_AUGMENTED, evaluation=CIFAR_PLAIN,
     init="he_fan_out",
     notes="Without augmentation, dropout 0.2 after every convolution but the first: option dropout=0.2.",
 )  # fmt: skip
-imagenet = Family(DenseNet, PAPER, IMAGENET, {"paper": RECIPE, "quick": QUICK}, init="he_fan_in")
+imagenet = Family(DenseNet, PAPER, IMAGENET, {"paper": RESNET_TORCH, "quick": QUICK}, init="he_fan_in")
+# 161: what fits the authors' GPUs, and longer for it
+LARGEST = RESNET_TORCH.but(batch_size=128, epochs=100, schedule=Schedule("multistep", milestones=(30, 60, 90)))
 cifar = Family(DenseNet, PAPER, CIFAR10, {"paper": CIFAR_RECIPE, "quick": QUICK.but(lr=0.1)}, init="he_fan_out")
 
 densenet121 = imagenet(
@@ -124,7 +122,7 @@ densenet121 = imagenet(
 )
 densenet161 = imagenet(
     "densenet161", params=28_681_000, macs=7_727_907_072, error=Error(22.33, 6.15), about="k=48",
-    depths=(6, 12, 36, 24), growth=48, first=96,
+    recipes={"paper": LARGEST}, depths=(6, 12, 36, 24), growth=48, first=96,
 )  # fmt: skip
 densenet169 = imagenet(
     "densenet169", params=14_149_480, macs=3_359_843_328, error=Error(23.80, 6.85), depths=(6, 12, 32, 32)

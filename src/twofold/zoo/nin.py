@@ -10,7 +10,7 @@ from typing import Any
 
 from twofold import nn
 from twofold.base.errors import ArgumentError
-from twofold.zoo.recipes import CENTRE, CIFAR_AUGMENTED, CIFAR_PLAIN, CROP_PLAIN, QUICK_UNNORMALISED, Recipe, Schedule
+from twofold.zoo.recipes import CENTRE, CIFAR_AUGMENTED, CIFAR_PLAIN, CROP_FLIPPED, QUICK_UNNORMALISED, Recipe, Schedule
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
 PAPER = Paper("Network in network", "Lin, Chen, Yan", 2013, "ICLR 2014", "1312.4400")
@@ -82,7 +82,7 @@ CIFAR_RECIPE = Recipe(
 )  # fmt: skip
 IMAGENET_RECIPE = Recipe(
     lr=0.01, epochs=23, batch_size=64, momentum=0.9, weight_decay=5e-4, decay="weights",
-    schedule=Schedule("step", every=10), augmentation=CROP_PLAIN, evaluation=CENTRE, init="nin_imagenet",
+    schedule=Schedule("step", every=10), augmentation=CROP_FLIPPED, evaluation=CENTRE, init="nin_imagenet",
     notes="Of the published Caffe model: 450,000 iterations, a tenth of the rate after each 200,000; biases learn at "
     "twice the rate.",
 )  # fmt: skip

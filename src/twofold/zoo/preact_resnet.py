@@ -14,7 +14,7 @@ from typing import Any
 
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import QUICK
+from twofold.zoo.recipes import QUICK, Schedule
 from twofold.zoo.registry import CIFAR10, Error, Family, Paper
 from twofold.zoo.resnet import DOMAIN, conv1x1, conv3x3
 from twofold.zoo.resnet import RECIPE as RESNET_RECIPE
@@ -154,7 +154,9 @@ class PreActResNet(nn.Module):
 
 
 cifar = Family(CifarPreActResNet, PAPER, CIFAR10, {"paper": WARM, "quick": QUICK.but(lr=0.1)}, init="he_fan_out")
-imagenet = Family(PreActResNet, PAPER, DOMAIN, {"paper": RESNET_RECIPE, "quick": QUICK}, init="he_fan_out")
+# The appendix: divided by 10 at 30 and 60 epochs, the rest as for ResNet
+IMAGENET_RECIPE = RESNET_RECIPE.but(epochs=90, schedule=Schedule("multistep", milestones=(30, 60)))
+imagenet = Family(PreActResNet, PAPER, DOMAIN, {"paper": IMAGENET_RECIPE, "quick": QUICK}, init="he_fan_out")
 DEEP: dict[str, Any] = {"block": PreActBottleneck, "projection": "conv"}
 
 

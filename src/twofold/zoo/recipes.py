@@ -83,17 +83,26 @@ FLIP = step("RandomHorizontalFlip")
 CIFAR_PLAIN = (NORMALIZE,)
 CIFAR_AUGMENTED = (step("RandomCrop", size="input", padding=4), FLIP, NORMALIZE)  # "C10+" of the papers
 CIFAR_REFLECTED = (step("RandomCrop", size="input", padding=4, mode="reflect"), FLIP, NORMALIZE)
+LIGHTING = step("PCALighting", std=0.1)  # AlexNet's noise along the components of the colours
 CENTRE = (step("Resize", size=256), step("CenterCrop", size="input"), NORMALIZE)
-# A random crop of an image whose shorter side is 256, and its mirror; AlexNet's has noise along the colours' components
-CROP_PLAIN = (step("Resize", size=256), step("RandomCrop", size="input"), FLIP, NORMALIZE)
-CROP_256 = (*CROP_PLAIN[:-1], step("PCALighting", std=0.1), NORMALIZE)
-# VGG's and ResNet's: the same of larger images
-CROP_384 = (step("Resize", size=384), *CROP_256[1:])
-# GoogLeNet's and everybody's since: a random 8 to 100 % of the area, a random aspect, colour jitter
+# Images of 256x256, the middle of those whose shorter side is 256; of each a random window
+CROP = (step("Resize", size=256), step("CenterCrop", size=256), step("RandomCrop", size="input"), NORMALIZE)
+CROP_FLIPPED = (*CROP[:-1], FLIP, NORMALIZE)
+CROP_ALEXNET = (*CROP[:-1], FLIP, LIGHTING, NORMALIZE)
+# GoogLeNet's: a random 8 to 100 % of the area, a random aspect, colour jitter
 INCEPTION = (
     step("RandomResizedCrop", size="input"), FLIP, step("ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4),
     NORMALIZE
 )  # fmt: skip
+FB_TORCH = (*INCEPTION[:-1], LIGHTING, NORMALIZE)  # fb.resnet.torch's, and so that of most networks of 2016
+
+
+def scaled(low: int, high: int) -> tuple[Step, ...]:
+    """VGG's and ResNet's augmentation: the shorter side scaled at random to ``low`` to ``high``, a window, its mirror,
+    AlexNet's noise."""
+    return step("RandomScaledCrop", size="input", shorter=(low, high)), FLIP, LIGHTING, NORMALIZE
+
+
 
 # ---- recipes shared by several networks ------------------------------------------------------------------------------
 # A few minutes on a laptop and a small data set: the same optimiser everywhere, the rate falling to zero.
@@ -108,3 +117,5 @@ TORCHVISION = Recipe(
     lr=0.1, epochs=90, batch_size=256, schedule=Schedule("step", every=30), weight_decay=1e-4,
     augmentation=(step("RandomResizedCrop", size="input"), FLIP, NORMALIZE), evaluation=CENTRE,
 )  # fmt: skip
+# The ImageNet procedure of fb.resnet.torch, the program in which the networks of 2016 were trained
+RESNET_TORCH = TORCHVISION.but(nesterov=True, augmentation=FB_TORCH, init="he_fan_out")

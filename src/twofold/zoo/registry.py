@@ -35,9 +35,19 @@ class Paper:
     venue: str = ""
     arxiv: str | None = None
 
+    @property
+    def where(self) -> str:
+        """Where it can be read."""
+        return f"arXiv {self.arxiv}" if self.arxiv else self.venue
+
+    @property
+    def short(self) -> str:
+        """Who, and where: ``He et al., arXiv 1512.03385``."""
+        first, *others = self.authors.split(", ")
+        return f"{self.authors if len(others) < 2 else f'{first} et al.'}, {self.where}"
+
     def __str__(self) -> str:
-        where = f"arXiv {self.arxiv}" if self.arxiv else self.venue
-        return f"{self.authors}, {self.title!r}, {where}, {self.year}"
+        return f"{self.authors}, {self.title!r}, {self.where}, {self.year}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import CENTRE, CROP_384, QUICK, Recipe, Schedule
+from twofold.zoo.recipes import CENTRE, QUICK, Recipe, Schedule, scaled
 from twofold.zoo.registry import Domain, Error, Family, Paper
 from twofold.zoo.shortcuts import shortcut as make_shortcut
 
@@ -157,10 +157,9 @@ class ResNet(nn.Module):
 RECIPE = Recipe(
     lr=0.1, epochs=120, batch_size=256, momentum=0.9, weight_decay=1e-4, decay="weights",
     schedule=Schedule("plateau", gamma=0.1), init="he_fan_in",
-    augmentation=CROP_384,
-    evaluation=CENTRE,
-    notes="The shorter side is random in 256..480; the mean of each pixel is subtracted; up to 600,000 iterations. "
-    "CS231n's slide prints a decay of 1e-5; the paper says 1e-4.",
+    augmentation=scaled(256, 480), evaluation=CENTRE,
+    notes="The mean of each pixel is subtracted; up to 600,000 iterations. CS231n's slide prints a decay of 1e-5; the "
+    "paper says 1e-4.",
 )  # fmt: skip
 DOMAIN = Domain((3, 224, 224), 1000, 32, 8)
 resnet = Family(ResNet, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK}, init="he_torchvision")

@@ -11,7 +11,7 @@ from typing import Any
 
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import CENTRE, CIFAR_AUGMENTED, CIFAR_PLAIN, INCEPTION, QUICK, Recipe, Schedule
+from twofold.zoo.recipes import CIFAR_AUGMENTED, CIFAR_PLAIN, QUICK, RESNET_TORCH, TORCHVISION, Recipe, Schedule
 from twofold.zoo.registry import CIFAR10, Error, Family, Paper
 from twofold.zoo.resnet import DOMAIN, Bottleneck, ResNet, conv3x3, stage
 
@@ -40,17 +40,12 @@ class CifarResNeXt(nn.Module):
         return self.fc(self.layer3(self.layer2(self.layer1(x))).mean(axis=(2, 3)))
 
 
-RECIPE = Recipe(
-    lr=0.1, epochs=90, batch_size=256, momentum=0.9, nesterov=True, weight_decay=1e-4,
-    schedule=Schedule("step", every=30),
-    augmentation=INCEPTION, evaluation=CENTRE, init="he_fan_out",
-)  # fmt: skip
 CIFAR_RECIPE = Recipe(
     lr=0.1, epochs=300, batch_size=128, momentum=0.9, nesterov=True, weight_decay=5e-4,
     schedule=Schedule("multistep", milestones=(150, 225)), augmentation=CIFAR_AUGMENTED, evaluation=CIFAR_PLAIN,
     init="he_fan_out",
 )  # fmt: skip
-resnext = Family(ResNet, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK}, init="he_torchvision")
+resnext = Family(ResNet, PAPER, DOMAIN, {"paper": RESNET_TORCH, "quick": QUICK}, init="he_torchvision")
 
 resnext29_8x64d = Family(CifarResNeXt, PAPER, CIFAR10, {"paper": CIFAR_RECIPE, "quick": QUICK}, init="he_fan_out")(
     "resnext29_8x64d",
@@ -66,8 +61,8 @@ resnext50_32x4d = resnext(
 )  # fmt: skip
 resnext101_32x8d = resnext(
     "resnext101_32x8d", params=88_791_336, macs=16_414_015_488, error=Error(20.688, 5.474, "ImageNet val, torchvision"),
-    about="torchvision's; the paper has 32x4d and 64x4d", block=Bottleneck, depths=(3, 4, 23, 3), groups=32,
-    base_width=8,
+    about="torchvision's; the paper has 32x4d and 64x4d", recipes={"paper": TORCHVISION.but(epochs=100)},
+    block=Bottleneck, depths=(3, 4, 23, 3), groups=32, base_width=8,
 )  # fmt: skip
 resnext101_64x4d = resnext(
     "resnext101_64x4d", params=83_455_272, macs=15_460_270_080, error=Error(20.4, 5.3), block=Bottleneck,

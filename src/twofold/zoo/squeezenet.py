@@ -16,7 +16,7 @@ from typing import Any
 import twofold as tw
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import CENTRE, NORMALIZE, QUICK_UNNORMALISED, Recipe, Schedule, step
+from twofold.zoo.recipes import CENTRE, CROP, QUICK_UNNORMALISED, Recipe, Schedule
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
 PAPER = Paper(
@@ -81,8 +81,7 @@ class SqueezeNet(nn.Module):
 
 RECIPE = Recipe(
     lr=0.04, epochs=68, batch_size=512, momentum=0.9, weight_decay=2e-4, schedule=Schedule("poly", power=1.0),
-    augmentation=(step("Resize", size=256), step("RandomCrop", size="input"), NORMALIZE), evaluation=CENTRE,
-    init="squeezenet",
+    augmentation=CROP, evaluation=CENTRE, init="squeezenet",
     notes="170,000 iterations; 227x227 crops; the published solver lists no mirroring.",
 )  # fmt: skip
 squeezenet = Family(

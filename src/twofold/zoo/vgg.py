@@ -11,7 +11,7 @@ from typing import Any
 
 from twofold import nn
 from twofold.nn import functional as F
-from twofold.zoo.recipes import CENTRE, CROP_384, QUICK, QUICK_UNNORMALISED, TORCHVISION, Recipe, Schedule
+from twofold.zoo.recipes import CENTRE, QUICK, QUICK_UNNORMALISED, TORCHVISION, Recipe, Schedule, scaled
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
 PAPER = Paper(
@@ -57,12 +57,12 @@ class VGG(nn.Module):
 RECIPE = Recipe(
     lr=0.01, epochs=74, batch_size=256, momentum=0.9, weight_decay=5e-4,
     schedule=Schedule("plateau", gamma=0.1, drops=3),
-    augmentation=CROP_384,
-    evaluation=CENTRE, init="vgg",
+    augmentation=scaled(256, 256), evaluation=CENTRE, init="vgg",
     notes="The paper trains VGG-11 first, from N(0, variance 0.01), and starts the deeper nets from its first four "
-    "convolutions and its fully connected layers; 'vgg' is torchvision's way to train them directly. The shorter side "
-    "is 256, 384, or random in 256..512.",
+    "convolutions and its fully connected layers; 'vgg' is torchvision's way to train them directly. The best results "
+    "of VGG-16 and 19 have the shorter side random in 256..512. It tests on whole images.",
 )  # fmt: skip
+JITTERED: dict[str, Any] = {"recipes": {"paper": RECIPE.but(augmentation=scaled(256, 512))}}
 DOMAIN = Domain((3, 224, 224), 1000, 32, 16)
 plain = Family(VGG, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK_UNNORMALISED}, init="vgg")
 normalised = Family(VGG, PAPER, DOMAIN, {"paper": TORCHVISION, "quick": QUICK}, init="vgg")
@@ -75,8 +75,12 @@ MACS = {A: 7_609_090_048, B: 11_308_466_176, D: 15_470_264_320, E: 19_632_062_46
 
 vgg11 = plain("vgg11", params=132_863_336, macs=MACS[A], error=Error(29.6, 10.4), about="configuration A", depths=A)
 vgg13 = plain("vgg13", params=133_047_848, macs=MACS[B], error=Error(28.7, 9.9), about="configuration B", depths=B)
-vgg16 = plain("vgg16", params=138_357_544, macs=MACS[D], error=Error(25.6, 8.1), about="configuration D", depths=D)
-vgg19 = plain("vgg19", params=143_667_240, macs=MACS[E], error=Error(25.5, 8.0), about="configuration E", depths=E)
+vgg16 = plain(
+    "vgg16", params=138_357_544, macs=MACS[D], error=Error(25.6, 8.1), about="configuration D", depths=D, **JITTERED
+)
+vgg19 = plain(
+    "vgg19", params=143_667_240, macs=MACS[E], error=Error(25.5, 8.0), about="configuration E", depths=E, **JITTERED
+)
 TORCH = "ImageNet val, torchvision"
 BN: dict[str, Any] = {"about": "with batch normalisation", "batch_norm": True}
 vgg11_bn = normalised("vgg11_bn", params=132_868_840, macs=MACS[A], error=Error(29.63, 10.19, TORCH), depths=A, **BN)

@@ -12,7 +12,7 @@ from typing import Any
 from twofold import nn
 from twofold.nn import functional as F
 from twofold.zoo.preact_resnet import PreActBasic, stages
-from twofold.zoo.recipes import CIFAR_PLAIN, CIFAR_REFLECTED, QUICK, TORCHVISION, Recipe, Schedule
+from twofold.zoo.recipes import CIFAR_PLAIN, CIFAR_REFLECTED, QUICK, RESNET_TORCH, TORCHVISION, Recipe, Schedule
 from twofold.zoo.registry import CIFAR10, Error, Family, Paper
 from twofold.zoo.resnet import DOMAIN, Bottleneck, ResNet, conv3x3
 
@@ -44,7 +44,7 @@ RECIPE = Recipe(
     init="he_fan_out",
 )  # fmt: skip
 wrn = Family(WideResNet, PAPER, CIFAR10, {"paper": RECIPE, "quick": QUICK}, init="he_fan_out")
-wide = Family(ResNet, PAPER, DOMAIN, {"paper": TORCHVISION, "quick": QUICK}, init="he_torchvision")
+wide = Family(ResNet, PAPER, DOMAIN, {"paper": RESNET_TORCH, "quick": QUICK}, init="he_torchvision")
 TWICE: dict[str, Any] = {"block": Bottleneck, "base_width": 128}
 
 
@@ -61,5 +61,5 @@ wide_resnet50_2 = wide(
 wide_resnet101_2 = wide(
     "wide_resnet101_2", params=126_886_696, macs=22_753_050_624,
     error=Error(21.152, 5.716, "ImageNet val, torchvision"), about="torchvision's; not in the paper",
-    depths=(3, 4, 23, 3), **TWICE,
+    recipes={"paper": TORCHVISION}, depths=(3, 4, 23, 3), **TWICE,
 )  # fmt: skip

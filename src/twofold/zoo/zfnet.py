@@ -15,7 +15,7 @@ from typing import Any
 from twofold import nn
 from twofold.nn import functional as F
 from twofold.zoo.alexnet import classifier, paper_norm
-from twofold.zoo.recipes import CENTRE, CROP_PLAIN, QUICK_UNNORMALISED, Recipe, Schedule
+from twofold.zoo.recipes import CENTRE, CROP_FLIPPED, QUICK_UNNORMALISED, Recipe, Schedule
 from twofold.zoo.registry import Domain, Error, Family, Paper
 
 PAPER = Paper("Visualizing and understanding convolutional networks", "Zeiler, Fergus", 2013, "ECCV 2014", "1311.2901")
@@ -52,7 +52,7 @@ class ZFNet(nn.Module):
 
 
 RECIPE = Recipe(
-    lr=0.01, epochs=70, batch_size=128, momentum=0.9, schedule=Schedule("plateau", gamma=0.1), augmentation=CROP_PLAIN,
+    lr=0.01, epochs=70, batch_size=128, momentum=0.9, schedule=Schedule("plateau", gamma=0.1), augmentation=CROP_FLIPPED,
     evaluation=CENTRE, init="gaussian_0.01",
     notes="The rate was annealed by hand; first-layer filters whose root mean square passed 0.1 were scaled back to "
     "it; the mean image was subtracted; crops were ten fixed ones (corners, centre, mirrors).",

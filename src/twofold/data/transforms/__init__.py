@@ -14,7 +14,7 @@ from __future__ import annotations
 from twofold.data.transforms.base import Compose, Lambda, Transform
 from twofold.data.transforms.color import ColorJitter, Normalize, PCALighting, Scale, ToFloat
 from twofold.data.transforms.crop import CenterCrop, Pad, RandomCrop, RandomHorizontalFlip
-from twofold.data.transforms.resample import RandomResizedCrop, Resize, resize
+from twofold.data.transforms.resample import RandomResizedCrop, RandomScaledCrop, Resize, resize
 
 __all__ = [
     "CenterCrop",
@@ -27,6 +27,7 @@ __all__ = [
     "RandomCrop",
     "RandomHorizontalFlip",
     "RandomResizedCrop",
+    "RandomScaledCrop",
     "Resize",
     "Scale",
     "ToFloat",

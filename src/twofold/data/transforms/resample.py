@@ -11,6 +11,7 @@ import numpy as np
 from twofold.base.errors import ArgumentError, DtypeError
 from twofold.data.randomness import SampleRng
 from twofold.data.transforms.base import Transform, pair
+from twofold.data.transforms.crop import RandomCrop
 
 _ATTEMPTS = 10  # windows drawn before falling back on the middle, as GoogLeNet's reimplementations do
 
@@ -59,12 +60,38 @@ class Resize(Transform):
         self.antialias = antialias
 
     def apply_batch(self, images: np.ndarray, rng: SampleRng) -> np.ndarray:
-        height, width = images.shape[2:]
         if isinstance(self.size, tuple):
             return resize(images, self.size, self.antialias)
-        shorter = min(height, width)
-        target = max(1, self.size * height // shorter), max(1, self.size * width // shorter)
-        return resize(images, target, self.antialias)
+        return resize(images, in_proportion(images.shape[-2:], self.size), self.antialias)
+
+
+def in_proportion(size: Sequence[int], shorter: int) -> tuple[int, int]:
+    """(height, width) in the proportions of ``size``, the shorter side being ``shorter``."""
+    height, width = size
+    return max(1, shorter * height // min(size)), max(1, shorter * width // min(size))
+
+
+class RandomScaledCrop(Transform):
+    """A window of ``size`` anywhere in the image, whose shorter side is scaled to a random length.
+
+    ``shorter`` is the range of that length in pixels, both ends included: "scale jittering" of Simonyan and Zisserman,
+    arXiv 1409.1556, section 3.1 (256 to 512), and of He et al., arXiv 1512.03385, section 3.4 (256 to 480).
+    """
+
+    def __init__(self, size: int | Sequence[int], shorter: tuple[int, int], antialias: bool = True):
+        self.size, self.shorter, self.antialias = pair(size, "RandomScaledCrop: size"), tuple(shorter), antialias
+        low, high = self.shorter
+        if not max(self.size) <= low <= high:
+            raise ArgumentError(
+                f"RandomScaledCrop: shorter={self.shorter} for windows of {self.size}; expected two lengths in pixels, "
+                "the first at least the window's larger side, the second at least the first"
+            )
+        self._crop = RandomCrop(self.size)
+
+    def apply(self, image: np.ndarray, rng: SampleRng) -> np.ndarray:
+        low, high = self.shorter
+        target = in_proportion(image.shape[-2:], low + rng.integers(high - low + 1).item())
+        return self._crop.apply(resize(image, target, self.antialias), rng)
 
 
 class RandomResizedCrop(Transform):
