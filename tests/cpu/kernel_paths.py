@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twofold.backends.cpu.machine import host
+
 Ints = tuple[int, ...]
 
 
@@ -58,6 +60,7 @@ def _reduction(name: str, axes: str, shape: str) -> str:
 }}"""
 
 
+WIDE = host().lanes
 CONV, LANES = "conv conv_dx conv_dw", "conv_lanes conv_lanes_dx conv_lanes_dw"
 
 # name: (graph, the kernels it must call)
@@ -67,13 +70,16 @@ PATHS = {
     "pointwise, few places": (conv((1, 256, 7, 7), (64, 256, 1, 1)), CONV),
     "dilated": (conv((2, 8, 13, 13), (24, 8, 3, 3), pad=1, dilation=2), CONV),
     "stem": (conv((2, 3, 33, 31), (16, 3, 7, 7), 2, 3), CONV),
+    "few outputs": (conv((2, 5, 19, 15), (6, 5, 5, 5), pad=2), CONV),
     "winograd": (conv((4, 64, 28, 28), (64, 64, 3, 3), pad=1), "winograd winograd_dx winograd_dw"),
     "winograd, staged": (conv((2, 128, 14, 14), (128, 128, 3, 3), pad=1), "winograd winograd_dx winograd_dw"),
     "slabs": (conv((2, 48, 14, 14), (36, 12, 3, 3), pad=1, groups=4), CONV),
     "groups": (conv((2, 36, 11, 9), (60, 12, 3, 3), 2, 1, groups=3), CONV),
     "groups of whole lines": (conv((2, 64, 7, 7), (64, 32, 3, 3), pad=1, groups=2), CONV),
     "lanes": (conv((2, 64, 14, 14), (64, 4, 3, 3), pad=1, groups=16), LANES),
-    "lanes, a group each": (conv((2, 32, 14, 14), (32, 8, 3, 3), pad=1, groups=4), "conv_lanes conv_lanes_dx conv_dw"),
+    "lanes, a group each": (
+        conv((2, 4 * WIDE, 14, 14), (4 * WIDE, WIDE, 3, 3), pad=1, groups=4), "conv_lanes conv_lanes_dx conv_dw"
+    ),
     "depthwise": (conv((3, 40, 15, 15), (40, 1, 3, 3), 2, 1, groups=40), LANES),
     "product": (matmul((65, 130), (130, 75)), "matmul"),
     "product, a turned": (matmul((53, 300), (300, 75), "a"), "matmul"),

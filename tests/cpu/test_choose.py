@@ -27,7 +27,17 @@ CASES = [
     Conv(4, 16, 16, 64, 64, 3, 3, pad=ONE),
     Conv(1, 12, 12, 3, 20, 5, 5, (2, 2)),
     Conv(1, 13, 13, 64, 256, 3, 3, pad=ONE),
+    Conv(2, 12, 11, 1, 6, 5, 5),
+    Conv(2, 9, 10, 7, 24, 3, 3, (2, 2), ONE),
 ]
+
+
+def test_few_outputs_take_half_of_a_wide_vector():
+    few, many = Conv(1, 28, 28, 20, 6, 5, 5), Conv(1, 28, 28, 6, 20, 5, 5)
+    assert [choose.packed_weights(m, few).lanes for m in (AVX512, AVX2, NEON)] == [8, 8, 4]
+    assert [choose.packed_weights(m, many).lanes for m in (AVX512, AVX2, NEON)] == [16, 8, 4]
+    assert choose.data_gradient(AVX512, many).weights.lanes == 8
+    assert choose.weight_gradient(AVX512, few).weights == choose.packed_weights(AVX512, few)
 
 
 def prepared(choice, w):

@@ -54,6 +54,7 @@ class Choice:
 
 def packed_weights(machine: Machine, conv: Conv) -> Packed:
     """The order in which parameters may be kept between steps: forward kernels read it, weight gradients write it."""
+    machine = _fitted(machine, conv, conv.o)
     return lanes.packing(machine, conv) if lanes.fits(machine, conv) else direct.packing(machine, conv)
 
 
@@ -73,6 +74,7 @@ def forward(
 ) -> Choice:
     """Kernel (x, prepared weights, y, ...epilogue). ``source`` is the order the weights come in (default: plain);
     ``constant`` weights are prepared once: only fetching them costs."""
+    machine = _fitted(machine, conv, conv.o)
     packed = packed_weights(machine, conv)
     prepare = _repack(machine, conv, source, packed)
     if lanes.fits(machine, conv):
@@ -87,6 +89,7 @@ def forward(
 
 def parts(machine: Machine, conv: Conv, constant: bool = False) -> int:
     """How many parts an epilogue's Statistics of the forward kernel writes."""
+    machine = _fitted(machine, conv, conv.o)
     if lanes.fits(machine, conv):
         return lanes.parts(conv)
     if scheme := winograd_scheme(machine, conv, constant):
@@ -106,6 +109,7 @@ def data_gradient(
     """Kernel (output's gradient, prepared weights, input's gradient, ...epilogue) with parameters named x, w or u,
     y.
     """
+    machine = _fitted(machine, conv, conv.c)
     if lanes.fits(machine, conv):
         packed = lanes.packing(machine, conv, forward=False)
         origin = lanes.backward(machine, conv, source or lanes.plain(machine, conv))
@@ -121,7 +125,7 @@ def data_gradient(
 
 def weight_gradient(machine: Machine, conv: Conv, ldx: int = 0, ldy: int = 0) -> Choice:
     """Kernel (x, output's gradient, dw[, workspace]); ``dw`` is in ``choice.weights`` order."""
-    packed = packed_weights(machine, conv)
+    packed, machine = packed_weights(machine, conv), _fitted(machine, conv, conv.o)
     if lanes.fits(machine, conv) and lanes.shares(machine, conv):
         return Choice("lanes", lanes.weight_gradient(machine, conv, packed, ldx, ldy), packed)
     if winograd_scheme(machine, conv, False, (winograd.F4,)):
@@ -148,6 +152,11 @@ def winograd_scheme_backward(machine: Machine, conv: Conv, constant: bool) -> wi
     if not (winograd.fits(conv) and _pads_within(conv)):
         return None
     return winograd_scheme(machine, winograd_conv.reversed_conv(conv), constant)
+
+
+def _fitted(machine: Machine, conv: Conv, outs: int) -> Machine:
+    """The machine with vectors that suit a kernel of so many output channels."""
+    return machine.narrowed(outs) if conv.groups == 1 else machine
 
 
 def direct_cycles(machine: Machine, conv: Conv) -> float:
