@@ -108,6 +108,11 @@ PATHS = {
         "graph f(%x: f32[13,500]) {\n  %0 = cumulative_sum(%x) {axis=1} : f32[13,500]\n  return %0\n}",
         "",
     ),
+    "half floats, one left of a vector": (
+        "graph f(%x: f32[42,33], %b: f32[33]) {\n  %0 = add(%x, %b) : f32[42,33]\n"
+        "  %1 = cast(%0) {dtype=bf16} : bf16[42,33]\n  return %1\n}",
+        "",
+    ),
     "random bits": (
         "graph f(%s: u32[4]) {\n  %0 = random_bits(%s) {shape=(77, 33)} : u32[77,33]\n  %1 = rng_next(%s) : u32[4]\n  return %0, %1\n}",
         "",
