@@ -60,7 +60,7 @@ def _reduction(name: str, axes: str, shape: str) -> str:
 }}"""
 
 
-WIDE = host().lanes
+WIDE = host().lanes  # channels that fill a vector
 CONV, LANES = "conv conv_dx conv_dw", "conv_lanes conv_lanes_dx conv_lanes_dw"
 
 # name: (graph, the kernels it must call)
@@ -87,7 +87,7 @@ PATHS = {
     "product, both turned": (matmul((65, 130), (130, 75), "ab"), "matmul"),
     "skinny product": (matmul((3, 700), (700, 1030)), "matmul"),
     "dot products": (matmul((4, 900), (900, 210), "b"), "matmul_dots"),
-    "outer product": (matmul((700, 6), (6, 500), "a"), "matmul_outer"),
+    "outer product": (matmul((host().l2 // 900, 6), (6, 500), "a"), "matmul_outer"),  # beyond L2
     "long sums": (matmul((40, 9000), (9000, 40)), "matmul"),
     "batched product": (matmul((7, 33, 20), (7, 20, 41)), "matmul"),
     "max pool": (

@@ -1,6 +1,7 @@
 """The public ONNX backend suite: every case passes, except those listed, each under its reason, in a data file.
 
-A listed case must fail: the list says what is missing today, and shrinks when something is added.
+A listed case must fail: the list says what is missing today, and shrinks when something is added. One with a question mark
+passes or fails as the machine rounds.
 ``python tests/io/onnx_suite.py`` prints counts and each failure's message.
 """
 
@@ -15,7 +16,7 @@ from onnx_suite import KINDS, cases, run
 
 LIST = Path(__file__).parent / "data" / "onnx_backend_failures.txt"
 PASSING = {"node": 1316, "simple": 7, "pytorch-converted": 82, "pytorch-operator": 35, "light": 8}
-WHOLE_WORDS = re.compile(r"[a-z_0-9A-Z.\-]+\*?\Z")
+WHOLE_WORDS = re.compile(r"(\? )?[a-z_0-9A-Z.\-]+\*?\Z")
 
 
 def _expected_failures() -> list[str]:
@@ -31,7 +32,7 @@ def test_suite(kind):
     patterns = _expected_failures()
     surprises, passed = [], 0
     for case in cases(kind):
-        listed = any(fnmatchcase(case.name, p) for p in patterns)
+        listed = [p for p in patterns if fnmatchcase(case.name, p.removeprefix("? "))]
         try:
             run(case)
         except Exception as error:
@@ -39,7 +40,7 @@ def test_suite(kind):
                 surprises.append(f"{case.name} fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         else:
             passed += 1
-            if listed:
+            if any(not p.startswith("? ") for p in listed):
                 surprises.append(f"{case.name} passes; take it off {LIST.name}")
     assert not surprises, "\n".join(surprises)
     assert passed >= PASSING[kind], f"{passed} cases pass, there were {PASSING[kind]}: did the suite shrink?"

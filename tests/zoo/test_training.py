@@ -2,8 +2,12 @@
 exported.
 
 The referee is the reference interpreter (NumPy, node by node) in float64. How far a step in float32 may be from it is found
-by the referee itself: it trains again with errors of ``ERROR`` put into the weights and the images before each step, and what
-those errors have become after three steps, in each parameter, is what rounding explains. Convolutions are direct
+by the referee itself: it trains again with errors put into the weights and the images before each step, and what those
+errors have become after three steps, in each parameter, is what rounding explains.
+
+That holds while the answer grows as the error does. Where a ReLU or a maximum is nearer to a tie than the error is large, some
+errors tip it and others do not, and then each is another training. So the errors put in are ``FAR`` times those of rounding,
+several draws must agree, and the weights start from a seed with no tie that near (``SEEDS``). Convolutions are direct
 (``TWOFOLD_CONV``): Winograd's documented error, twenty times larger, tips ReLUs behind batch norms of four numbers, as such
 a network has on images of 8x8. (The networks of ``WITH_WINOGRAD`` bear it.) What a network leaves out at random (dropout,
 drop-path, stochastic depth) is left out in all runs alike: the bits depend on neither device nor dtype.
@@ -27,11 +31,23 @@ ort = pytest.importorskip("onnxruntime")
 
 # What a float32 kernel may be wrong by, relative to its result: three units in the last place.
 ERROR = 2e-7
-SAFETY = 8.0  # the errors put in are one draw
+FAR = 5.0
+DRAWS = 3
+AGREE = 30.0  # draws with no tie among them differ by less, even in a parameter of few numbers
+SAFETY = 8.0
 STEPS = 3
+# Where the smallest error in the weights grows to a large part of what three steps move: deep networks on images so small that
+# the last batch norms see four numbers
+ONE_STEP = ["plain18", "preact_resnet18"]
 LR = 0.01
 # Slower, where the next step of a deep network on tiny images would be another one for the smallest error
 SLOWER = {"plain18": 0.002, "preact_resnet18": 0.002}
+
+SEEDS = {
+    "fractalnet20_cifar": 17, "googlenet_2014": 1, "lenet5_1998": 1, "nin_cifar10": 2, "nin_imagenet": 1, "plain18": 1,
+    "preact_resnet18": 2, "preact_resnet20_cifar": 1, "resnet110_stochastic_depth": 1, "resnet20_cifar": 1, "vgg11_bn": 5,
+    "wrn_40_4": 1,
+}  # of the weights, where 0 is too near a tie  # fmt: skip
 
 # not here: on images this small the smallest error in its weights becomes a large part of what three steps move, at any rate
 # tried; a step of these is compared in float64, in tests/xla
@@ -47,12 +63,13 @@ NETWORKS: dict[str, Entry] = {
 class Trained:
     """A network after ``STEPS`` steps from the same weights: losses, and parameters before and after.
 
-    ``again`` is the last network's loss on what the first step saw: the same images, the same parts left out.
+    ``again`` is the last network's loss on what the first step saw: the same images, the same parts left out. ``error`` is put
+    into weights and images, of the given ``draw``.
     """
 
-    def __init__(self, entry: Entry, dtype: str, where: str, compiled: bool = False, error: float = 0.0):
-        rng, side = np.random.default_rng(5), least_side(entry)
-        tw.random.seed(0)
+    def __init__(self, entry: Entry, dtype: str, where: str, compiled: bool = False, error: float = 0.0, draw: int = 0):
+        rng, side = np.random.default_rng(draw), least_side(entry)
+        tw.random.seed(SEEDS.get(entry.name, 0))
         with tw.device("reference"):
             self.model = small(entry, side).to(dtype=dtype)
         scans, labels = digits()
@@ -72,7 +89,7 @@ class Trained:
         step = tw.compile(step) if compiled else step
         first, self.losses = tw.random.get_state(), []
         with tw.device(where):
-            for _ in range(STEPS):
+            for _ in range(1 if entry.name in ONE_STEP else STEPS):
                 x = self.images * (1 + error * rng.uniform(-1, 1, self.images.shape)) if error else self.images
                 for parameter in self.model.parameters() if error else ():
                     noise = 1 + error * rng.uniform(-1, 1, parameter.shape)
@@ -109,12 +126,22 @@ def check_scores(got: Trained, referee: Trained, path: Any) -> None:
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+def shaken_by_rounding(entry: Entry, referee: Trained) -> dict[str, float]:
+    """How far rounding may take each parameter from the referee's: the most of several draws, which must agree."""
+    draws = [Trained(entry, "float64", "reference", error=FAR * ERROR, draw=i) for i in range(DRAWS)]
+    off = [referee.distance(draw) for draw in draws]
+    most, least = ({n: pick(d[n] for d in off) for n in referee.after} for pick in (max, min))
+    tipped = {n: (least[n], most[n]) for n in most if most[n] > AGREE * least[n] and most[n] > 1e-6 * whole(most)}
+    assert not tipped, f"a ReLU or a maximum of {entry.name} is too near a tie: give it another seed (SEEDS)"
+    return {n: d / FAR for n, d in most.items()}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_trains_compiled_eagerly_and_exported_as_the_referee(name, tmp_path, monkeypatch):
     entry = NETWORKS[name]
     monkeypatch.setenv("TWOFOLD_CONV", "auto" if name in WITH_WINOGRAD else "direct")
     referee = Trained(entry, "float64", "reference")
-    shaken = referee.distance(Trained(entry, "float64", "reference", error=ERROR))
+    shaken = shaken_by_rounding(entry, referee)
     moved = {n: float(np.linalg.norm(p - referee.before[n])) for n, p in referee.after.items()}
     assert referee.again < referee.losses[0], referee.losses
     assert sum(m > 0 for m in moved.values()) > 0.9 * len(moved)
