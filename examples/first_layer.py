@@ -1,11 +1,12 @@
-"""What a network's first layer learns from photographs, and what each layer makes of one.
+"""What a network's first layer learns from photographs, and what each stage makes of one.
 
-    python examples/first_layer.py PHOTOGRAPHS/ --steps 1000 --output first_layer
+    python examples/first_layer.py PHOTOGRAPHS/ --steps 2000 --output first_layer
 
-AlexNet, with its first layer of 64 filters of 11x11, learns to tell from which photograph of a folder a patch was cut: a
-task that needs no labels. Patches come from the left three quarters of each photograph; it is tested on the rest.
-``first_layer-filters.png`` has the filters before and after training, ``first_layer-activations.png`` what the five
-convolutions make of the middle of the first photograph.
+ResNet-18, with its first layer of 64 filters of 7x7, learns to tell from which photograph of a folder a patch was cut: a
+task that needs no labels. Each patch is brought to mean 0 in each colour and to contrast 1, so that it cannot be told by
+its colour or brightness. Patches come from the left three quarters of each photograph; it is tested on the rest.
+``first_layer-filters.png`` has the filters before and after training, ``first_layer-activations.png`` what the first
+convolution and the four stages make of the middle of the first photograph.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ import twofold as tw
 from twofold import data, viz
 from twofold.data import transforms as T
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RELUS = ("features.1", "features.4", "features.7", "features.9", "features.11")  # after conv1 to conv5
+STAGES = {"conv1": "conv1", "layer1": "stage 1", "layer2": "stage 2", "layer3": "stage 3", "layer4": "stage 4"}
 
 
 class Patches(data.Dataset):
@@ -55,6 +55,12 @@ def read(folder: Path, least: int) -> list[np.ndarray]:
     return [(255 * image).astype(np.uint8) for image in images]
 
 
+def contrast(image: np.ndarray) -> np.ndarray:
+    """An image whose colours have mean 0 each, and deviation 1 together."""
+    image = image - image.mean(axis=(1, 2), keepdims=True)
+    return image / max(float(image.std()), 0.02)
+
+
 def train(model: tw.nn.Module, loader, lr: float) -> None:
     """One pass over the patches."""
     optimizer = tw.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
@@ -78,25 +84,25 @@ def show(
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("folder", type=Path, help="a folder of photographs")
-    options.add_argument("--steps", type=int, default=1000)
-    options.add_argument("--batch", type=int, default=64)
-    options.add_argument("--side", type=int, default=96, help="of a patch, in pixels")
-    options.add_argument("--lr", type=float, default=0.01)
+    options.add_argument("--steps", type=int, default=2000)
+    options.add_argument("--batch", type=int, default=32)
+    options.add_argument("--side", type=int, default=64, help="of a patch, in pixels")
+    options.add_argument("--lr", type=float, default=0.05)
     options.add_argument("--output", default="first_layer", help="how the names of the pictures begin")
     given = options.parse_args()
     began = time.perf_counter()
     photographs = read(given.folder, least=4 * given.side)
-    change = [T.RandomHorizontalFlip(), T.ColorJitter(0.4, 0.4, 0.4), T.Normalize(MEAN, STD)]
     training = Patches(photographs, given.side, given.steps * given.batch, (0.0, 0.75), seed=0)
     test = Patches(photographs, given.side, min(1000, given.steps * given.batch), (0.75, 1.0), seed=1)
 
     tw.random.seed(0)
-    model = tw.zoo.create("alexnet", num_classes=len(photographs), hidden=512)
-    first = model.features[0].weight
-    tw.nn.init.normal_(first, std=0.01)  # as the paper of 2012: of larger first values the noise would stay visible
+    model = tw.zoo.create("resnet18", num_classes=len(photographs))
+    first = model.conv1.weight
+    tw.nn.init.normal_(first, std=0.005)  # a fifth of He's: the larger the first values, the longer their noise stays
     before = first.numpy().copy()
-    train(model, data.DataLoader(training, given.batch, transform=T.Compose(change)), given.lr)
-    score = tw.train.evaluate(model, data.DataLoader(test, 100, transform=change[-1]))
+    change = T.Compose([T.RandomHorizontalFlip(), contrast])
+    train(model, data.DataLoader(training, given.batch, transform=change, num_workers=1), given.lr)
+    score = tw.train.evaluate(model, data.DataLoader(test, 100, transform=contrast))
     wrong = 100 * (1 - score.accuracy)
     what = (
         f"{given.steps} steps of {given.batch} patches of {given.side}x{given.side} from {len(photographs)} photographs"
@@ -104,15 +110,16 @@ def main() -> None:
     print(f"{what}: error on the right quarters {wrong:.1f} %  ({time.perf_counter() - began:.0f} s)")
 
     filters = [("before", viz.filters(before)), ("after", viz.filters(first))]
-    show(filters, (1, 2), (9, 4.9), f"AlexNet's first layer, {what}", f"{given.output}-filters.png")
+    show(filters, (1, 2), (9, 4.9), f"ResNet-18's first layer, {what}", f"{given.output}-filters.png")
     _, height, width = photographs[0].shape
-    top, left = (height - 224) // 2, (width - 224) // 2
-    image = T.ToFloat()(photographs[0][None, :, top : top + 224, left : left + 224])[0]
+    side = min(224, height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    image = T.ToFloat()(photographs[0][None, :, top : top + side, left : left + side])[0]
     model.eval()
     layers = [("the image", image.transpose(1, 2, 0))]
-    for number, name in enumerate(RELUS, 1):
-        layers.append((f"conv{number}, 36 maps", viz.activations(model, name, T.Normalize(MEAN, STD)(image), most=36)))
-    show(layers, (2, 3), (9, 6.4), f"After each convolution and ReLU; {what}", f"{given.output}-activations.png")
+    for name, heading in STAGES.items():
+        layers.append((f"{heading}, 36 maps", viz.activations(model, name, contrast(image), most=36)))
+    show(layers, (2, 3), (9, 6.4), f"What each stage makes of an image; {what}", f"{given.output}-activations.png")
 
 
 if __name__ == "__main__":

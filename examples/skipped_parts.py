@@ -5,7 +5,8 @@
 Two networks leave parts out by one draw for each batch: ``resnet110_stochastic_depth`` residual blocks, and
 ``fractalnet20_cifar`` paths (drop-path). A part that is left out is a branch of the compiled step that is not taken.
 Each is timed against its twin that never leaves out, in turns, so that a busy machine slows both alike: first
-one step of one, then one of the other. Which parts ran is read from the gradients: those of a part left out are zero.
+one step of one, then one of the other. Which parts ran is read after the step, out of the clock: their batch norms have
+counted one batch more.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from twofold.zoo.stochastic_depth import StochasticBlock
 
 @dataclass
 class Pair:
-    """A network, its twin in which everything runs, and the weights that tell whether a part ran."""
+    """A network, its twin in which everything runs, and the batch norm of each part, which counts its batches."""
 
     name: str
     part: str
     create: Callable[[], tw.nn.Module]
     twin: Callable[[], tw.nn.Module]
-    weights: Callable[[tw.nn.Module], list]
+    norms: Callable[[tw.nn.Module], list]
 
 
-def weights_of(kind: type, name: str) -> Callable[[tw.nn.Module], list]:
-    return lambda model: [dict(m.named_parameters())[name] for m in model.modules() if isinstance(m, kind)]
+def norms_of(kind: type, name: str) -> Callable[[tw.nn.Module], list]:
+    return lambda model: [getattr(m, name) for m in model.modules() if isinstance(m, kind)]
 
 
 def zoo(name: str, **options) -> Callable[[], tw.nn.Module]:
@@ -48,26 +49,25 @@ def zoo(name: str, **options) -> Callable[[], tw.nn.Module]:
 PAIRS = {
     "stochastic-depth": Pair(
         "resnet110_stochastic_depth", "residual blocks",
-        zoo("resnet110_stochastic_depth"), zoo("resnet110_cifar"), weights_of(StochasticBlock, "conv2.weight"),
+        zoo("resnet110_stochastic_depth"), zoo("resnet110_cifar"), norms_of(StochasticBlock, "bn1"),
     ),
     "drop-path": Pair(
         "fractalnet20_cifar", "convolutions",
-        zoo("fractalnet20_cifar"), zoo("fractalnet20_cifar", drop_path=False), weights_of(Unit, "conv.weight"),
+        zoo("fractalnet20_cifar"), zoo("fractalnet20_cifar", drop_path=False), norms_of(Unit, "bn"),
     ),
 }  # fmt: skip
 
 
-def training_step(model: tw.nn.Module, weights: list, compiled: bool):
-    """A step of SGD with momentum that returns how many of ``weights`` got a gradient."""
+def training_step(model: tw.nn.Module, compiled: bool):
+    """A step of SGD with momentum."""
     optimizer = tw.optim.SGD(model.parameters(), 0.01, momentum=0.9)
 
     def step(images, labels):
+        loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        # one filter of each is enough: that of a part that ran is never zero in all its numbers
-        ran = sum(((w.grad[0] != 0).any().astype(tw.int32) for w in weights), tw.tensor(0, dtype=tw.int32))
+        loss.backward()
         optimizer.step()
-        return ran
+        return loss
 
     return tw.compile(step) if compiled else step
 
@@ -76,26 +76,28 @@ def measure(pair: Pair, stream, steps: int, compiled: bool) -> tuple[np.ndarray,
     """For each step: parts that ran, its seconds, and the twin's."""
     tw.random.seed(0)
     model, twin = pair.create(), pair.twin()
-    both = [training_step(model, pair.weights(model), compiled), training_step(twin, [], compiled)]
-    batch = next(stream)
-    for step in both:
-        step(*batch).item()  # compiles
-    rows = []
-    for _ in range(steps):
-        batch, row = next(stream), []
+    both = [training_step(model, compiled), training_step(twin, compiled)]
+    norms, rows = pair.norms(model), []
+    for _ in range(steps + 1):
+        batch, before, row = next(stream), batches_seen(norms), []
         for step in both:
             began = time.perf_counter()
-            ran = step(*batch).item()
-            row += [ran, time.perf_counter() - began]
-        rows.append((row[0], row[1], row[3]))
-    return tuple(np.array(column) for column in zip(*rows))
+            step(*batch).item()
+            row.append(time.perf_counter() - began)
+        rows.append((batches_seen(norms) - before, *row))
+    return tuple(np.array(column) for column in zip(*rows[1:]))  # the first step compiles
+
+
+def batches_seen(norms: list) -> int:
+    """The batches that batch norms have counted, all together."""
+    return sum(norm.num_batches_tracked.item() for norm in norms)
 
 
 def draw(found: dict[str, tuple], title: str, path: str) -> None:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, (name, (ran, seconds, whole)) in zip(np.atleast_1d(figure.subplots(1, len(found))), found.items()):
         pair, usual = PAIRS[name], np.median(whole)
-        total = len(pair.weights(pair.create()))
+        total = len(pair.norms(pair.create()))
         axes.plot(ran, seconds / usual, "o", alpha=0.6, label=f"a step, of {len(ran)}")
         axes.axhline(np.median(seconds) / usual, color="C0", linestyle=":", label="their median")
         axes.plot([total], [1], "s", color="C3", label="median with all parts")

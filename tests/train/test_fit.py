@@ -267,3 +267,16 @@ def test_a_checkpoint_of_another_network_is_refused_whole(tmp_path):
     with pytest.raises(tw.FormatError, match=r"model\.5\.(weight|bias) has shape"):
         other.resume()
     assert_same(before, numbers(other))
+
+
+def test_a_model_that_says_the_same_of_every_class_is_right_by_chance():
+    """Equal scores (a network of dead ReLUs) and NaN are no predictions of every class."""
+    from twofold.train.evaluate import ranks
+
+    labels = tw.tensor(np.arange(4))
+    rows = [([0, 0, 0, 0], [0, 1, 2, 3]), ([3, 1, 2, 2], [0, 3, 1, 2]), ([np.nan, 1, 2, 3], [4, 3, 2, 1])]
+    for scores, expected in rows:
+        logits = tw.tensor(np.tile(np.float32(scores), (4, 1)))
+        assert ranks(logits, labels).numpy().tolist() == expected
+        if not np.isnan(scores).any():
+            assert (ranks(logits, labels) == 0).numpy().argmax() == logits.numpy()[0].argmax()

@@ -38,20 +38,20 @@ SAFETY = 8.0
 STEPS = 3
 # Where the smallest error in the weights grows to a large part of what three steps move: deep networks on images so small that
 # the last batch norms see four numbers
-ONE_STEP = ["plain18", "preact_resnet18"]
+ONE_STEP = ["plain18", "preact_resnet18", "resnext29_8x64d"]
 LR = 0.01
 # Slower, where the next step of a deep network on tiny images would be another one for the smallest error
 SLOWER = {"plain18": 0.002, "preact_resnet18": 0.002}
 
 SEEDS = {
     "fractalnet20_cifar": 17, "googlenet_2014": 1, "lenet5_1998": 1, "nin_cifar10": 2, "nin_imagenet": 1, "plain18": 1,
-    "preact_resnet18": 2, "preact_resnet20_cifar": 1, "resnet110_stochastic_depth": 1, "resnet20_cifar": 1, "vgg11_bn": 5,
-    "wrn_40_4": 1,
+    "preact_resnet18": 2, "preact_resnet20_cifar": 1, "resnet110_stochastic_depth": 1, "resnet20_cifar": 1,
+    "resnext29_8x64d": 4, "vgg11_bn": 5, "wrn_40_4": 1,
 }  # of the weights, where 0 is too near a tie  # fmt: skip
 
-# not here: on images this small the smallest error in its weights becomes a large part of what three steps move, at any rate
-# tried; a step of these is compared in float64, in tests/xla
-BEYOND = ["googlenet", "resnext29_8x64d"]
+# not here: on images this small the smallest error in its weights becomes a large part of what a step moves, with any seed and
+# at any rate tried; a step of it is compared in float64, in tests/xla
+BEYOND = ["googlenet"]
 WHOLE = ["resnet20_cifar", "vgg11_bn"]  # at their published depth
 WITH_WINOGRAD = ["resnet20_cifar", "nin_imagenet"]
 NETWORKS: dict[str, Entry] = {

@@ -29,20 +29,37 @@ def criterion_of(model: Any) -> Callable[[Any, Any], Any]:
     return own if callable(own) else F.cross_entropy
 
 
-def evaluate(
-    model: Any, loader: Any, *, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True,
-    devices: Any = None,
-) -> Score:  # fmt: skip
-    """Score of ``model`` in evaluation mode over all batches of ``loader``; its modules' modes are put back after."""
+def ranks(logits: Any, labels: Any) -> Any:
+    """How many classes come before each label, int64 (N,). Of equal logits the first comes first, as for ``argmax``: a
+    network that says the same of every class is right about the first one alone. What is not a number is before all."""
+    own, place = tw.take_along_axis(logits, labels[:, None], axis=1), tw.arange(logits.shape[1])
+    equal_before = tw.logical_and(logits == own, place < labels[:, None])
+    return tw.logical_or(tw.logical_not(logits <= own), equal_before).astype(tw.int64).sum(axis=1)
+
+
+def scoring(
+    model: Any, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True, devices: Any = None
+) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
+    """The step of ``evaluate``: of a batch its mean loss, and how many labels are the first, and among the first five."""
     criterion = criterion or criterion_of(model)
 
     def measure(images: Any, labels: Any) -> Any:
         output = model(images)
-        logits = main_output(output)
-        ranked = (logits > tw.take_along_axis(logits, labels[:, None], axis=1)).astype(tw.int64).sum(axis=1)
-        return criterion(output, labels), (ranked == 0).astype(tw.int64).sum(), (ranked < 5).astype(tw.int64).sum()
+        before = ranks(main_output(output), labels)
+        return criterion(output, labels), (before == 0).astype(tw.int64).sum(), (before < 5).astype(tw.int64).sum()
 
-    step = tw.compile(measure, devices=devices) if compiled else measure
+    return tw.compile(measure, devices=devices) if compiled else measure
+
+
+def evaluate(
+    model: Any, loader: Any, *, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True,
+    devices: Any = None, step: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None,
+) -> Score:  # fmt: skip
+    """Score of ``model`` in evaluation mode over all batches of ``loader``; its modules' modes are put back after.
+
+    ``step``: that of ``scoring``, made once, for whoever evaluates again and again.
+    """
+    step = step or scoring(model, criterion, compiled, devices)
     total, first, five, count = 0.0, 0, 0, 0
     with model.evaluating(), tw.no_grad():
         for images, labels in loader:

@@ -22,7 +22,7 @@ from twofold.tensor import distributed
 from twofold.train.checkpoint import STATE_KEY, Progress, host_arrays, read_checkpoint, restore, save_checkpoint
 from twofold.train.curves import have_matplotlib, plot_history
 from twofold.train.diagnose import check_finite, explain
-from twofold.train.evaluate import Score, criterion_of, evaluate, main_output
+from twofold.train.evaluate import Score, criterion_of, evaluate, main_output, scoring
 from twofold.train.report import Reporter
 from twofold.train.spread import parts_of_statistics, place_of, together
 
@@ -53,8 +53,10 @@ class Trainer:
         self.loss_scale = LossScale() if policy is not None and policy.low is float16 else None
         self.progress = Progress(settings=settings or {})
         self.step: Any = tw.compile(self._step, devices=self.where) if compiled else self._step
+        self.scoring = scoring(self.model, self.criterion, compiled, self.where)
         self.compiled = compiled
         self.whole = True  # the variables are those of a step's end
+        self.preparing = 0.0  # seconds of this epoch in which programs were compiled
         if self.output is not None and not hasattr(self.train, "state_dict"):
             raise ArgumentError(
                 f"fit: output= is for checkpoints, and a {type(train).__name__} cannot say its place; "
@@ -166,7 +168,8 @@ class Trainer:
                     began = time.perf_counter()
                     row = self._epoch(reporter)
                     duration = time.perf_counter() - began
-                    reporter.finished(row, duration, duration * (epochs - self.progress.epoch))
+                    left = (duration - self.preparing) * (epochs - self.progress.epoch)
+                    reporter.finished(row, duration, left, self.preparing)
         except (KeyboardInterrupt, SystemExit) as end:
             self._interrupted(reporter)
             if isinstance(end, SystemExit):  # at the end of Python it looks like a good end, for which all would wait
@@ -204,11 +207,11 @@ class Trainer:
             **progress.running,
         }
         self.model.train()
-        began, earlier, seen = time.perf_counter(), sums["seconds"], 0
+        began, earlier, seen, self.preparing = time.perf_counter(), sums["seconds"], 0, 0.0
         with reporter.epoch(progress.epoch + 1, len(self.train), sums["steps"]):
             for images, labels in self.train:
                 seen += self._batch(images, labels, sums, self._place())
-                sums["seconds"] = earlier + time.perf_counter() - began
+                sums["seconds"] = earlier + time.perf_counter() - began - self.preparing
                 reporter.step(sums["steps"], _mean(sums, "loss"), _mean(sums, "correct"), seen)
                 if self._due():
                     self.save()
@@ -219,7 +222,9 @@ class Trainer:
     def _batch(self, images: Any, labels: Any, sums: dict[str, Any], place: dict[str, Any]) -> int:
         """One step. It counts, and the loader's ``place`` is behind its batch, when it is done; signals wait for that."""
         if self.compiled:
+            began = time.perf_counter()
             self.step.prepare(images, labels)  # takes long at first, and changes nothing
+            self.preparing += time.perf_counter() - began
         generator = tw.random.generator()
         drawn = generator._own
         with signals.held(), self._in_one():
@@ -304,7 +309,7 @@ class Trainer:
         generator = tw.random.generator()
         before = generator._own
         try:
-            return evaluate(self.model, self.val, criterion=self.criterion, compiled=self.compiled, devices=self.where)
+            return evaluate(self.model, self.val, step=self.scoring)
         except BaseException:
             generator.put_back(before)
             raise

@@ -67,14 +67,16 @@ class Reporter:
         if not self.quiet:
             print(text, file=self.stream, flush=True)
 
-    def finished(self, row: dict[str, Any], duration: float, left: float) -> None:
-        """The line of a finished epoch."""
+    def finished(self, row: dict[str, Any], duration: float, left: float, preparing: float = 0.0) -> None:
+        """The line of a finished epoch, in which ``preparing`` seconds went into compiling."""
         parts = [f"epoch {row['epoch']:>3}/{self.epochs}", f"loss {row['loss']:.4f}", f"accuracy {row['accuracy']:.2%}"]
         if "val_accuracy" in row:
             parts += [f"val loss {row['val_loss']:.4f}", f"val accuracy {row['val_accuracy']:.2%}"]
         if "loss_scale" in row:
             parts.append(f"loss scale {row['loss_scale']:g} ({row['skipped_steps']} steps skipped)")
         parts += [f"{row['images_per_second']:,.0f} images/s", seconds(duration)]
+        if preparing >= 1:
+            parts.append(f"({seconds(preparing)} of it to compile)")
         if left > 0:
             parts.append(f"{seconds(left)} left")
         self.line("  ".join(parts))

@@ -62,6 +62,12 @@ SCHEMES: dict[str, tuple[Row, ...]] = {
         Row(nn.Conv2d, functools.partial(init.kaiming_uniform_, mode="fan_in", nonlinearity="relu")),
     ),
     "xavier": (Row(BOTH, init.xavier_uniform_),),
+    # He's, and small first scores; for the "quick" recipes of networks without batch normalisation
+    "quick": (Row(nn.Linear, normal(0.01), 0.0, r"(\bfc8|\bfc2?|^classifier\.6)$"), Row(BOTH, he_fan_in)),
+    # The same where a ReLU follows the scores: they begin above zero, or classes are lost to it in the first steps
+    "quick_nin_cifar10": (Row(nn.Conv2d, normal(0.01), 1.0, r"^cccp6$"), Row(BOTH, he_fan_in)),
+    "quick_nin_imagenet": (Row(nn.Conv2d, normal(0.01), 1.0, r"^cccp8$"), Row(BOTH, he_fan_in)),
+    "quick_squeezenet": (Row(nn.Conv2d, normal(0.01), 1.0, r"^classifier\b"), Row(BOTH, he_fan_in)),
 }  # fmt: skip
 
 

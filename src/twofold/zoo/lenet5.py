@@ -18,7 +18,7 @@ from twofold import nn
 from twofold.base.errors import ArgumentError, ShapeError
 from twofold.nn import functional as F
 from twofold.zoo.digit_codes import codes
-from twofold.zoo.recipes import NORMALIZE, QUICK_UNNORMALISED, Recipe, Schedule, step
+from twofold.zoo.recipes import NORMALIZE, QUICK, Recipe, Schedule, step
 from twofold.zoo.registry import MNIST, Error, Family, Paper
 
 PAPER = Paper(
@@ -169,12 +169,12 @@ RECIPES = {
         "diagonal Levenberg-Marquardt, mu = 0.02, from 500 images before each pass); the rates are those of that "
         "method.",
     ),
-    "quick": QUICK_UNNORMALISED.but(lr=0.002, batch_size=32, loss="model", augmentation=UNITS, evaluation=UNITS),
+    "quick": QUICK.but(lr=0.002, batch_size=32, loss="model", augmentation=UNITS, evaluation=UNITS),
 }  # fmt: skip
 
 # 1,438 digits are few: seen shifted by up to two pixels they are more
 SHIFTED = (step("RandomCrop", size="input", padding=2), NORMALIZE)
-MODERN = QUICK_UNNORMALISED.but(lr=0.05, batch_size=32, epochs=20, notes="Ours: no paper has one for this form.")
+MODERN = QUICK.but(batch_size=32, epochs=20, notes="Ours: no paper has one for this form.")
 lenet = Family(LeNet5, PAPER, MNIST, {"paper": MODERN, "quick": MODERN.but(epochs=15, augmentation=SHIFTED)})
 original = Family(LeNet5Original, PAPER, MNIST, RECIPES, init="lenet5_1998")
 

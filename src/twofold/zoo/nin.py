@@ -91,11 +91,12 @@ nin_cifar10 = Family(
     nin_cifar,
     PAPER,
     Domain((3, 32, 32), 10, 4),
-    {"paper": CIFAR_RECIPE, "quick": QUICK_UNNORMALISED},
+    {"paper": CIFAR_RECIPE, "quick": QUICK_UNNORMALISED.but(init="quick_nin_cifar10")},
     init="nin_cifar10",
 )("nin_cifar10", params=966_986, macs=222_486_528, error=Error(8.81, None, "CIFAR-10+ test"), about="for 32x32 images")
 nin_imagenet = Family(
-    nin_224, PAPER, Domain((3, 224, 224), 1000, 39, 8), {"paper": IMAGENET_RECIPE, "quick": QUICK_UNNORMALISED},
-    init="nin_imagenet",
-)("nin_imagenet", params=7_595_176, macs=1_100_188_800, error=Error(40.6, None),
-about="for 224x224 images")  # fmt: skip
+    nin_224, PAPER, Domain((3, 224, 224), 1000, 39, 8),
+    {"paper": IMAGENET_RECIPE, "quick": QUICK_UNNORMALISED.but(init="quick_nin_imagenet")}, init="nin_imagenet",
+)(
+    "nin_imagenet", params=7_595_176, macs=1_100_188_800, error=Error(40.6, None), about="for 224x224 images"
+)  # fmt: skip

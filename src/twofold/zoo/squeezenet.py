@@ -88,7 +88,7 @@ squeezenet = Family(
     SqueezeNet,
     PAPER,
     Domain((3, 224, 224), 1000, 21, 8),
-    {"paper": RECIPE, "quick": QUICK_UNNORMALISED},
+    {"paper": RECIPE, "quick": QUICK_UNNORMALISED.but(init="quick_squeezenet")},
     init="squeezenet",
 )
 
