@@ -30,6 +30,7 @@ class Machine:
     l1: int = 32 << 10
     l2: int = 512 << 10
     l3: int = 16 << 20
+    l1_ways: int = 8
     fma_rate: int = 2
     fma_latency: int = 4
     load_rate: int = 2
@@ -60,6 +61,10 @@ class Machine:
         """Registers left for accumulators beside ``weights`` weight vectors and one broadcast."""
         return self.registers - weights - 1
 
+
+# Multiply-adds of whole vectors a cycle, by LLVM's name of the processor, where it is not two: these do 512 bits in halves, or
+# have one unit for them.
+FMA_RATES = {"znver4": 1, "cannonlake": 1, "icelake-client": 1, "tigerlake": 1, "rocketlake": 1}
 
 AVX2 = Machine("x86_64-unknown-linux-gnu", "x86-64-v3", "", lanes=8, registers=16)
 AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "", lanes=16, registers=32, l1=48 << 10, l2=1 << 20)
@@ -104,7 +109,8 @@ def _asked() -> Machine:
         vectors = {"lanes": 4, "registers": 32}
     else:
         vectors = {"lanes": 4, "registers": 16}
-    return Machine(triple, cpu, features.flatten(), **vectors)
+    rate = FMA_RATES.get(cpu, 2) if vectors["lanes"] == 16 else 2
+    return Machine(triple, cpu, features.flatten(), fma_rate=rate, **vectors)
 
 
 def _cache_sizes() -> dict[int, int]:

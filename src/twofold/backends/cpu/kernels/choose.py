@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from twofold.backends.cpu.kernels import direct, lanes, weights, wgrad, winograd, winograd_conv, winograd_wgrad
 from twofold.backends.cpu.kernels.epilogue import Epilogue
 from twofold.backends.cpu.kernels.shapes import Conv, split
-from twofold.backends.cpu.kernels.tile import step_cycles
+from twofold.backends.cpu.kernels.tile import most_pixels, step_cycles
 from twofold.backends.cpu.kernels.weights import Packed, Plain
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel
@@ -162,12 +162,12 @@ def _fitted(machine: Machine, conv: Conv, outs: int) -> Machine:
 def direct_cycles(machine: Machine, conv: Conv) -> float:
     """Estimated cycles of the direct forward kernel on one core."""
     packed = direct.packing(machine, conv)
-    steps = conv.kh * conv.kw * conv.cg * conv.groups * conv.n * conv.oh
+    steps, pitch = conv.kh * conv.kw * conv.cg * conv.groups * conv.n * conv.oh, 4 * conv.c * conv.stride[1]
     cycles = 0.0
     for _, count, outs in packed.kinds():
         vectors = -(-outs // machine.lanes)
-        most = machine.accumulators(vectors) // vectors
-        cycles += count * sum(step_cycles(machine, pixels, vectors) for pixels in split(conv.ow, most))
+        tiles = split(conv.ow, most_pixels(machine, vectors, pitch))
+        cycles += count * sum(step_cycles(machine, pixels, vectors) for pixels in tiles)
     return steps * cycles
 
 
@@ -181,7 +181,7 @@ def winograd_cycles(machine: Machine, conv: Conv, constant: bool, scheme: winogr
     products = 0.0
     for _, count, outs in packed.kinds():
         vectors = -(-outs // machine.lanes)
-        most = machine.accumulators(vectors) // vectors
+        most = most_pixels(machine, vectors)
         for _, blocks, tiles in plan.sizes:
             products += blocks * count * sum(step_cycles(machine, rows, vectors) for rows in split(tiles, most))
     products *= scheme.points * conv.c

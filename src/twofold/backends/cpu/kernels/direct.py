@@ -50,9 +50,10 @@ def packing(machine: Machine, conv: Conv, forward: bool = True) -> Packed:
     """The packed order with the best tile for this convolution (``forward=False``: for its data gradient)."""
     outs, ins = (conv.og, conv.cg) if forward else (conv.cg, conv.og)
     width = conv.ow if forward else -(-conv.w // conv.stride[1])
+    pitch = 4 * (conv.c * conv.stride[1] if forward else conv.o)
     if is_pointwise(conv):
         width = conv.n * conv.h * conv.w
-    shape = best_shape(machine, min(width, 96), outs)
+    shape = best_shape(machine, min(width, 96), outs, pitch)
     return Packed(conv.groups, outs, ins, conv.kh, conv.kw, shape.vectors * machine.lanes, machine.lanes, forward)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import outer
 from twofold.backends.cpu.kernels.shapes import Matmul, runs, split
-from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, best_shape, zeros
+from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, best_shape, most_pixels, zeros
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
@@ -42,9 +42,10 @@ def matmul(machine: Machine, shape: Matmul, epilogue: ep.Epilogue = (), ldc: int
 class _Product:
     def __init__(self, machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int):
         self.machine, self.shape, self.epilogue, self.ldc = machine, shape, epilogue, ldc
-        best = best_shape(machine, min(shape.m, 96), shape.n)
+        self.pitch = 0 if shape.transpose_a else 4 * shape.k  # from row to row of a tile
+        best = best_shape(machine, min(shape.m, 96), shape.n, self.pitch)
         self.width = best.vectors * machine.lanes
-        self.most = machine.accumulators(best.vectors) // best.vectors
+        self.most = most_pixels(machine, best.vectors, self.pitch)
         self.rows = min(shape.m, 8 * self.most)
         self.packs = shape.transpose_b or (shape.m > 32 and shape.n > 2 * self.width)
         self.packs_a = shape.transpose_a and shape.k >= 64 and shape.n >= 2 * self.width
@@ -117,7 +118,7 @@ class _Product:
 
     def _tiles(self, rows: int, vectors: int) -> list[int]:
         """The tiles of a band of rows over a panel of so many vectors; over strips, the strips."""
-        return split(rows, self.most if self.packs_a else self.machine.accumulators(vectors) // vectors)
+        return split(rows, self.most if self.packs_a else most_pixels(self.machine, vectors, self.pitch))
 
     def _pack_a(self) -> None:
         """a, stored (k, m), -> [batch][strip of a tile's rows][k][row]: dense, where its columns lie far apart."""

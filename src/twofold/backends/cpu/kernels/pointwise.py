@@ -15,7 +15,7 @@ from collections.abc import Callable
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, blocks
 from twofold.backends.cpu.kernels.sweep import UNITS, Sweep, row_block
-from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, zeros
+from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, most_pixels, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -63,7 +63,7 @@ def scratch_bytes(machine: Machine, one: Pass, packed: Packed) -> int:
 
 def _tile_pixels(machine: Machine, packed: Packed) -> int:
     vectors = packed.block // packed.lanes
-    return machine.accumulators(vectors) // vectors
+    return most_pixels(machine, vectors)
 
 
 def _block(machine: Machine, packed: Packed) -> int:

@@ -12,7 +12,7 @@ from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import slab
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.shapes import Pass
-from twofold.backends.cpu.kernels.tile import Operands, accumulate, flatten, shaped, zeros
+from twofold.backends.cpu.kernels.tile import Operands, accumulate, flatten, most_pixels, shaped, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
@@ -88,7 +88,7 @@ class Sweep:
         lanes = self.machine.lanes
         self.counts = [min(lanes, outs - at) for at in range(0, outs, lanes)]
         self.width = len(self.counts) * lanes
-        most = self.machine.accumulators(len(self.counts)) // len(self.counts)
+        most = most_pixels(self.machine, len(self.counts), 4 * self.read.ldx * self.read.h.step)
         self.segments = segments(self.read.h, most)
         blocks_of_rows = -(-one.v.outputs // self.rows)
         low, high = f.share(packed.groups * count * one.n * blocks_of_rows, f.arg("tid"), f.arg("n"))

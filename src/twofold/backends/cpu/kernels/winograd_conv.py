@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import winograd as wg
 from twofold.backends.cpu.kernels.shapes import Conv, blocks, runs, split
-from twofold.backends.cpu.kernels.tile import Operands, accumulate, zeros
+from twofold.backends.cpu.kernels.tile import Operands, accumulate, most_pixels, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
@@ -180,7 +180,7 @@ class _Builder:
         for first, count, outs in packed.kinds():
             vectors = -(-outs // self.lanes)
             width = vectors * self.lanes
-            most = self.machine.accumulators(vectors) // vectors
+            most = most_pixels(self.machine, vectors)
             with f.loop(*self._share(self.scheme.points * count)) as unit:
                 point, block = f.divmod_chain(unit.index, [self.scheme.points, count])
                 block = f.add(block, first)
