@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels import partition
 from twofold.backends.cpu.kernels.pointwise import Pointwise, flattened, is_pointwise, scratch_bytes, suits
 from twofold.backends.cpu.kernels.shapes import Conv, Pass, forward_axes, gradient_axes
 from twofold.backends.cpu.kernels.sweep import Sweep, row_block, slab_of
@@ -72,18 +73,20 @@ def _build(
     needed = [s.bytes if s else scratch_bytes(machine, one, packed) for one, s in zip(passes, slabs) if s or suits(one)]
     scratch = -(-max(needed, default=0) // 64) * 64
     k = KernelBuilder(machine, name, ["x", "w", "y", *ep.params_of(epilogue), *(["scratch"] if scratch else [])])
-    part = 0
+    part, sweeps = 0, []
     for one in passes:
         if one.v.outputs and one.h.outputs:
             rows = row_block(machine, one, packed)
             if one.v.taps and one.h.taps:
                 kind_of = Pointwise if suits(one) else Sweep
                 sweep = kind_of(k.f, machine, one, packed, epilogue, part, scratch)
-                for kind in packed.kinds():
-                    sweep.emit(*kind)
+                sweeps += [(sweep, kind) for kind in packed.kinds()]
             else:
                 _untouched(k.f, one, packed.groups * packed.outs, rows, epilogue, part)
             part += one.n * -(-one.v.outputs // rows)
+    loops = [sweep.units(count, outs) for sweep, (_, count, outs) in sweeps]
+    for (sweep, kind), own in zip(sweeps, partition.parts(k.f, loops)):
+        sweep.emit(*kind, own)
     note = f"direct, block of {packed.block} outputs" + (", slabs" if any(slabs) else "")
     return k.finish(flops=flops, scratch=scratch, note=note)
 

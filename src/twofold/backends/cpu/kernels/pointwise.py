@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, blocks
+from twofold.backends.cpu.kernels import partition
+from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, blocks, runs, split
 from twofold.backends.cpu.kernels.sweep import UNITS, Sweep, row_block
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, most_pixels, zeros
 from twofold.backends.cpu.kernels.weights import Packed
@@ -21,6 +22,9 @@ from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 
 UNROLL = 4  # steps written out: one prefetch of each kind serves them all
+THREADS = (2, 4, 8)  # that rows are made even for
+ROW_PIXELS = 1.0  # what reading the weights once more costs, in pixels of their products
+Rows = list[tuple[int, int, int]]  # (first pixel, how many rows, pixels of each)
 LEAST_TILES = 4  # tiles in a row of flattened pixels, however many channels they have
 
 
@@ -48,10 +52,27 @@ def flattened(machine: Machine, one: Pass, packed: Packed) -> list[Pass]:
     elif (columns := packed.whole + (1 if packed.rest else 0)) > 1:
         target = max(target, min(pixels * columns // UNITS, near * 3 // 4))
     passes = []
-    for first, rows, length in blocks(pixels, target):
+    for first, rows, length in _even(machine, packed, blocks(pixels, target)):
         v, h = Axis(rows, rows, rows), Axis(length, length, length)
         passes.append(Pass(1, v, h, one.ldx, one.ldy, first * one.ldx, first))
     return passes
+
+
+def _even(machine: Machine, packed: Packed, rows: Rows) -> Rows:
+    """The same pixels in more rows, where 2, 4 or 8 threads would wait for each other much longer than it takes to read the
+    weights again for every row."""
+    pixels, fewest = sum(count * length for _, count, length in rows), sum(count for _, count, _ in rows)
+    widths = [(count, -(-outs // packed.lanes)) for _, count, outs in packed.kinds()]
+
+    def cost(rows: Rows) -> float:
+        loops = [(count * blocks, length * vectors) for _, count, length in rows for blocks, vectors in widths]
+        waiting = sum(partition.idle(loops, threads) for threads in THREADS) / len(THREADS)
+        return waiting + sum(count for _, count, _ in rows) * ROW_PIXELS / pixels
+
+    if fewest * sum(blocks for blocks, _ in widths) >= UNITS:
+        return rows
+    most = max(fewest, pixels // _tile_pixels(machine, packed))
+    return min([rows, *(runs(split(pixels, -(-pixels // count))) for count in range(fewest + 1, most + 1))], key=cost)
 
 
 def scratch_bytes(machine: Machine, one: Pass, packed: Packed) -> int:

@@ -82,8 +82,14 @@ class Sweep:
         self.read = self.slab.read if self.slab else one  # where and how a tile reads
         self.weights_outside = weights_outside(machine, one, packed, self.rows)
 
-    def emit(self, first: int, count: int, outs: int) -> None:
-        """All units of one kind of block: ``count`` blocks of ``outs`` outputs from block ``first`` on."""
+    def units(self, count: int, outs: int) -> tuple[int, int]:
+        """How many units ``count`` blocks of ``outs`` outputs are, and the work of each (in pixels x vectors)."""
+        one = self.one
+        units = self.packed.groups * count * one.n * -(-one.v.outputs // self.rows)
+        return units, self.rows * one.h.outputs * -(-outs // self.machine.lanes)
+
+    def emit(self, first: int, count: int, outs: int, part: tuple[Index, Index]) -> None:
+        """A ``part`` of the units of one kind of block: ``count`` blocks of ``outs`` outputs from block ``first`` on."""
         f, one, packed = self.f, self.one, self.packed
         lanes = self.machine.lanes
         self.counts = [min(lanes, outs - at) for at in range(0, outs, lanes)]
@@ -91,8 +97,7 @@ class Sweep:
         most = most_pixels(self.machine, len(self.counts), 4 * self.read.ldx * self.read.h.step)
         self.segments = segments(self.read.h, most)
         blocks_of_rows = -(-one.v.outputs // self.rows)
-        low, high = f.share(packed.groups * count * one.n * blocks_of_rows, f.arg("tid"), f.arg("n"))
-        with f.loop(low, high) as unit:
+        with f.loop(*part) as unit:
             if self.slab:  # neighbouring groups share cache lines
                 image, rows, group, block = f.divmod_chain(unit.index, [one.n, blocks_of_rows, packed.groups, count])
             elif self.weights_outside:
