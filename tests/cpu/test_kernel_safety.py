@@ -40,9 +40,10 @@ def kernels(machine: Machine):
     strided = Conv(2, 7, 9, 5, 13, 3, 3, (2, 2), PAD)
     grouped = Conv(1, 6, 5, 6, 9, 3, 2, (1, 2), ((1, 0), (0, 1)), (1, 2), 3)
     square = Conv(3, 7, 9, 5, 13, 3, 3, pad=PAD)
+    larger = Conv(2, 7, 9, 5, 13, 5, 5, pad=((2, 2), (2, 1)))
     point = Conv(1, 5, 7, 9, 21, 1, 1)
     slabs = Conv(1, 9, 7, 16, 24, 3, 3, (2, 1), ((1, 1), (1, 2)), groups=2)
-    for conv in (strided, grouped, slabs, square, point):
+    for conv in (strided, grouped, slabs, square, larger, point):
         x, y = conv.n * conv.h * conv.w * conv.c, conv.n * conv.oh * conv.ow * conv.o
         fwd, back = direct.packing(machine, conv), direct.packing(machine, conv, forward=False)
         plain = weights.plain(conv)
@@ -52,15 +53,13 @@ def kernels(machine: Machine):
         yield direct.forward(machine, conv, fwd, EPILOGUE), [x, fwd.size, y, conv.o]
         yield direct.data_gradient(machine, conv, back), [y, back.size, x]
         yield wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
-        if winograd.fits(conv):
-            u, v = winograd.weights_size(fwd), winograd.weights_size(back)
-            yield winograd.transform_weights(machine, fwd), [fwd.size, u]
-            yield winograd.transform_weights(machine, back, True), [back.size, v]
-            yield winograd_conv.forward(machine, conv, fwd, EPILOGUE), [x, u, y, conv.o]
-            yield winograd_conv.data_gradient(machine, conv, back), [y, v, x]
-            small = winograd.weights_size(fwd, winograd.F2)
-            yield winograd.transform_weights(machine, fwd, scheme=winograd.F2), [fwd.size, small]
-            yield winograd_conv.forward(machine, conv, fwd, EPILOGUE, scheme=winograd.F2), [x, small, y, conv.o]
+        for scheme in (s for s in (winograd.F4, winograd.F2, winograd.F2_5) if winograd.fits(conv, s)):
+            u, v = winograd.weights_size(fwd, scheme), winograd.weights_size(back, scheme)
+            yield winograd.transform_weights(machine, fwd, scheme=scheme), [fwd.size, u]
+            yield winograd.transform_weights(machine, back, True, scheme), [back.size, v]
+            yield winograd_conv.forward(machine, conv, fwd, EPILOGUE, scheme=scheme), [x, u, y, conv.o]
+            yield winograd_conv.data_gradient(machine, conv, back, scheme=scheme), [y, v, x]
+        if winograd.fits(conv, winograd.F4):
             yield winograd_wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
     for many in (
         Conv(1, 5, 6, 24, 24, 3, 2, (1, 2), PAD, (1, 1), 6),

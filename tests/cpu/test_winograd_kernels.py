@@ -33,9 +33,17 @@ CASES = [
     Conv(8, 28, 28, 32, 32, 3, 3, pad=ONE),
     Conv(1, 56, 56, 64, 64, 3, 3, pad=ONE),
 ]
-F2, F4 = winograd.F2, winograd.F4
-BOUND = {F4: 2e-5, F2: 2e-6}  # in float32
-SCHEMES = pytest.mark.parametrize("scheme", [F4, F2], ids=str)
+TWO = ((2, 2), (2, 2))
+LARGER = [
+    Conv(1, 8, 8, 16, 16, 5, 5, pad=TWO),
+    Conv(2, 7, 9, 5, 13, 5, 5, pad=ONE),
+    Conv(1, 5, 5, 9, 20, 5, 5),
+    Conv(3, 14, 14, 24, 40, 5, 5, pad=TWO),
+    Conv(1, 40, 42, 6, 17, 5, 5, pad=((0, 4), (3, 0))),
+    Conv(8, 27, 27, 32, 48, 5, 5, pad=TWO),
+]
+F2, F4, F2_5 = winograd.F2, winograd.F4, winograd.F2_5
+BOUND = {F4: 2e-5, F2: 2e-6, F2_5: 2e-5}  # in float32
 
 
 def transformed(conv, w, packed, flip=False, scheme=F4):
@@ -44,10 +52,14 @@ def transformed(conv, w, packed, flip=False, scheme=F4):
     return u
 
 
-@SCHEMES
-@pytest.mark.parametrize("conv", CASES, ids=str)
+def each(cases, larger):
+    pairs = [(conv, scheme) for conv in cases for scheme in (F4, F2)] + [(conv, F2_5) for conv in larger]
+    return pytest.mark.parametrize(("conv", "scheme"), pairs, ids=str)
+
+
+@each(CASES, LARGER)
 def test_forward_and_data_gradient(conv, scheme):
-    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.c, 3, 3), 1)
+    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.c, conv.kh, conv.kw), 1)
     dy = normal((conv.n, conv.oh, conv.ow, conv.o), 2)
     packed, backward = direct.packing(HOST, conv), direct.packing(HOST, conv, forward=False)
     results = []
@@ -75,10 +87,9 @@ def test_weight_gradient(conv):
     assert np.array_equal(*results)
 
 
-@SCHEMES
-@pytest.mark.parametrize("conv", [CASES[3], CASES[4], CASES[5]], ids=str)
+@each(CASES[3:6], LARGER[3:])
 def test_epilogue(conv, scheme):
-    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.c, 3, 3), 1)
+    x, w = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.o, conv.c, conv.kh, conv.kw), 1)
     bias, residual = normal(conv.o, 2), normal((conv.n, conv.oh, conv.ow, conv.o), 3)
     packed = direct.packing(HOST, conv)
     stats = unset((winograd_conv.plan_forward(HOST, conv, scheme).parts, 4, conv.o))

@@ -31,7 +31,7 @@ _WEIGHT_TRANSFORM = 110.0 / winograd.F4.points
 _STREAM = 8.0
 _FETCH = 3.5
 _WRITE = 3.0
-_SCHEMES = (winograd.F4, winograd.F2)
+_SCHEMES = (winograd.F4, winograd.F2, winograd.F2_5)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def winograd_scheme(
     mode = flags.get("TWOFOLD_CONV")
     if mode not in ("auto", "direct"):
         raise ArgumentError(f"TWOFOLD_CONV is {mode!r}; expected 'auto' or 'direct'")
-    if mode == "direct" or not winograd.fits(conv):
+    schemes = [scheme for scheme in schemes if winograd.fits(conv, scheme)]
+    if mode == "direct" or not schemes:
         return None
     best = min(schemes, key=lambda scheme: winograd_cycles(machine, conv, constant, scheme))
     return best if winograd_cycles(machine, conv, constant, best) < direct_cycles(machine, conv) else None
@@ -149,7 +150,7 @@ def winograd_scheme(
 
 def winograd_scheme_backward(machine: Machine, conv: Conv, constant: bool) -> winograd.Scheme | None:
     """The same for the data gradient, which is a convolution of the output's gradient with reversed weights."""
-    if not (winograd.fits(conv) and _pads_within(conv)):
+    if not (_pads_within(conv) and any(winograd.fits(conv, scheme) for scheme in _SCHEMES)):
         return None
     return winograd_scheme(machine, winograd_conv.reversed_conv(conv), constant)
 
@@ -204,8 +205,8 @@ def _repack(machine: Machine, conv: Conv, source: Source | None, packed: Packed)
 
 
 def _pads_within(conv: Conv) -> bool:
-    """The reversed convolution pads by 2 - pad on every side: more padding than 2 would crop."""
-    return all(side <= 2 for pair in conv.pad for side in pair)
+    """The reversed convolution pads by kernel - 1 - pad on every side: more padding than that would crop."""
+    return all(side < kernel for pair, kernel in zip(conv.pad, (conv.kh, conv.kw)) for side in pair)
 
 
 __all__ = [

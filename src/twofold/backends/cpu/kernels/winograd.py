@@ -1,12 +1,13 @@
-"""Winograd's minimal filtering F(m x m, 3x3): the matrices, their application to vectors, and the weight transform.
+"""Winograd's minimal filtering F(m x m, r x r): the matrices, their application to vectors, and the weight transform.
 
-    Y = A' [ (G g G') * (B' d B) ] A        d: (m+2) x (m+2) of the input, g: 3x3 weights, Y: m x m of the output
+    Y = A' [ (G g G') * (B' d B) ] A        d: (m+r-1) x (m+r-1) of the input, g: r x r weights, Y: m x m of the output
 
 ``F4`` (m = 4): 36 products give 16 outputs of 9 taps, a quarter of the multiplications (Lavin & Gray, "Fast algorithms
 for convolutional neural networks", 2016; interpolation points 0, 1, -1, 2, -2). The largest error, relative to the
 largest value, is about 1e-5 in float32 against 1e-6 for direct convolution. ``F2`` (m = 2; points 0, 1, -1): 16 products
 give 4 outputs, 1 / 2.25, with the error of direct convolution; its transformed weights are less than half as large, which
-decides where few pixels meet many channels. TWOFOLD_CONV=direct turns both off.
+decides where few pixels meet many channels. ``F2_5`` (r = 5, m = 2) has the points of ``F4`` and so its input transform: 36
+products for 4 outputs of 25 taps, 1 / 2.8, and its error. TWOFOLD_CONV=direct turns all off.
 
 In memory: transformed weights are ``[point][block][input][output within the block]`` (Packed order with the points for its
 taps, outside).
@@ -30,7 +31,7 @@ Matrix = Sequence[Sequence[float | _F]]
 
 @dataclass(frozen=True)
 class Scheme:
-    """F(out x out, 3x3) by its matrices B', G and A'."""
+    """F(out x out, taps x taps) by its matrices B', G and A'."""
 
     out: int  # outputs of a tile, per axis
     bt: Matrix
@@ -38,9 +39,14 @@ class Scheme:
     at: Matrix
 
     @property
+    def taps(self) -> int:
+        """Weights of a kernel, per axis."""
+        return len(self.g[0])
+
+    @property
     def side(self) -> int:
         """Inputs of a tile, per axis."""
-        return self.out + 2
+        return len(self.bt)
 
     @property
     def points(self) -> int:
@@ -48,7 +54,7 @@ class Scheme:
         return self.side**2
 
     def __str__(self) -> str:
-        return f"F({self.out}x{self.out})"
+        return f"F({self.out}x{self.out})" if self.taps == 3 else f"F({self.out}x{self.out}, {self.taps}x{self.taps})"
 
 
 F4 = Scheme(
@@ -82,15 +88,29 @@ F2 = Scheme(
     g=((1, 0, 0), (_F(1, 2), _F(1, 2), _F(1, 2)), (_F(1, 2), _F(-1, 2), _F(1, 2)), (0, 0, 1)),
     at=((1, 1, 1, 0), (0, 1, -1, 1)),
 )
+F2_5 = Scheme(
+    2,
+    bt=F4.bt,
+    g=(
+        (_F(1, 4), 0, 0, 0, 0),
+        (_F(-1, 6), _F(-1, 6), _F(-1, 6), _F(-1, 6), _F(-1, 6)),
+        (_F(-1, 6), _F(1, 6), _F(-1, 6), _F(1, 6), _F(-1, 6)),
+        (_F(1, 24), _F(1, 12), _F(1, 6), _F(1, 3), _F(2, 3)),
+        (_F(1, 24), _F(-1, 12), _F(1, 6), _F(-1, 3), _F(2, 3)),
+        (0, 0, 0, 0, 1),
+    ),
+    at=((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 1)),
+)
 
 
 def transposed(matrix: Matrix) -> Matrix:
     return [list(column) for column in zip(*matrix)]
 
 
-def fits(conv: Conv) -> bool:
-    """Whether F(4x4, 3x3) computes this convolution."""
-    return (conv.kh, conv.kw, conv.stride, conv.dilation, conv.groups) == (3, 3, (1, 1), (1, 1), 1)
+def fits(conv: Conv, scheme: Scheme) -> bool:
+    """Whether a scheme computes this convolution."""
+    kernel = (scheme.taps, scheme.taps)
+    return (conv.kh, conv.kw) == kernel and (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
 
 
 def combine(f: Function, terms: Sequence[tuple[float | _F, Value]]) -> Value:
@@ -165,7 +185,7 @@ def weights_size(packed: Packed, scheme: Scheme = F4) -> int:
 def transform_weights(machine: Machine, packed: Packed, flip: bool = False, scheme: Scheme = F4) -> Kernel:
     """Kernel (w, u): U = G g G'. ``flip`` turns the taps around, as the data gradient wants (with backward packing).
 
-    SCHEDULE: one vector of outputs at a time: 9 loads, the transform in registers, a store for each point; rows shared among
+    SCHEDULE: one vector of outputs at a time: a load for each tap, the transform in registers, a store for each point; rows shared among
     threads. More than fits L2 is stored past the caches, whole lines at a time, if ``u`` is aligned: nothing is read
     first (2-3 times faster).
     """
@@ -196,9 +216,9 @@ def _transform_weights(f: Function, packed: Packed, flip: bool, stream: bool, sc
             target = f.gep(f.arg("u"), f.dot([(block, packed.ins * packed.block), (row, width)]))
             base, step = (parked, rows * width) if parked else (target, panel_size(packed))
             with f.loop(0, rows * width, lanes) as piece:
-                taps = [f.vload(f.gep(source, f.add(piece.index, t * packed.ins * width))) for t in range(9)]
+                taps = [f.vload(f.gep(source, f.add(piece.index, t * packed.ins * width))) for t in range(packed.taps)]
                 taps = taps[::-1] if flip else taps
-                grid = apply2(f, scheme.g, [taps[3 * i : 3 * i + 3] for i in range(3)])
+                grid = apply2(f, scheme.g, [taps[at : at + packed.kw] for at in range(0, packed.taps, packed.kw)])
                 for point, value in enumerate(value for line in grid for value in line):
                     f.vstore(value, f.gep(base, f.add(piece.index, point * step)))
             if parked:

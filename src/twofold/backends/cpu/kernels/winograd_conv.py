@@ -1,4 +1,4 @@
-"""3x3 convolutions and their data gradients by Winograd's algorithm; see winograd.py.
+"""3x3 and 5x5 convolutions and their data gradients by Winograd's algorithm; see winograd.py.
 
 ALGORITHM
     v = B' x B for every tile;  m[point] = v[point] @ u[point] (one matrix product over the channels each);  y = A' m A
@@ -80,10 +80,10 @@ def data_gradient(
 
 
 def reversed_conv(conv: Conv) -> Conv:
-    """The data gradient of a 3x3 convolution without stride, as the forward convolution that it is."""
+    """The data gradient of a convolution without stride, as the forward convolution that it is."""
     (top, bottom), (left, right) = conv.pad
-    pad = ((2 - top, 2 - bottom), (2 - left, 2 - right))
-    return Conv(conv.n, conv.oh, conv.ow, conv.o, conv.c, 3, 3, pad=pad)
+    v, h = conv.kh - 1, conv.kw - 1
+    return Conv(conv.n, conv.oh, conv.ow, conv.o, conv.c, conv.kh, conv.kw, pad=((v - top, v - bottom), (h - left, h - right)))
 
 
 def plan_forward(machine: Machine, conv: Conv, scheme: wg.Scheme = wg.F4) -> Plan:
