@@ -55,7 +55,7 @@ class Machine:
     def narrowed(self, channels: int) -> Machine:
         """This machine with vectors of half as many elements, where AVX-512's would lie idle by half or more: those of
         AVX2 are at least as quick a piece, twice as quick where the processor does 512 bits in two goes."""
-        return replace(self, lanes=8) if self.is_x86 and self.lanes == 16 and channels <= 8 else self
+        return replace(self, lanes=8, fma_rate=2) if self.is_x86 and self.lanes == 16 and channels <= 8 else self
 
     def accumulators(self, weights: int) -> int:
         """Registers left for accumulators beside ``weights`` weight vectors and one broadcast."""
