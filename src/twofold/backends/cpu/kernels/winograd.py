@@ -186,8 +186,8 @@ def transform_weights(machine: Machine, packed: Packed, flip: bool = False, sche
     """Kernel (w, u): U = G g G'. ``flip`` turns the taps around, as the data gradient wants (with backward packing).
 
     SCHEDULE: one vector of outputs at a time: a load for each tap, the transform in registers, a store for each point; rows
-    shared among threads. More than fits L2 is stored past the caches, whole lines at a time, if ``u`` is aligned: nothing is read
-    first (2-3 times faster).
+    shared among threads. More than fits L2 is stored past the caches, whole lines at a time, if ``u`` is aligned: nothing is
+    read first (2-3 times faster).
     """
     k = KernelBuilder(machine, "winograd_weights", ["w", "u"])
     f = k.f
