@@ -1,7 +1,8 @@
 """The tile: MR pixels x NV vectors of accumulators in registers, and the loop that feeds it.
 
 One step of the loop takes NV vectors of weights and MR broadcast pixels and does MR*NV multiply-adds. On a machine
-with R registers MR*NV + NV + 1 <= R: 6x2 on AVX2 (12 + 2 + 1 = 15 of 16), 14x2 on AVX-512 (28 + 2 + 1 = 31 of 32).
+with R registers MR*NV + NV + 1 <= R: 6x2 on AVX2 (12 + 2 + 1 = 15 of 16), 14x2 on AVX-512 (28 + 2 + 1 = 31 of 32), or 8x2 where
+one multiply-add a cycle is done.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from twofold.backends.cpu.machine import Machine
 
 LINE = 16  # float32 elements in a cache line
 LEVEL = 0.01  # shapes that differ by less are as good as each other
+ENOUGH = 4  # accumulators for every multiply-add in flight: more cost registers (a stem of 14x2 ran at 79 %, of 8x2 at 97 %)
 Tile = list[list[Value]]  # [pixel][vector]
 
 
@@ -40,7 +42,7 @@ def most_pixels(machine: Machine, vectors: int, pitch: int = 0) -> int:
     and lines ``pitch`` bytes apart (0: not known) may meet in one set of the cache, which needs a way for weights, too, or
     two if many pass by. With 4 KB from pixel to pixel and 8 ways, 14x2 runs at 75 % of the peak and 7x2 at 93 %, 7x3 at
     80 % and 6x3 at 90 % (Zen 4)."""
-    most = machine.accumulators(vectors) // vectors
+    most = min(machine.accumulators(vectors), ENOUGH * machine.fma_latency * machine.fma_rate) // vectors
     ways = machine.l1_ways - (1 if vectors <= 2 else 2)
     met: dict[int, int] = {}
     for pixel in range(most if pitch else 0):
