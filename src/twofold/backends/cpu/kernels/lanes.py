@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import weights
 from twofold.backends.cpu.kernels.axes import clip, segments
-from twofold.backends.cpu.kernels.shapes import Conv, Pass, forward_axes, gradient_axes, split
+from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, forward_axes, gradient_axes, split
+from twofold.backends.cpu.kernels.tile import lines_kept
 from twofold.backends.cpu.kernels.weights import Layout, Packed, Plain
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -141,7 +142,7 @@ class _Sweep:
                 step.begin(f, self.part, f.mul(vector.index, self.lanes), self.outs)
         image_x = f.gep(f.arg("x"), f.mul(image, one.v.inputs * one.h.inputs * one.ldx))
         self.row, self.taps = row, clip(f, one.v, row)
-        pixels = min(MOST_PIXELS, f.machine.accumulators(min(TAPS, max(1, one.h.taps))) - 1)
+        pixels = _most_pixels(f.machine, one.h, 4 * one.ldx)
         line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row, one.v.out_step)))
         self.pixel = f.add(f.mul(line, one.h.extent), one.h.out_first)
         for start, size, count in segments(one.h, pixels):
@@ -208,6 +209,15 @@ class _Sweep:
         """Input ``j`` of every lane's group."""
         f = self.f
         return f.broadcast(f.gep(x, j)) if self.q == self.lanes else permuted(f, f.vload(x, self.outs), self.q, j)
+
+
+def _most_pixels(machine: Machine, h: Axis, pitch: int) -> int:
+    """Pixels of a tile: as registers allow, and as many as have their columns in L1, for they are read once for each input
+    of a group (14x14 outputs with stride 2 of 512 channels, AVX-512: 14 pixels are 29 lines in 2 sets)."""
+    taps = max(1, h.taps)
+    most = min(MOST_PIXELS, machine.accumulators(min(TAPS, taps)) - 1)
+    beside = (taps - 1) * h.spacing  # columns that a tile of one pixel reads besides its first
+    return max(1, (lines_kept(machine, pitch, (most - 1) * h.step + beside + 1) - beside - 1) // h.step + 1)
 
 
 def _meets(one: Pass, taps: range, size: int, example: int) -> dict[int, list[tuple[int, int]]]:

@@ -37,20 +37,24 @@ def step_cycles(machine: Machine, pixels: int, vectors: int) -> float:
 
 
 @functools.lru_cache(maxsize=1024)
+def lines_kept(machine: Machine, pitch: int, most: int, spare: int = 1) -> int:
+    """How many cache lines ``pitch`` bytes apart stay in L1 together, up to ``most``: they may meet in one set, where
+    ``spare`` ways are for what else passes by."""
+    met: dict[int, int] = {}
+    for line in range(most):
+        place = line * pitch % (machine.l1 // machine.l1_ways) // (4 * LINE)
+        met[place] = met.get(place, 0) + 1
+        if met[place] > machine.l1_ways - spare:
+            return line
+    return most
+
+
 def most_pixels(machine: Machine, vectors: int, pitch: int = 0) -> int:
     """Pixels of a tile of so many vectors that have registers, and a place in L1: every step reads a line of each pixel,
-    and lines ``pitch`` bytes apart (0: not known) may meet in one set of the cache, which needs a way for weights, too, or
-    two if many pass by. With 4 KB from pixel to pixel and 8 ways, 14x2 runs at 75 % of the peak and 7x2 at 93 %, 7x3 at
-    80 % and 6x3 at 90 % (Zen 4)."""
+    ``pitch`` bytes apart (0: not known), while weights pass by. With 4 KB from pixel to pixel and 8 ways, 14x2 runs at 75 %
+    of the peak and 7x2 at 93 %, 7x3 at 80 % and 6x3 at 90 % (Zen 4)."""
     most = min(machine.accumulators(vectors), ENOUGH * machine.fma_latency * machine.fma_rate) // vectors
-    ways = machine.l1_ways - (1 if vectors <= 2 else 2)
-    met: dict[int, int] = {}
-    for pixel in range(most if pitch else 0):
-        place = pixel * pitch % (machine.l1 // machine.l1_ways) // (4 * LINE)
-        met[place] = met.get(place, 0) + 1
-        if met[place] > ways:
-            return pixel
-    return most
+    return lines_kept(machine, pitch, most, 1 if vectors <= 2 else 2) if pitch else most
 
 
 @functools.lru_cache(maxsize=1024)
