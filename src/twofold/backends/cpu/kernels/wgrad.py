@@ -10,7 +10,7 @@ SCHEDULE
     padding as zeros) into strips of MR channels, and then block by block dy into a strip of NV vectors, and adds the
     products of these two to the result. Nobody waits for anybody before the end, and every weight has one order of
     summation whatever the number of threads.
-    Sizes: the strip of dy fills a quarter of L1, since all strips of x pass by it; the slab of x half of L2, since all
+    Sizes: the strip of dy fills a quarter to half of L1, since all strips of x pass by it; the slab of x half of L2, since all
     blocks of dy pass by it. As many parts as make enough units to share, which the shape decides, not the threads.
     The first chunk of a part begins with zeros: its tiles are read from a few zeros instead of from the result.
     With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip.
@@ -33,6 +33,7 @@ from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 GROUP = 8  # pixels of a strip copied together
 SHORTEST = 96  # pixels that a chunk has at least, if rows are to be forgotten
+LONG = 128  # pixels, after which bringing in and storing a tile hardly counts
 UNITS = 32  # units wanted: enough to share them evenly among several threads
 LINE = 16  # float32 elements in a cache line
 
@@ -93,8 +94,9 @@ def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, 
 
 
 def _most_pixels(machine: Machine, width: int) -> int:
-    """Pixels of a chunk at most: their strip of dy takes a quarter of L1."""
-    return machine.l1 // 4 // (4 * width)
+    """Pixels of a chunk at most: their strip of dy takes a quarter of L1, up to half of it for ``LONG`` ones."""
+    fill = machine.l1 // (4 * width)
+    return max(fill // 4, min(fill // 2, LONG))
 
 
 def _flattened(conv: Conv, most: int) -> Conv | None:
@@ -308,7 +310,8 @@ class _Builder:
         ahead = f.select(more, const("i64", width), f.index(first_again))
         dy = f.gep(unit.dy, f.add(ahead, f.mul(strip, lines * self.ldy)))
         with f.loop(0, lines) as line:
-            f.prefetch(f.gep(dy, f.mul(line.index, self.ldy)), 2)
+            for at in range(0, width, LINE):
+                f.prefetch(f.gep(dy, f.add(f.mul(line.index, self.ldy), at)), 2)
         each = -(-slab.channels // LINE)  # lines of a pixel of x
         shares = f.mul(f.sub(unit.high, unit.low), tiles)
         share = f.div(f.add(f.sub(shares, 1), self.x_plane * each), shares)
