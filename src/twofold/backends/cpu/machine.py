@@ -75,17 +75,22 @@ NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", lanes=4, register
 def host() -> Machine:
     """The machine this process runs on. What LLVM finds out about it is kept in the cache as long as the system describes
     the same processor, for LLVM takes a third of a second to load."""
-    processor, rules = _processor(), Path(__file__).read_text()
-    name = hashlib.sha256("\0".join(["host", cache.versions(), processor, rules]).encode()).hexdigest()
-    kept = cache.get(name) if processor else None
+    described, rules = _described(), Path(__file__).read_text()
+    name = hashlib.sha256("\0".join(["host", cache.versions(), described, rules]).encode()).hexdigest()
+    kept = cache.get(name) if described else None
     machine = Machine(**json.loads(kept)) if kept else _asked()
-    if processor and not kept:
+    if described and not kept:
         cache.put(name, json.dumps(asdict(machine)).encode())
     sizes = _cache_sizes()
     return replace(machine, l1=sizes.get(1, machine.l1), l2=sizes.get(2, machine.l2), l3=sizes.get(3, machine.l3))
 
 
-def _processor() -> str:
+def identity() -> str:
+    """Names the machine, with LLVM's help only where the system says too little."""
+    return f"{_described() or host()}{sorted(_cache_sizes().items())}"
+
+
+def _described() -> str:
     """What Linux tells of the first processor that does not change while it runs; empty elsewhere."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()

@@ -8,7 +8,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.loops import Affine, Buffer, Nest, Store, Var, const, in_range, load, select, var, with_guard
+from twofold.backends.cpu.loops import (
+    Affine,
+    Buffer,
+    Nest,
+    Store,
+    Var,
+    const,
+    floordiv,
+    in_range,
+    load,
+    mod,
+    select,
+    var,
+    with_guard,
+)
+from twofold.backends.cpu.lowering.steps import At, Placed
 from twofold.base.dtypes import float32
 
 if TYPE_CHECKING:
@@ -17,21 +32,22 @@ if TYPE_CHECKING:
 TILE = 16  # inputs
 
 
-def pack(low: Lowering, source: Buffer, offset: int, packed: Packed, target: Buffer) -> None:
-    """Nests that write ``target`` in packed order; the padding of the last block becomes zero."""
+def pack(low: Lowering, at: At, packed: Packed, target: Buffer) -> None:
+    """Nests that write ``target`` in packed order; the padding of the last block becomes zero. ``at`` gives a weight by its
+    index: it may be computed on the way."""
     for first, count, outs in packed.kinds():
         width = -(-outs // packed.lanes) * packed.lanes
         group, block, tile, step, tap, lane = _variables(packed, count, width)
         inner = _inner(tile, step, packed.ins)
         inside = in_range(var(lane), 0, outs)
-        plain = _plain(packed, group, var(block) + first, lane, inner, tap) + offset
-        value = select(inside, with_guard(load(source, plain), inside), const(float32, 0))
+        weight = at(_index(packed, group, var(block) + first, lane, inner, tap))
+        value = select(inside, with_guard(weight, inside), const(float32, 0))
         row = var(tap) * packed.ins + inner
         address = _panel(packed, group, var(block) + first) + row * width + var(lane)
         low.nest(Nest([group, block, tile, tap, step, lane], [Store(target, address, value)]), [], "pack weights")
 
 
-def unpack(low: Lowering, source: Buffer, packed: Packed, target: Buffer) -> None:
+def unpack(low: Lowering, source: Buffer, packed: Packed, target: Placed) -> None:
     """Nests that write ``target`` in the plain order."""
     for first, count, outs in packed.kinds():
         width = -(-outs // packed.lanes) * packed.lanes
@@ -39,8 +55,9 @@ def unpack(low: Lowering, source: Buffer, packed: Packed, target: Buffer) -> Non
         inner = _inner(tile, step, packed.ins)
         row = var(tap) * packed.ins + inner
         value = load(source, _panel(packed, group, var(block) + first) + row * width + var(lane))
-        address = _plain(packed, group, var(block) + first, lane, inner, tap)
-        low.nest(Nest([group, block, tile, lane, step, tap], [Store(target, address, value)]), [], "unpack weights")
+        address = target.address(_index(packed, group, var(block) + first, lane, inner, tap))
+        store = Store(target.buffer, address, value)
+        low.nest(Nest([group, block, tile, lane, step, tap], [store]), [], "unpack weights")
 
 
 def _variables(packed: Packed, blocks: int, lanes: int) -> tuple[Var, ...]:
@@ -57,11 +74,10 @@ def _panel(packed: Packed, group: Var, block: Affine) -> Affine:
     return var(group) * packed.group_size + block * (packed.taps * packed.ins * packed.block)
 
 
-def _plain(packed: Packed, group: Var, block: Affine, lane: Var, inner: Affine, tap: Var) -> Affine:
-    """Where the weight of an output (``lane`` of ``block``) and an input (``inner``) lies in (O, I, KH, KW)."""
+def _index(packed: Packed, group: Var, block: Affine, lane: Var, inner: Affine, tap: Var) -> list[Affine]:
+    """The place in (O, I, KH, KW) of the weight of an output (``lane`` of ``block``) and an input (``inner``)."""
     out = block * packed.block + var(lane)
+    outs = packed.outs
     if not packed.forward:
-        out, inner = inner, out
-    outs, ins = (packed.outs, packed.ins) if packed.forward else (packed.ins, packed.outs)
-    row = (var(group) * outs + out) * ins + inner
-    return row * packed.taps + var(tap)
+        out, inner, outs = inner, out, packed.ins
+    return [var(group) * outs + out, inner, floordiv(var(tap), packed.kw), mod(var(tap), packed.kw)]

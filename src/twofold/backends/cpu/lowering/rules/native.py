@@ -49,12 +49,13 @@ def _weights(low: Lowering, w: Value, choice: choose.Choice) -> Buffer:
     """The weights as the chosen kernel reads them; made once a program."""
     key = (w, choice.weights, choice.algorithm)
     if key not in low.packs:
-        source = low.rows(w)
-        at, steps = (source.buffer, source.offset), choice.prepare
-        if choice.algorithm != "lanes":  # plain to packed goes quicker in tiles than row by row
-            out = Buffer(float32, choice.weights.size, "packed")
-            pack(low, *at, choice.weights, out)
-            at, steps = (out, 0), steps[1:]
+        steps = choice.prepare
+        if choice.algorithm == "lanes":
+            source = low.rows(w)
+            at = source.buffer, source.offset
+        else:  # plain to packed goes quicker in tiles than row by row
+            at, steps = (Buffer(float32, choice.weights.size, "packed"), 0), steps[1:]
+            pack(low, low.at(w), choice.weights, at[0])
         for step in steps:
             out = Buffer(float32, step.size, "weights")
             low.kernel(step.kernel, [at, (out, 0)], out)
@@ -110,7 +111,7 @@ def weight_grad(low: Lowering, node: Node) -> bool:
         plain = weights.repack(low.machine, choice.weights, choose.plain_weights(low.machine, shape))
         low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
     else:
-        unpack(low, order, choice.weights, target.buffer)
+        unpack(low, order, choice.weights, target)
     low.result(dw, target)
     return True
 
