@@ -87,14 +87,14 @@ def forward(
     return Choice("direct", kernel, packed, prepare)
 
 
-def parts(machine: Machine, conv: Conv, constant: bool = False) -> int:
-    """How many parts an epilogue's Statistics of the forward kernel writes."""
+def parts(machine: Machine, conv: Conv, constant: bool = False, ldx: int = 0) -> int:
+    """How many parts an epilogue's Statistics of the forward kernel of the same arguments writes."""
     machine = _fitted(machine, conv, conv.o)
     if lanes.fits(machine, conv):
         return lanes.parts(conv)
     if scheme := winograd_scheme(machine, conv, constant):
         return winograd_conv.plan_forward(machine, conv, scheme).parts
-    return direct.parts(machine, conv, direct.packing(machine, conv))
+    return direct.parts(machine, conv, direct.packing(machine, conv), ldx)
 
 
 def data_gradient(

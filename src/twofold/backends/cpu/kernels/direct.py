@@ -30,10 +30,7 @@ def forward(
     machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
 ) -> Kernel:
     """Kernel (x, w, y, ...epilogue): the forward convolution with weights in ``packed`` order."""
-    v, h = forward_axes(conv)
-    one = Pass(conv.n, v, h, ldx or conv.c, ldy or conv.o)
-    passes = flattened(machine, one, packed) if is_pointwise(conv) else [one]
-    return _build(machine, "conv", passes, packed, epilogue, conv.flops)
+    return _build(machine, "conv", _forward_passes(machine, conv, packed, ldx, ldy), packed, epilogue, conv.flops)
 
 
 def data_gradient(
@@ -58,12 +55,16 @@ def packing(machine: Machine, conv: Conv, forward: bool = True) -> Packed:
     return Packed(conv.groups, outs, ins, conv.kh, conv.kw, shape.vectors * machine.lanes, machine.lanes, forward)
 
 
-def parts(machine: Machine, conv: Conv, packed: Packed) -> int:
+def parts(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0) -> int:
     """Parts that an epilogue's Statistics of the forward kernel writes."""
-    v, h = forward_axes(conv)
-    one = Pass(conv.n, v, h, conv.c, conv.o)
-    passes = flattened(machine, one, packed) if is_pointwise(conv) else [one]
+    passes = _forward_passes(machine, conv, packed, ldx)
     return sum(p.n * -(-p.v.outputs // row_block(machine, p, packed)) for p in passes)
+
+
+def _forward_passes(machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int = 0) -> Sequence[Pass]:
+    v, h = forward_axes(conv)
+    one = Pass(conv.n, v, h, ldx or conv.c, ldy or conv.o)
+    return flattened(machine, one, packed) if is_pointwise(conv) else [one]
 
 
 def _build(

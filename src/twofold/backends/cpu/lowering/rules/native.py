@@ -91,7 +91,7 @@ def _convolve(low: Lowering, node: Node, shape: Conv, x: Value, w: Value, forwar
         places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
         low.kernel(choice.kernel, places, place.buffer, nodes)
 
-    low.defer(node, target, emit, (lambda: choose.parts(low.machine, shape, constant)) if forward else None)
+    low.defer(node, target, emit, (lambda: choose.parts(low.machine, shape, constant, ldx)) if forward else None)
     return True
 
 
