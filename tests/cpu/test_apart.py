@@ -94,3 +94,24 @@ def test_small_graphs_keep_llvm_away_from_a_process_a_few_times():
     done = subprocess.run([sys.executable, "-c", CODE], env=dict(os.environ), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split("\n")[:-1] == ["0 False"] * apart.FEW + ["1 True", "2 True"]
+
+
+def test_no_process_is_started_for_what_cannot_be_kept(monkeypatch, tmp_path):
+    started = []
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: started.append(1) or real(*a, **k))
+    monkeypatch.setattr(apart, "LARGE", 1)
+    monkeypatch.setattr(apart._State, "vain", False)
+    weight = tw.Variable(np.ones((3, 3), np.float32))
+
+    @tw.compile
+    def with_a_branch(x):
+        return tw.cond(tw.sum(x) > 0, lambda: x @ weight, lambda: x)
+
+    with_a_branch(tw.tensor(np.ones((2, 3), np.float32)))
+    assert not started
+    monkeypatch.setattr(apart, "_START", "pass")  # it ends well and keeps nothing
+    losses()
+    assert len(started) == 1
+    losses()
+    assert len(started) == 1

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from twofold.backends.cpu import cache
 from twofold.ir import Graph
 from twofold.ir.text import parse_graph, print_graph
 
@@ -24,8 +25,12 @@ FEW = 3  # smaller graphs for which one is started, as long as this process has 
 _START = "import sys; sys.path[:] = sys.argv[1:]; from twofold.backends.cpu import apart; apart.main()"
 
 
+PATIENCE = 1800  # seconds, after which something other than compiling must be going on
+
+
 class _State:
     alone = False  # this is the other process
+    vain = False  # it ended well, but nothing was kept: no further one is started
     small = 0  # how many small graphs went there
 
 
@@ -35,15 +40,27 @@ def make(graph: Graph) -> bool:
         return False
     try:
         text = print_graph(graph, full=True).encode()
-        command = [sys.executable, "-c", _START, *sys.path]
-        done = subprocess.run(command, input=text, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    except (OSError, ValueError):
+        own = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        command = [sys.executable, *own, "-c", _START, *(p for p in sys.path if isinstance(p, str))]
+        done = subprocess.run(
+            command, input=text, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False, timeout=PATIENCE
+        )
+    except Exception:  # whatever it is: this process can do without
         return False
     return done.returncode == 0
 
 
+def in_vain() -> None:
+    """Say that a program made elsewhere was not to be found afterwards."""
+    _State.vain = True
+
+
 def _pays(graph: Graph) -> bool:
-    if _State.alone or getattr(sys, "frozen", False) or not Path(sys.executable or "").name.startswith("python"):
+    if _State.alone or _State.vain or getattr(sys, "frozen", False):
+        return False
+    if not Path(sys.executable or "").name.startswith("python") or not cache.writable():
+        return False
+    if any(node.op.kind == "control" for node in graph.nodes):  # its program has parts in Python, which are not kept
         return False
     kernels = sum(node.op.kind in HEAVY for node in graph.nodes)
     if kernels >= LARGE:

@@ -199,6 +199,8 @@ class CpuBackend(HostBackend):
         built = remember.recall(name, written_state(graph))
         if built is None and passes is optimise and apart.make(graph):
             built = remember.recall(name, written_state(graph))
+            if built is None:
+                apart.in_vain()
         if built is not None:
             return CpuProgram(graph, built=built, again=lambda: anew()[0]), graph
         program, optimised = anew()
