@@ -98,17 +98,21 @@ def test_two_processes_equal_one(layout: str) -> None:
         np.testing.assert_allclose(result["weight"], state["head.weight"], rtol=2e-5, atol=2e-6)
 
 
+ENDED = "process 1 of 2 has ended its program, and others wait for it in a computation of all processes"
+
+
 @pytest.mark.parametrize(
-    ("last", "told", "reason"),
+    ("last", "told", "codes", "reason"),
     [
-        ("exit", "process 1 of 2 has ended its program, and others wait for it in a computation of all processes", ""),
-        ("device", "process 1 of 2 has died or ended early", "call it once, at the start of the program, before any tensor"),
+        ("exit", ENDED, [1, 3], f"error: distributed: {ENDED}"),
+        ("eager", ENDED, [1, 0], f"error: distributed: {ENDED}"),
+        ("device", "process 1 of 2 has died or ended early", [1, 1], "call it once, at the start of the program, before any"),
     ],
 )
-def test_a_program_that_ends_too_soon_leaves_nobody_waiting(last: str, told: str, reason: str) -> None:
+def test_a_program_that_ends_too_soon_leaves_nobody_waiting(last: str, told: str, codes: list[int], reason: str) -> None:
     """Python does not tell at the end of a program whether it was meant (``sys.exit``), and others may be in a step."""
     outputs = [w.communicate(timeout=120) + (w.returncode,) for w in start(2, "replicated", "3", last)]
-    assert all(code == 1 for _, _, code in outputs), outputs
+    assert [code for _, _, code in outputs] == codes, outputs
     assert f"error: distributed: {told}; the job has ended" in outputs[0][1] and reason in outputs[1][1]
 
 

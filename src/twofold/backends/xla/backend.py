@@ -111,7 +111,7 @@ class XlaBackend(Backend):
     def get(self, buffer: Any) -> np.ndarray:
         """The content on the host. Waits for the device; reports an index that was out of range in what ran before."""
         self.pending.look()
-        if buffer.is_fully_addressable or buffer.is_fully_replicated:
+        if not runtime.is_joint(buffer):
             return runtime.fetch(buffer)
         from jax.experimental import multihost_utils
 
@@ -133,6 +133,7 @@ class XlaBackend(Backend):
             return buffers[attrs["args"] : attrs["args"] + attrs["results"]]
         from twofold.backends.xla import checks
 
+        runtime.begins(buffers)
         with runtime.x64():
             function, messages = self._function(op, attrs, buffers)
             try:
@@ -145,6 +146,7 @@ class XlaBackend(Backend):
 
     def call(self, function: Any, buffers: Sequence[Any], what: str) -> Sequence[Any]:
         """A jitted function of ours (from a file) on buffers, with our settings and errors."""
+        runtime.begins(buffers)
         with runtime.x64():
             try:
                 return function(*buffers)

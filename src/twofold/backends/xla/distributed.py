@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import os
 import re
@@ -149,11 +150,16 @@ class Membership:
     def _at_exit(self) -> None:
         if self._left:
             return
-        if getattr(sys, "last_value", None) is None:
-            self.leave()
-        else:  # an exception that nobody caught
+        uncaught = getattr(sys, "last_value", None)
+        if uncaught is not None:
             self.watch.close(bye=False)
-            _end_now(1)
+            _end_now(130 if isinstance(uncaught, KeyboardInterrupt) else 1)
+        try:
+            self.leave()
+        except TwofoldError as error:  # the program is over, and what it gave ``sys.exit`` stands
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            self._left = True
+            _end_alone()
 
 
 def _end_now(code: int) -> None:
@@ -161,6 +167,19 @@ def _end_now(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _end_alone() -> None:
+    """Let Python end with the exit code that it has (and tells nobody), without jax, which would wait for the others."""
+    try:
+        from jax._src import api, distributed, xla_bridge
+
+        atexit.unregister(api.clean_up)
+        state, clients = distributed.global_state, xla_bridge._backends.values()
+        for kept in (state.client, state.service, *clients):  # what ends these would wait, too
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+    except (ImportError, AttributeError):  # another jax
+        _end_now(1)
 
 
 def initialize(

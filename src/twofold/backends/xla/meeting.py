@@ -247,6 +247,7 @@ class Watch:
         self.advice = "start all processes again"
         self.begun = 0  # joint computations of this process
         self.through: dict[int, int] = {}  # rank -> how many there will ever have been
+        self._waiting, self._why = False, ""  # somebody waits in ``end_together``, and what they are to hear
         self._over = threading.Event()
         self._lock = threading.RLock()  # a signal's handler may leave while the main thread holds it
         for rank, line in lines.items():
@@ -285,14 +286,16 @@ class Watch:
         self._look_ahead()
 
     def end_together(self) -> None:
-        """This process begins no more of them: tell the others, and wait until they have said so too. TwofoldError where
-        the job ends instead, and this process with it."""
+        """This process begins no more of them: tell the others, and wait until they have said so too. TwofoldError says
+        why where the job ends instead."""
+        self._waiting = True
         self._note(self.job.rank, self.begun)
-        while len(self.through) < self.job.processes:
-            if self._over.is_set():
-                time.sleep(1.0)  # so that the reason is what people see
-                raise TwofoldError("distributed: the job has ended early")
+        while len(self.through) < self.job.processes and not self._over.is_set():
             time.sleep(0.01)
+        with self._lock:
+            self._waiting = False
+            if self._over.is_set():
+                raise TwofoldError(self._why or "distributed: the job has ended")
 
     def _note(self, rank: int, count: int) -> None:
         """``rank`` is through: process 0 tells everybody, the others tell process 0 of themselves."""
@@ -314,11 +317,13 @@ class Watch:
         with self._lock:
             if self._over.is_set():
                 return
+            waiting, self._why = self._waiting, f"distributed: {what}; the job has ended, {self.advice}"
             self._over.set()
         for line in list(self.lines.values()):
             with contextlib.suppress(OSError):
                 line.send(json.dumps({"dead": what}))
-        self.end(f"distributed: {what}; the job has ended, {self.advice}")
+        if not waiting:
+            self.end(self._why)
         for line in list(self.lines.values()):
             line.close()
 

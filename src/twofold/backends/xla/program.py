@@ -60,7 +60,7 @@ class XlaProgram(Program):
         self.graph, self.device, self.donated, self.pending = graph, device, tuple(donated), pending
         self.messages: list[str] = []
         self.function, self.inputs = jitted(graph, placement(device), self.donated, self.messages)
-        self.joint = any(not (s.is_fully_addressable or s.is_fully_replicated) for s in self.inputs)  # needs all processes
+        self.joint = any(map(runtime.is_joint, self.inputs))  # needs all processes
 
     def place(self, index: int, array: np.ndarray) -> Any:
         """A host array where input ``index`` wants it: each device gets only its part."""
@@ -71,6 +71,8 @@ class XlaProgram(Program):
         self.pending.look(AHEAD)
         if self.joint:
             runtime.begins_joint()
+        else:
+            runtime.begins(buffers)
         with runtime.x64():
             placed = [put(b, s) for b, s in zip(buffers, self.inputs)]
             try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -55,6 +55,17 @@ def begins_joint() -> None:
     """What follows needs all processes; every process must come here the same number of times."""
     for tell in on_joint:
         tell()
+
+
+def is_joint(x: Any) -> bool:
+    """Whether a jax array (or a layout) is in parts that lie in several processes: what is computed of it may wait for all."""
+    return not (x.is_fully_addressable or x.is_fully_replicated)
+
+
+def begins(buffers: Sequence[Any]) -> None:
+    """A computation of these arrays (jax's or NumPy's) begins: one of all processes, if one of them is joint."""
+    if on_joint and any(not isinstance(b, np.ndarray) and is_joint(b) for b in buffers):
+        begins_joint()
 
 
 def fetch(buffer: Any, what: str = "reading a result") -> np.ndarray:
