@@ -9,6 +9,7 @@ from twofold import nn
 from twofold.backends.cpu.backend import CpuProgram
 from twofold.backends.cpu.lowering.steps import KernelStep
 from twofold.backends.cpu.lowering.widen import widened
+from twofold.backends.cpu.machine import AVX512
 from twofold.ir.text import parse_graph
 from twofold.nn import functional as F
 
@@ -21,7 +22,7 @@ GRAPH = """graph f(%x: bf16[2,3,5,5], %w: bf16[4,3,3,3], %s: f32[4]) {
 
 
 def test_the_graph_has_float32_products_between_casts():
-    graph = widened(parse_graph(GRAPH))
+    graph = widened(parse_graph(GRAPH), AVX512)
     assert [(n.op.name, n.outputs[0].dtype.name) for n in graph.nodes] == [
         ("cast", "float32"), ("cast", "float32"), ("conv", "float32"), ("cast", "bfloat16"), ("relu", "bfloat16"),
         ("batch_norm_train", "bfloat16"),
@@ -31,7 +32,7 @@ def test_the_graph_has_float32_products_between_casts():
 
 def test_a_graph_without_16_bit_floats_is_left_as_it_is():
     graph = parse_graph(GRAPH.replace("bf16", "f32"))
-    assert widened(graph) is graph
+    assert widened(graph, AVX512) is graph
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -16,7 +16,6 @@ from twofold.base import flags, locks
 from twofold.base.errors import IndexRangeError
 from twofold.ir import Graph, Op, Spec
 from twofold.ir.builder import annotate
-from twofold.passes import optimise
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.assemble import Assembled
@@ -145,7 +144,7 @@ def _assembled(
     from twofold.backends.cpu.lowering.widen import widened
     from twofold.backends.cpu.machine import host
 
-    graph = as_images(widened(graph))
+    graph = widened(as_images(graph), host())
     plan = lower(graph, host(), compile_graph, orders)
     merge(plan)
     donate(plan, graph, donated)
@@ -186,7 +185,7 @@ class CpuBackend(HostBackend):
         return CpuProgram(graph, donated)
 
     def remembered(self, graph: Graph, passes: Callable[[Graph], Graph], device: Device) -> tuple[Program, Graph]:
-        from twofold.backends.cpu import apart, remember
+        from twofold.backends.cpu import remember
         from twofold.backends.cpu.machine import num_threads
 
         def anew() -> tuple[CpuProgram, Graph]:
@@ -194,17 +193,12 @@ class CpuBackend(HostBackend):
             return CpuProgram(optimised, written_state(optimised)), optimised
 
         name = None if flags.get("TWOFOLD_DEBUG") >= 2 else remember.key(graph, num_threads())
-        if name is None:
-            return anew()
-        built = remember.recall(name, written_state(graph))
-        if built is None and passes is optimise and apart.make(graph):
-            built = remember.recall(name, written_state(graph))
-            if built is None:
-                apart.in_vain()
+        built = remember.recall(name, written_state(graph)) if name else None
         if built is not None:
             return CpuProgram(graph, built=built, again=lambda: anew()[0]), graph
         program, optimised = anew()
-        remember.store(name, program._built, written_state(optimised))
+        if name:
+            remember.store(name, program._built, written_state(optimised))
         return program, optimised
 
 

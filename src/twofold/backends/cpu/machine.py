@@ -34,6 +34,7 @@ class Machine:
     fma_rate: int = 2
     fma_latency: int = 4
     load_rate: int = 2
+    bf16_dots: bool = False  # adds products of pairs of bfloat16 to float32 lanes in one instruction
 
     @property
     def vector_bits(self) -> int:
@@ -67,30 +68,26 @@ class Machine:
 FMA_RATES = {"znver4": 1, "cannonlake": 1, "icelake-client": 1, "tigerlake": 1, "rocketlake": 1}
 
 AVX2 = Machine("x86_64-unknown-linux-gnu", "x86-64-v3", "", lanes=8, registers=16)
-AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "", lanes=16, registers=32, l1=48 << 10, l1_ways=12, l2=1 << 20)
-NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", lanes=4, registers=32, l1=64 << 10, l1_ways=4, l2=1 << 20)
+AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "", lanes=16, registers=32, l1=48 << 10, l2=1 << 20)
+AVX512_BF16 = replace(AVX512, features="+avx512bf16", bf16_dots=True)
+NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", lanes=4, registers=32, l1=64 << 10, l2=1 << 20)
 
 
 @functools.cache
 def host() -> Machine:
     """The machine this process runs on. What LLVM finds out about it is kept in the cache as long as the system describes
     the same processor, for LLVM takes a third of a second to load."""
-    described, rules = _described(), Path(__file__).read_text()
-    name = hashlib.sha256("\0".join(["host", cache.versions(), described, rules]).encode()).hexdigest()
-    kept = cache.get(name) if described else None
+    processor, rules = _processor(), Path(__file__).read_text()
+    name = hashlib.sha256("\0".join(["host", cache.versions(), processor, rules]).encode()).hexdigest()
+    kept = cache.get(name) if processor else None
     machine = Machine(**json.loads(kept)) if kept else _asked()
-    if described and not kept:
+    if processor and not kept:
         cache.put(name, json.dumps(asdict(machine)).encode())
-    return replace(machine, **_caches())
+    sizes = _cache_sizes()
+    return replace(machine, l1=sizes.get(1, machine.l1), l2=sizes.get(2, machine.l2), l3=sizes.get(3, machine.l3))
 
 
-@functools.cache
-def identity() -> str:
-    """Names the machine, with LLVM's help only where the system says too little."""
-    return f"{_described() or host()}{sorted(_caches().items())}"
-
-
-def _described() -> str:
+def _processor() -> str:
     """What Linux tells of the first processor that does not change while it runs; empty elsewhere."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
@@ -115,26 +112,24 @@ def _asked() -> Machine:
     else:
         vectors = {"lanes": 4, "registers": 16}
     rate = FMA_RATES.get(cpu, 2) if vectors["lanes"] == 16 else 2
-    return Machine(triple, cpu, features.flatten(), fma_rate=rate, **vectors)
+    pairs = bool(features.get("avx512bf16")) and vectors["lanes"] == 16
+    return Machine(triple, cpu, features.flatten(), fma_rate=rate, bf16_dots=pairs, **vectors)
 
 
-def _caches() -> dict[str, int]:
-    """The fields of a Machine that tell of its data caches, as Linux knows them; none where it does not."""
-    found: dict[str, int] = {}
+def _cache_sizes() -> dict[int, int]:
+    """Data cache sizes by level as Linux tells them; nothing where it does not."""
+    sizes: dict[int, int] = {}
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             kind, level = (folder / "type").read_text().strip(), (folder / "level").read_text().strip()
             text = (folder / "size").read_text().strip()
             size = int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
-            ways = int((folder / "ways_of_associativity").read_text())
         except (OSError, ValueError, IndexError):
             continue
         if kind != "Instruction" and level in "123":
-            found[f"l{level}"] = size
-            if level == "1" and ways > 0:
-                found["l1_ways"] = ways
-    return found
+            sizes[int(level)] = size
+    return sizes
 
 
 def num_threads() -> int:

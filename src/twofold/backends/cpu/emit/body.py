@@ -13,8 +13,8 @@ from typing import Any
 
 from twofold.backends.cpu.emit.functions import ROWS
 from twofold.backends.cpu.emit.special import SPECIAL
-from twofold.backends.cpu.emit.types import convert, from_memory, memory_type, number, register_type, rounded, to_memory
 from twofold.backends.cpu.llvm import Function, Value, const, vector
+from twofold.backends.cpu.llvm.types import convert, from_memory, memory_type, number, register_type, rounded, to_memory
 from twofold.backends.cpu.loops import Affine, Buffer, Expr, Store, Var
 from twofold.backends.cpu.loops.expr import affines, computed
 from twofold.backends.cpu.loops.index import Div, Dyn, Mod

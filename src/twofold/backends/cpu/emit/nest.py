@@ -15,8 +15,8 @@ from typing import Any
 from twofold.backends.cpu.emit.body import Body
 from twofold.backends.cpu.emit.functions import ROWS
 from twofold.backends.cpu.emit.schedule import CHUNK, ROW_BLOCK, ROW_WIDTH, UNITS, Schedule, by_rows, gathered, schedule
-from twofold.backends.cpu.emit.types import register_type
 from twofold.backends.cpu.llvm import Value, const, vector
+from twofold.backends.cpu.llvm.types import register_type
 from twofold.backends.cpu.loops import Buffer, Nest, Var
 from twofold.backends.cpu.loops.expr import Expr
 from twofold.backends.cpu.machine import Machine

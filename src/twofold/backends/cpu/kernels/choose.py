@@ -5,21 +5,25 @@
 
 Each entry estimates the cycles of every kernel that fits and takes the cheapest; TWOFOLD_CONV=direct leaves Winograd
 out (the error of F(4x4) is about ten times that of direct convolution: 1e-5 of the largest value instead of 1e-6).
+
+Where ``takes_bf16``, images may be bfloat16 (``dtype``). Direct kernels then add products of pairs, twice as many in a
+cycle; Winograd computes in float32 what it reads and writes in 16 bits, which is still quicker where pixels are many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twofold.backends.cpu.kernels import direct, lanes, weights, wgrad, winograd, winograd_conv, winograd_wgrad
 from twofold.backends.cpu.kernels.epilogue import Epilogue
-from twofold.backends.cpu.kernels.shapes import Conv, split
+from twofold.backends.cpu.kernels.shapes import Conv, halved, split
 from twofold.backends.cpu.kernels.tile import most_pixels, step_cycles
 from twofold.backends.cpu.kernels.weights import Packed, Plain
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel
 from twofold.base import flags
+from twofold.base.dtypes import DType, bfloat16, float32
 from twofold.base.errors import ArgumentError
 
 Source = Packed | Plain
@@ -63,6 +67,12 @@ def plain_weights(machine: Machine, conv: Conv) -> Plain:
     return lanes.plain(machine, conv) if lanes.fits(machine, conv) else weights.plain(conv)
 
 
+def takes_bf16(machine: Machine, conv: Conv) -> bool:
+    """Whether there are kernels for images in bfloat16: the machine multiplies pairs, and groups are made of pairs."""
+    pairs = conv.groups == 1 or conv.cg % 2 == conv.og % 2 == 0
+    return machine.bf16_dots and pairs and not lanes.fits(machine, conv)
+
+
 def forward(
     machine: Machine,
     conv: Conv,
@@ -71,29 +81,40 @@ def forward(
     constant: bool = False,
     ldx: int = 0,
     ldy: int = 0,
+    dtype: DType = float32,
 ) -> Choice:
     """Kernel (x, prepared weights, y, ...epilogue). ``source`` is the order the weights come in (default: plain);
-    ``constant`` weights are prepared once: only fetching them costs."""
+    ``constant`` weights are prepared once: only fetching them costs. bfloat16 images have an even ``ldx``, and a zero after
+    an odd number of channels; weights in pairs are for the caller to prepare."""
     machine = _fitted(machine, conv, conv.o)
+    scheme = winograd_scheme(machine, conv, constant, dtype=dtype)
+    if dtype is bfloat16 and not scheme:
+        work = halved(conv)
+        packed = direct.packing(machine, work, pairs=True)
+        kernel = direct.forward(machine, work, packed, epilogue, (ldx or conv.c) // 2, ldy)
+        return Choice("direct", replace(kernel, flops=conv.flops), packed)
     packed = packed_weights(machine, conv)
     prepare = _repack(machine, conv, source, packed)
     if lanes.fits(machine, conv):
         kernel = lanes.forward(machine, conv, packed, epilogue, ldx, ldy)
         return Choice("lanes", kernel, packed, prepare)
-    if scheme := winograd_scheme(machine, conv, constant):
-        kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy, scheme)
+    if scheme:
+        kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype)
         return Choice("winograd", kernel, packed, (*prepare, _transformed(machine, packed, False, scheme)))
     kernel = direct.forward(machine, conv, packed, epilogue, ldx, ldy)
     return Choice("direct", kernel, packed, prepare)
 
 
-def parts(machine: Machine, conv: Conv, constant: bool = False, ldx: int = 0) -> int:
-    """How many parts an epilogue's Statistics of the forward kernel of the same arguments writes."""
+def parts(machine: Machine, conv: Conv, constant: bool = False, ldx: int = 0, dtype: DType = float32) -> int:
+    """How many parts an epilogue's Statistics of the forward kernel writes."""
     machine = _fitted(machine, conv, conv.o)
     if lanes.fits(machine, conv):
         return lanes.parts(conv)
-    if scheme := winograd_scheme(machine, conv, constant):
+    if scheme := winograd_scheme(machine, conv, constant, dtype=dtype):
         return winograd_conv.plan_forward(machine, conv, scheme).parts
+    if dtype is bfloat16:
+        work = halved(conv)
+        return direct.parts(machine, work, direct.packing(machine, work, pairs=True), (ldx or conv.c) // 2)
     return direct.parts(machine, conv, direct.packing(machine, conv), ldx)
 
 
@@ -105,11 +126,17 @@ def data_gradient(
     constant: bool = False,
     ldx: int = 0,
     ldy: int = 0,
+    dtype: DType = float32,
 ) -> Choice:
-    """Kernel (output's gradient, prepared weights, input's gradient, ...epilogue) with parameters named x, w or u,
-    y.
-    """
+    """Kernel (output's gradient, prepared weights, input's gradient, ...epilogue) with parameters named x, w or u, y; as
+    ``forward``."""
     machine = _fitted(machine, conv, conv.c)
+    scheme = winograd_scheme_backward(machine, conv, constant, dtype)
+    if dtype is bfloat16 and not scheme:
+        work = halved(conv, forward=False)
+        packed = direct.packing(machine, work, forward=False, pairs=True)
+        kernel = direct.data_gradient(machine, work, packed, epilogue, (ldx or conv.o) // 2, ldy)
+        return Choice("direct", replace(kernel, flops=conv.flops), packed)
     if lanes.fits(machine, conv):
         packed = lanes.packing(machine, conv, forward=False)
         origin = lanes.backward(machine, conv, source or lanes.plain(machine, conv))
@@ -117,27 +144,31 @@ def data_gradient(
         return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)
-    if scheme := winograd_scheme_backward(machine, conv, constant):
-        kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy, scheme)
+    if scheme:
+        kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype)
         return Choice("winograd", kernel, packed, (*prepare, _transformed(machine, packed, True, scheme)))
     return Choice("direct", direct.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
 
 
-def weight_gradient(machine: Machine, conv: Conv, ldx: int = 0, ldy: int = 0) -> Choice:
-    """Kernel (x, output's gradient, dw[, workspace]); ``dw`` is in ``choice.weights`` order."""
+def weight_gradient(machine: Machine, conv: Conv, ldx: int = 0, ldy: int = 0, dtype: DType = float32) -> Choice:
+    """Kernel (x, output's gradient, dw[, workspace]); ``dw``, float32, is in ``choice.weights`` order."""
     packed, machine = packed_weights(machine, conv), _fitted(machine, conv, conv.o)
     if lanes.fits(machine, conv) and lanes.shares(machine, conv):
         return Choice("lanes", lanes.weight_gradient(machine, conv, packed, ldx, ldy), packed)
-    if winograd_scheme(machine, conv, False, (winograd.F4,)):
-        return Choice("winograd", winograd_wgrad.weight_gradient(machine, conv, packed, ldx, ldy), packed)
-    return Choice("direct", wgrad.weight_gradient(machine, conv, packed, ldx, ldy), packed)
+    if winograd_scheme(machine, conv, False, (winograd.F4,), dtype):
+        return Choice("winograd", winograd_wgrad.weight_gradient(machine, conv, packed, ldx, ldy, dtype), packed)
+    return Choice("direct", wgrad.weight_gradient(machine, conv, packed, ldx, ldy, dtype), packed)
 
 
 def winograd_scheme(
-    machine: Machine, conv: Conv, constant: bool, schemes: Sequence[winograd.Scheme] = _SCHEMES
+    machine: Machine,
+    conv: Conv,
+    constant: bool,
+    schemes: Sequence[winograd.Scheme] = _SCHEMES,
+    dtype: DType = float32,
 ) -> winograd.Scheme | None:
     """The form of Winograd that is estimated to be fastest; None where it is not allowed, does not fit, or direct
-    convolution is faster."""
+    convolution (of images of ``dtype``) is faster."""
     mode = flags.get("TWOFOLD_CONV")
     if mode not in ("auto", "direct"):
         raise ArgumentError(f"TWOFOLD_CONV is {mode!r}; expected 'auto' or 'direct'")
@@ -145,14 +176,17 @@ def winograd_scheme(
     if mode == "direct" or not schemes:
         return None
     best = min(schemes, key=lambda scheme: winograd_cycles(machine, conv, constant, scheme))
-    return best if winograd_cycles(machine, conv, constant, best) < direct_cycles(machine, conv) else None
+    rival = halved(conv) if dtype is bfloat16 else conv
+    return best if winograd_cycles(machine, conv, constant, best) < direct_cycles(machine, rival) else None
 
 
-def winograd_scheme_backward(machine: Machine, conv: Conv, constant: bool) -> winograd.Scheme | None:
+def winograd_scheme_backward(
+    machine: Machine, conv: Conv, constant: bool, dtype: DType = float32
+) -> winograd.Scheme | None:
     """The same for the data gradient, which is a convolution of the output's gradient with reversed weights."""
     if not (_pads_within(conv) and any(winograd.fits(conv, scheme) for scheme in _SCHEMES)):
         return None
-    return winograd_scheme(machine, winograd_conv.reversed_conv(conv), constant)
+    return winograd_scheme(machine, winograd_conv.reversed_conv(conv), constant, dtype=dtype)
 
 
 def _fitted(machine: Machine, conv: Conv, outs: int) -> Machine:
@@ -210,6 +244,6 @@ def _pads_within(conv: Conv) -> bool:
 
 
 __all__ = [
-    "Choice", "Prepare", "data_gradient", "forward", "packed_weights", "parts", "plain_weights", "weight_gradient",
-    "winograd_scheme", "winograd_scheme_backward",
+    "Choice", "Prepare", "data_gradient", "forward", "packed_weights", "parts", "plain_weights", "takes_bf16",
+    "weight_gradient", "winograd_scheme", "winograd_scheme_backward",
 ]  # fmt: skip

@@ -30,7 +30,10 @@ def forward(
     machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
 ) -> Kernel:
     """Kernel (x, w, y, ...epilogue): the forward convolution with weights in ``packed`` order."""
-    return _build(machine, "conv", _forward_passes(machine, conv, packed, ldx, ldy), packed, epilogue, conv.flops)
+    v, h = forward_axes(conv)
+    one = Pass(conv.n, v, h, ldx or conv.c, ldy or conv.o)
+    passes = flattened(machine, one, packed) if is_pointwise(conv) else [one]
+    return _build(machine, "conv", passes, packed, epilogue, conv.flops)
 
 
 def data_gradient(
@@ -44,27 +47,24 @@ def data_gradient(
     return _build(machine, "conv_dx", passes, packed, epilogue, conv.flops)
 
 
-def packing(machine: Machine, conv: Conv, forward: bool = True) -> Packed:
-    """The packed order with the best tile for this convolution (``forward=False``: for its data gradient)."""
+def packing(machine: Machine, conv: Conv, forward: bool = True, pairs: bool = False) -> Packed:
+    """The packed order with the best tile for this convolution (``forward=False``: for its data gradient; ``pairs``: its
+    inputs, or for the gradient its outputs, are pairs)."""
     outs, ins = (conv.og, conv.cg) if forward else (conv.cg, conv.og)
     width = conv.ow if forward else -(-conv.w // conv.stride[1])
     pitch = 4 * (conv.c * conv.stride[1] if forward else conv.o)
     if is_pointwise(conv):
         width = conv.n * conv.h * conv.w
     shape = best_shape(machine, min(width, 96), outs, pitch)
-    return Packed(conv.groups, outs, ins, conv.kh, conv.kw, shape.vectors * machine.lanes, machine.lanes, forward)
+    return Packed(conv.groups, outs, ins, conv.kh, conv.kw, shape.vectors * machine.lanes, machine.lanes, forward, pairs)
 
 
 def parts(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0) -> int:
     """Parts that an epilogue's Statistics of the forward kernel writes."""
-    passes = _forward_passes(machine, conv, packed, ldx)
-    return sum(p.n * -(-p.v.outputs // row_block(machine, p, packed)) for p in passes)
-
-
-def _forward_passes(machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int = 0) -> Sequence[Pass]:
     v, h = forward_axes(conv)
-    one = Pass(conv.n, v, h, ldx or conv.c, ldy or conv.o)
-    return flattened(machine, one, packed) if is_pointwise(conv) else [one]
+    one = Pass(conv.n, v, h, ldx or conv.c, conv.o)
+    passes = flattened(machine, one, packed) if is_pointwise(conv) else [one]
+    return sum(p.n * -(-p.v.outputs // row_block(machine, p, packed)) for p in passes)
 
 
 def _build(
@@ -116,4 +116,5 @@ def _untouched(f: Function, one: Pass, channels: int, rows: int, epilogue: ep.Ep
                 with f.loop(low, high, lanes) as channel:
                     site = ep.Site(pixel, channel.index, count)
                     [value] = ep.finish_column(f, epilogue, [const(f.vec(), 0.0)], [site], part)
-                    f.vstore(value, f.gep(f.arg("y"), f.add(f.mul(pixel, one.ldy), channel.index)), count)
+                    y = f.gep(f.arg("y"), f.add(f.mul(pixel, one.ldy), channel.index), ep.element(epilogue))
+                    f.vstore(value, y, count)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.llvm.types import memory_type, rounded, to_memory
+from twofold.base.dtypes import DType
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,33 @@ class Statistics(Step):
             f.vstore(amount, place, count)
 
 
+@dataclass(frozen=True)
+class Rounded(Step):
+    """Rounds to a 16-bit float (still a float32), as an op of that dtype does."""
+
+    dtype: DType
+
+    def apply(self, f, x, site, columns):
+        return rounded(f, x, self.dtype)
+
+
+@dataclass(frozen=True)
+class Stored(Step):
+    """Results, already rounded to ``dtype``, as they lie in memory. Always the last step."""
+
+    dtype: DType
+
+    def apply(self, f, x, site, columns):
+        return to_memory(f, x, self.dtype)
+
+
 Epilogue = tuple[Step, ...]
+
+
+def element(epilogue: Epilogue) -> str:
+    """The type in memory of what a kernel with this epilogue writes."""
+    last = epilogue[-1] if epilogue else None
+    return memory_type(last.dtype) if isinstance(last, Stored) else "float"
 
 
 def params_of(epilogue: Epilogue) -> tuple[str, ...]:

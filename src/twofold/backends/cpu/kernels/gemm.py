@@ -10,11 +10,15 @@ SCHEDULE
     A transposed a, whose columns lie far apart, is copied into strips of MR rows in the same way.
     With few k and a large result, the result is written past the caches (``outer.py``).
     With few rows and b transposed, each result is a dot product along contiguous memory: vectors run along k.
+    ``pairs`` of bfloat16 along k stand for single elements where the machine adds their products in one instruction. In
+    operands stored (k, ...) the two lie in neighbouring rows, so these are always packed.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import outer
@@ -27,32 +31,52 @@ from twofold.backends.cpu.program import Kernel, KernelBuilder
 UNROLL = 2
 DOT_ROWS = 16  # up to so many rows against a transposed b, dot products beat packing b
 DOT_TILE = (3, 4)  # rows x columns: 12 sums + 3 + 1 operands fit 16 registers
+Multiply = Callable[[Value, Value, Value], Value]  # (a, b, sum)
 STREAMS = 8  # rows of b read side by side when it is not packed: what the hardware's prefetchers follow
 
 
-def matmul(machine: Machine, shape: Matmul, epilogue: ep.Epilogue = (), ldc: int = 0) -> Kernel:
-    """Kernel (a, b, c, ...epilogue[, workspace]); a Site's pixel is batch*m + row, its channel the column."""
-    if outer.fits(machine, shape):
-        return outer.matmul(machine, shape, epilogue, ldc or shape.n)
-    if shape.transpose_b and shape.m <= DOT_ROWS and (not shape.transpose_a or shape.m == 1):
-        return _dots(machine, shape, epilogue, ldc or shape.n)
-    return _Product(machine, shape, epilogue, ldc or shape.n).kernel()
+def matmul(
+    machine: Machine, shape: Matmul, epilogue: ep.Epilogue = (), ldc: int = 0, pairs: bool = False
+) -> Kernel:
+    """Kernel (a, b, c, ...epilogue[, workspace]); a Site's pixel is batch*m + row, its channel the column. With
+    ``pairs`` a and b are bfloat16 (k even), else float32. 16-bit results (``epilogue.Stored``) want ``once``."""
+    ldc = ldc or shape.n
+    if not pairs and outer.fits(machine, shape):
+        return outer.matmul(machine, shape, epilogue, ldc)
+    if _is_dots(shape):
+        return _dots(machine, shape, epilogue, ldc, pairs)
+    return _Product(machine, shape, epilogue, ldc, pairs).kernel()
+
+
+def once(machine: Machine, shape: Matmul) -> bool:
+    """Whether a float32 product keeps its sums in registers to the end, so that c may be of another dtype."""
+    if outer.fits(machine, shape) or _is_dots(shape):
+        return True
+    return _Product(machine, shape, (), shape.n, False).k_block >= shape.k
+
+
+def _is_dots(shape: Matmul) -> bool:
+    return shape.transpose_b and shape.m <= DOT_ROWS and (not shape.transpose_a or shape.m == 1)
 
 
 class _Product:
-    def __init__(self, machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int):
-        self.machine, self.shape, self.epilogue, self.ldc = machine, shape, epilogue, ldc
+    def __init__(self, machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int, pairs: bool):
+        self.machine, self.epilogue, self.ldc, self.pairs = machine, epilogue, ldc, pairs
+        self.flops = shape.flops
+        self.shape = shape = replace(shape, k=shape.k // 2) if pairs else shape  # k counts pairs, then
         self.pitch = 0 if shape.transpose_a else 4 * shape.k  # from row to row of a tile
         best = best_shape(machine, min(shape.m, 96), shape.n, self.pitch)
         self.width = best.vectors * machine.lanes
         self.most = most_pixels(machine, best.vectors, self.pitch)
         self.rows = min(shape.m, 8 * self.most)
-        self.packs = shape.transpose_b or (shape.m > 32 and shape.n > 2 * self.width)
-        self.packs_a = shape.transpose_a and shape.k >= 64 and shape.n >= 2 * self.width
+        self.packs = shape.transpose_b or pairs or (shape.m > 32 and shape.n > 2 * self.width)
+        self.packs_a = shape.transpose_a and (pairs or (shape.k >= 64 and shape.n >= 2 * self.width))
         self.a_batches = shape.batch if shape.a_batch else 1
         # A panel of k_block rows fills a quarter of L2. Unpacked rows longer than a page are walked a few at a time.
         far = not self.packs and shape.n >= 1024
         self.k_block = STREAMS if far else max(1, min(shape.k, max(64, machine.l2 // 4 // (4 * self.width))))
+        if pairs:  # c is no place for sums
+            self.k_block = shape.k
         self.panels = -(-shape.n // self.width)
         self.panel_batches = shape.batch if shape.b_batch else 1
 
@@ -89,7 +113,7 @@ class _Product:
         packed = " and ".join(name for name, flag in (("a", self.packs_a), ("b", self.packs)) if flag) or "nothing"
         note = f"{self.most}x{self.width} tiles, {packed} packed, k in {self.k_block}"
         once = whole + bool(rest) == 1
-        return self.k.finish(flops=self.shape.flops, workspace=workspace, note=note, once=once)
+        return self.k.finish(flops=self.flops, workspace=workspace, note=note, once=once)
 
     def _kinds(self) -> list[tuple[int, int, int]]:
         """Panels as (first, how many, columns)."""
@@ -106,9 +130,14 @@ class _Product:
                 batch, panel, row = f.divmod_chain(loop.index, [self.panel_batches, count, shape.k])
                 panel = f.add(panel, first)
                 place = f.add(f.mul(f.add(f.mul(batch, self.panels), panel), self.panel_size), f.mul(row, self.width))
-                start = f.add(f.mul(batch, shape.k * shape.n), self._b(row, f.mul(panel, self.width)))
+                line, column = f.add(f.mul(batch, shape.k), row), f.mul(panel, self.width)
+                start = f.dot([(f.add(f.mul(batch, shape.n), column), shape.k), (row, 1)])
                 for at in range(0, self.width, lanes):
-                    value = self._columns(start, at, max(0, min(lanes, columns - at)))
+                    read = max(0, min(lanes, columns - at))
+                    if shape.transpose_b:
+                        value = self._columns(start, at, read)
+                    else:
+                        value = self._row("b", line, shape.n, f.add(column, at), read)
                     f.vstore(value, f.gep(f.arg("workspace"), f.add(place, at)))
 
     def _bands(self) -> list[tuple[int, int, int]]:
@@ -128,22 +157,31 @@ class _Product:
                 batch, band, k = f.divmod_chain(loop.index, [self.a_batches, count, shape.k])
                 first = f.add(f.mul(band, rows), row)
                 base = f.mul(batch, shape.m * shape.k)
-                source = f.gep(f.arg("a"), f.add(base, f.add(f.mul(k, shape.m), first)))
+                line = f.add(f.mul(batch, shape.k), k)  # of a, or pair of lines
                 target = f.gep(f.arg("workspace"), f.add(self.strips_at, f.add(base, f.mul(first, shape.k))))
 
                 def strip(at: Index, size: int) -> None:
                     place = f.gep(target, f.add(f.mul(at, shape.k), f.mul(k, size)))  # noqa: B023
                     for i in range(0, size, lanes):
-                        value = f.vload(f.gep(source, f.add(at, i)), min(lanes, size - i))  # noqa: B023
-                        f.vstore(value, f.gep(place, i), min(lanes, size - i))
+                        count = min(lanes, size - i)
+                        value = self._row("a", line, shape.m, f.add(f.add(first, at), i), count)  # noqa: B023
+                        f.vstore(value, f.gep(place, i), count)
 
                 _walk(f, self._tiles(rows, 0), strip)
 
+    def _row(self, name: str, line: Index, width: int, at: Index, count: int) -> Value:
+        """``count`` elements from ``at`` on of line ``line`` of an operand stored (k, width), or of its pair of lines."""
+        f, pointer = self.f, self.f.arg(name)
+        if not count:
+            return const(f.vec(), 0.0)
+        if not self.pairs:
+            return f.vload(f.gep(pointer, f.add(f.mul(line, width), at)), count)
+        first = f.gep(pointer, f.add(f.mul(line, 2 * width), at), "i16")
+        return f.paired(f.vload(first, count, "i16"), f.vload(f.gep(first, width, "i16"), count, "i16"))
+
     def _columns(self, start: Index, at: int, count: int) -> Value:
-        """A vector of b's columns from ``at`` on, in one row."""
+        """A vector of b's columns from ``at`` on, in one row; b is stored (n, k)."""
         f = self.f
-        if not self.shape.transpose_b:
-            return f.vload(f.gep(f.arg("b"), f.add(start, at)), count) if count else const(f.vec(), 0.0)
         value = const(f.vec(), 0.0)
         for lane in range(count):
             place = f.gep(f.arg("b"), f.add(start, (at + lane) * self.shape.k))
@@ -189,7 +227,7 @@ class _Product:
             else:
                 x_step, row_step = (shape.m, 1) if shape.transpose_a else (1, shape.k)
                 x = f.gep(f.arg("a"), f.add(base, f.dot([(first, row_step), (start, x_step)])))
-            ops = Operands(x, w, x_step, row_step, w_step, read)
+            ops = Operands(x, w, x_step, row_step, w_step, read, pairs=self.pairs)
             self._tile(ops, f.add(out_row, at), column, size, counts, part)
 
         _walk(f, self._tiles(rows, len(counts)), tile)
@@ -197,8 +235,9 @@ class _Product:
     def _tile(self, ops: Operands, row: Index, column: Index, size: int, counts: tuple[int, ...], part: tuple) -> None:
         f, lanes = self.f, self.machine.lanes
         _, steps, first, last = part
-        c = f.gep(f.arg("c"), f.dot([(row, self.ldc), (column, 1)]))
-        places = [[f.gep(c, p * self.ldc + j * lanes) for j in range(len(counts))] for p in range(size)]
+        kind = ep.element(self.epilogue)
+        c = f.gep(f.arg("c"), f.dot([(row, self.ldc), (column, 1)]), kind)
+        places = [[f.gep(c, p * self.ldc + j * lanes, kind) for j in range(len(counts))] for p in range(size)]
         if first:
             tile: Tile = zeros(f, size, len(counts))
         else:
@@ -223,8 +262,10 @@ def _walk(f: Function, sizes: list[int], body: Callable[[Index, int], None]) -> 
                 body(f.add(f.mul(loop.index, size), at), size)
 
 
-def _dots(machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int) -> Kernel:
+def _dots(machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int, pairs: bool) -> Kernel:
     """Few rows, b transposed: a vector of results is that many dot products, 4 columns at a time."""
+    flops = shape.flops
+    shape = replace(shape, k=shape.k // 2) if pairs else shape
     k = KernelBuilder(machine, "matmul_dots", ["a", "b", "c", *ep.params_of(epilogue)])
     f, lanes = k.f, machine.lanes
     for start, count, columns in ((0, shape.n // lanes, lanes), (shape.n - shape.n % lanes, 1, shape.n % lanes)):
@@ -239,28 +280,30 @@ def _dots(machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int) -> K
             b_rows = f.gep(f.arg("b"), b)
             row = 0
             for size in split(shape.m, DOT_TILE[0]):
-                values = _dot_block(f, shape, f.gep(a, row * shape.k), size, b_rows, columns)
+                values = _dot_block(f, shape, f.gep(a, row * shape.k), size, b_rows, columns, pairs)
                 first = f.add(f.mul(batch, shape.m), row)
                 sites = [ep.Site(f.add(first, i), column, columns) for i in range(size)]
                 for value, site in zip(ep.finish_column(f, epilogue, values, sites, 0), sites):
-                    f.vstore(value, f.gep(f.arg("c"), f.dot([(site.pixel, ldc), (column, 1)])), columns)
+                    place = f.gep(f.arg("c"), f.dot([(site.pixel, ldc), (column, 1)]), ep.element(epilogue))
+                    f.vstore(value, place, columns)
                 row += size
-    return k.finish(flops=shape.flops, note="dot products along k")
+    return k.finish(flops=flops, note="dot products along k")
 
 
-def _dot_block(f: Function, shape: Matmul, a: Value, rows: int, b: Value, columns: int) -> list[Value]:
+def _dot_block(f: Function, shape: Matmul, a: Value, rows: int, b: Value, columns: int, pairs: bool) -> list[Value]:
     """For each of ``rows`` rows of a, the vector of its dot products with ``columns`` rows of b."""
     lanes = f.machine.lanes
     results = [const(f.vec(), 0.0)] * rows
     whole, done = shape.k - shape.k % lanes, 0
+    step = functools.partial(_dot_step, f, shape, f.dot_onto if pairs else f.fma)
     for size in split(columns, DOT_TILE[1]):
         sums = [const(f.vec(), 0.0)] * (rows * size)
         start = f.gep(b, done * shape.k)
         with f.loop(0, whole, lanes, carry=sums) as loop:
-            loop.carry(_dot_step(f, shape, f.gep(a, loop.index), f.gep(start, loop.index), size, lanes, loop.carried))
+            loop.carry(step(f.gep(a, loop.index), f.gep(start, loop.index), size, lanes, loop.carried))
         sums = loop.results if whole else sums
         if shape.k % lanes:
-            sums = _dot_step(f, shape, f.gep(a, whole), f.gep(start, whole), size, shape.k % lanes, sums)
+            sums = step(f.gep(a, whole), f.gep(start, whole), size, shape.k % lanes, sums)
         for i in range(rows):
             for j in range(size):
                 results[i] = f.insert(results[i], f.reduce(f.fadd, sums[i * size + j]), done + j)
@@ -268,13 +311,15 @@ def _dot_block(f: Function, shape: Matmul, a: Value, rows: int, b: Value, column
     return results
 
 
-def _dot_step(f: Function, shape: Matmul, a: Value, b: Value, size: int, count: int, sums: list[Value]) -> list[Value]:
+def _dot_step(
+    f: Function, shape: Matmul, multiply: Multiply, a: Value, b: Value, size: int, count: int, sums: list[Value]
+) -> list[Value]:
     """Add ``count`` lanes of the products of all rows of a with ``size`` rows of b."""
     columns = [f.vload(f.gep(b, j * shape.k), count) for j in range(size)]
     out = []
     for i in range(len(sums) // size):
         row = f.vload(f.gep(a, i * shape.k), count)
-        out += [f.fma(row, column, sums[i * size + j]) for j, column in enumerate(columns)]
+        out += [multiply(row, column, sums[i * size + j]) for j, column in enumerate(columns)]
     return out
 
 

@@ -163,9 +163,10 @@ class _Sweep:
             sums = tap.results
         first = f.add(self.pixel, f.mul(at, one.h.out_step))
         sites = [ep.Site(f.add(first, p * one.h.out_step), self.channel, self.outs) for p in range(size)]
-        base = f.gep(f.arg("y"), f.add(f.mul(first, one.ldy), self.channel))
+        y = ep.element(self.epilogue)
+        base = f.gep(f.arg("y"), f.add(f.mul(first, one.ldy), self.channel), y)
         for p, value in enumerate(ep.finish_column(f, self.epilogue, sums, sites, self.part)):
-            f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy), self.outs)
+            f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy, y), self.outs)
 
     def _ahead(self, at: Index, size: int) -> None:
         """Prefetch into L2 what the same tile of the next row reads first, and what it writes."""
@@ -176,9 +177,10 @@ class _Sweep:
         for k, p in itertools.product(range(v.step), range(size * h.step)):
             f.prefetch(f.gep(x, (k * h.inputs + p) * one.ldx), 2)
         below = f.add(f.add(self.pixel, v.out_step * h.extent), f.mul(at, h.out_step))
-        y = f.gep(f.arg("y"), f.add(f.mul(below, one.ldy), self.channel))
+        kind = ep.element(self.epilogue)
+        y = f.gep(f.arg("y"), f.add(f.mul(below, one.ldy), self.channel), kind)
         for p in range(size):
-            f.prefetch(f.gep(y, p * h.out_step * one.ldy), 2, write=True)
+            f.prefetch(f.gep(y, p * h.out_step * one.ldy, kind), 2, write=True)
 
     def _tap_row(self, sums: list[Value], tap: Index, at: Index, size: int, example: int) -> list[Value]:
         """Add the products of one vertical tap."""

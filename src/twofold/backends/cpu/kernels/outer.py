@@ -14,6 +14,7 @@ from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Matmul, runs, split
 from twofold.backends.cpu.kernels.tile import flatten, shaped, zeros
 from twofold.backends.cpu.llvm import Index, Value
+from twofold.backends.cpu.llvm.values import BITS
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
@@ -37,7 +38,8 @@ class _Builder:
     def __init__(self, machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int):
         self.k = KernelBuilder(machine, "matmul_outer", ["a", "b", "c", *ep.params_of(epilogue)])
         self.f, self.machine, self.shape, self.epilogue, self.ldc = self.k.f, machine, shape, epilogue, ldc
-        self.lanes = machine.lanes
+        self.lanes, self.element = machine.lanes, ep.element(epilogue)
+        self.line = 8 * 64 // BITS[self.element]  # elements of c in a cache line
 
     def _pieces(self, width: int) -> list[tuple[int, int, int]]:
         """The columns as (first block, how many, columns in each)."""
@@ -47,20 +49,20 @@ class _Builder:
 
     def kernel(self) -> Kernel:
         f, shape = self.f, self.shape
-        most = self.machine.accumulators(LINE // self.lanes) // (LINE // self.lanes)
+        most = self.machine.accumulators(self.line // self.lanes) // (self.line // self.lanes)
         block = min(max(LINE, self.machine.l1 // 2 // (4 * shape.k) // LINE * LINE), 1024)
-        lines = self.ldc % LINE == 0 and 4 * shape.m * shape.n > self.machine.l3 // 2
-        aligned = f.is_aligned(f.arg("c"), 4 * LINE) if lines else None
+        lines = self.ldc % self.line == 0 and 64 // self.line * shape.m * shape.n > self.machine.l3 // 2
+        aligned = f.is_aligned(f.arg("c"), 64) if lines else None
         for first, count, columns in self._pieces(block):
             for row, strips, rows in runs(split(shape.m, most)):
                 with f.loop(*f.share(count * strips, f.arg("tid"), f.arg("n"))) as loop:
                     number, strip = f.divmod_chain(loop.index, [count, strips])
                     column = f.mul(f.add(number, first), block)
                     at = f.add(f.mul(strip, rows), row)
-                    whole = columns - columns % LINE
+                    whole = columns - columns % self.line
                     if whole:
-                        with f.loop(0, whole, LINE) as line:
-                            self._tile(at, rows, f.add(column, line.index), LINE, aligned)
+                        with f.loop(0, whole, self.line) as line:
+                            self._tile(at, rows, f.add(column, line.index), self.line, aligned)
                     if columns > whole:
                         self._tile(at, rows, f.add(column, whole), columns - whole, None)
         note = f"outer products in blocks of {block} columns" + (", whole lines past the caches" if lines else "")
@@ -84,10 +86,8 @@ class _Builder:
             done = ep.finish_column(f, self.epilogue, [line[j] for line in tile], sites, 0)
             for i, value in enumerate(done):
                 tile[i][j] = value
-        places = [
-            [f.gep(f.arg("c"), f.add(f.mul(f.add(row, i), self.ldc), f.add(column, at))) for at, _ in offsets]
-            for i in range(rows)
-        ]
+        lines = [f.gep(f.arg("c"), f.mul(f.add(row, i), self.ldc), self.element) for i in range(rows)]
+        places = [[f.gep(start, f.add(column, at), self.element) for at, _ in offsets] for start in lines]
 
         def store() -> list[Value]:
             for line, to in zip(tile, places):

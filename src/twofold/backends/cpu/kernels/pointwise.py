@@ -10,7 +10,6 @@ SCHEDULE
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 from twofold.backends.cpu.kernels import epilogue as ep
@@ -39,8 +38,7 @@ def suits(one: Pass) -> bool:
     return one.v.taps == one.h.taps == 1 and one.v.inside and one.h.inside
 
 
-@functools.lru_cache(maxsize=1024)
-def flattened(machine: Machine, one: Pass, packed: Packed) -> tuple[Pass, ...]:
+def flattened(machine: Machine, one: Pass, packed: Packed) -> list[Pass]:
     """A pass over whole images (1x1, stride 1) with its pixels in rows of a convenient length: 8 tiles, or as many as have
     their inputs in half of L2; a few pixels more make one row rather than two. With several blocks of outputs every row
     reads their weights again, so rows are longer then: up to three eighths of L2, if that leaves units for many threads.
@@ -57,7 +55,7 @@ def flattened(machine: Machine, one: Pass, packed: Packed) -> tuple[Pass, ...]:
     for first, rows, length in _even(machine, packed, blocks(pixels, target)):
         v, h = Axis(rows, rows, rows), Axis(length, length, length)
         passes.append(Pass(1, v, h, one.ldx, one.ldy, first * one.ldx, first))
-    return tuple(passes)
+    return passes
 
 
 def _even(machine: Machine, packed: Packed, rows: Rows) -> Rows:
@@ -143,7 +141,7 @@ class Pointwise(Sweep):
         column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
         x = f.gep(self.x, f.add(f.add(line, column), first))
         w = f.gep(self.w, f.mul(f.add(first, self._tap_offset()), self.width))
-        ops = Operands(x, w, 1, one.h.step * one.ldx, self.width, (lanes,) * vectors)
+        ops = Operands(x, w, 1, one.h.step * one.ldx, self.width, (lanes,) * vectors, pairs=self.packed.pairs)
         ahead = self._ahead(w, part, steps, done, size)
         tile = accumulate(f, tile, ops, steps, range(size), UNROLL, ahead)
         if final:

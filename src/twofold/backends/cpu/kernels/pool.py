@@ -56,15 +56,15 @@ def forward(machine: Machine, pool: Pool, kind: str, epilogue: ep.Epilogue = (),
     """Kernel (x, y, ...epilogue); ``kind`` is "max" or "mean"."""
     k = KernelBuilder(machine, f"{kind}_pool", ["x", "y", *ep.params_of(epilogue)])
     emitter = _Emitter(k.f, pool, kind, ldx or pool.c)
-    f, ldy = k.f, ldy or pool.c
+    f, ldy, y = k.f, ldy or pool.c, ep.element(epilogue)
 
     def output(image: Index, row: Index, column: Index, example: int, channel: Index, counts: Sequence[int]) -> None:
         pixel = f.add(f.mul(f.add(f.mul(image, pool.oh), row), pool.ow), column)
-        base = f.gep(f.arg("y"), f.dot([(pixel, ldy), (channel, 1)]))
+        base = f.gep(f.arg("y"), f.dot([(pixel, ldy), (channel, 1)]), y)
         for j, value in enumerate(emitter.reduced(image, row, column, example, channel, counts)):
             site = ep.Site(pixel, f.add(channel, j * machine.lanes), counts[j])
             [value] = ep.finish_column(f, epilogue, [value], [site], 0)
-            f.vstore(value, f.gep(base, j * machine.lanes), counts[j])
+            f.vstore(value, f.gep(base, j * machine.lanes, y), counts[j])
 
     low, high = f.share(pool.n * pool.oh, f.arg("tid"), f.arg("n"))
     with f.loop(low, high) as loop:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from twofold.base.errors import ShapeError
 
@@ -130,6 +130,14 @@ class Matmul:
     @property
     def flops(self) -> int:
         return 2 * self.batch * self.m * self.k * self.n
+
+
+def halved(conv: Conv, forward: bool = True) -> Conv:
+    """``conv`` as it sums over pairs of input channels (``forward=False``: of output channels, as the data gradient does);
+    a channel without a partner counts as a pair."""
+    if forward:
+        return replace(conv, c=conv.groups * -(-conv.cg // 2))
+    return replace(conv, o=conv.groups * -(-conv.og // 2))
 
 
 def forward_axes(conv: Conv) -> tuple[Axis, Axis]:

@@ -15,30 +15,44 @@ def copy(f: Function, source: Value | None, target: Value, pixels: int, width: i
     A vector of the strip is a blend of whole vectors from memory, one for each pixel in it, each read from where its
     lanes are in place. With ``step >= width`` they lie between the first and the last element wanted.
     """
-    total, lanes = pixels * width, f.machine.lanes
-    for at in range(0, total, lanes):
-        count = min(lanes, total - at)
-        f.vstore(_vector(f, source, at, count, width, step), f.gep(target, at), count)
+    for at, count in _vectors(f, pixels * width):
+        f.vstore(_blend(f, source, at, count, width, step, "float"), f.gep(target, at), count)
 
 
-def _vector(f: Function, source: Value | None, at: int, count: int, width: int, step: int) -> Value:
-    """The ``count`` elements from ``at`` on of a strip."""
+def copy_pairs(
+    f: Function, first: Value | None, second: Value | None, target: Value, pixels: int, width: int, step: int
+) -> None:
+    """A strip of pairs of bfloat16: from each pixel at ``first`` and the one in its place at ``second`` (zeros without)."""
+    for at, count in _vectors(f, pixels * width):
+        low, high = (_blend(f, source, at, count, width, step, "i16") for source in (first, second))
+        f.vstore(f.paired(low, high), f.gep(target, at), count)
+
+
+def _vectors(f: Function, total: int) -> list[tuple[int, int]]:
+    """``total`` elements as (first, how many) of each vector."""
     lanes = f.machine.lanes
+    return [(at, min(lanes, total - at)) for at in range(0, total, lanes)]
+
+
+def _blend(f: Function, source: Value | None, at: int, count: int, width: int, step: int, element: str) -> Value:
+    """The ``count`` elements from ``at`` on of a strip."""
+    lanes, zeros = f.machine.lanes, const(f.vec(element), 0)
     if source is None:
-        return const(f.vec(), 0.0)
+        return zeros
+    load = lambda start, size=lanes: f.vload(f.gep(source, start, element), size, element)
     places = [(at + lane) // width * step + (at + lane) % width - lane for lane in range(count)]
     starts = list(dict.fromkeys(places))
     if count < lanes:
-        result = const(f.vec(), 0.0)
+        result = zeros
         for start in starts:
             first = places.index(start)
             size = places.count(start)
-            piece = f.vload(f.gep(source, start + first), size)
+            piece = load(start + first, size)
             picks = [lanes + lane - first if first <= lane < first + size else lane for lane in range(lanes)]
             result = f.shuffle(result, piece, picks)
         return result
-    result = f.vload(f.gep(source, starts[0]))
+    result = load(starts[0])
     for start in starts[1:]:
         own = [lanes + lane if place == start else lane for lane, place in enumerate(places)]
-        result = f.shuffle(result, f.vload(f.gep(source, start)), own)
+        result = f.shuffle(result, load(start), own)
     return result

@@ -169,7 +169,7 @@ class Sweep:
         kernel_row = f.add(one.v.kernel, f.mul(tap, one.v.kernel_step))
         w = f.gep(self.w, f.mul(kernel_row, self.packed.kw * ins * self.width))
         counts = (self.machine.lanes,) * len(self.counts)
-        ops = Operands(x, w, 1, one.h.step * one.ldx, self.width, counts)
+        ops = Operands(x, w, 1, one.h.step * one.ldx, self.width, counts, pairs=self.packed.pairs)
         everywhere = [p for p in range(size) if all(one.h.valid(example + p, t) for t in range(one.h.taps))]
         joined = one.h.spacing == one.h.kernel_step == 1 and one.h.kernel == 0 and ins == one.ldx
         if joined and len(everywhere) == size:  # (kw, i) is contiguous in x and in w: one loop
@@ -186,10 +186,11 @@ class Sweep:
         f, one = self.f, self.one
         first = f.add(self.pixel, f.mul(at, one.h.out_step))
         places = [f.add(first, p * one.h.out_step) for p in range(size)]
-        base = f.gep(f.arg("y"), f.add(f.mul(first, one.ldy), self.channel))
+        y = ep.element(self.epilogue)
+        base = f.gep(f.arg("y"), f.add(f.mul(first, one.ldy), self.channel), y)
         for j, count in enumerate(self.counts):
             channel = f.add(self.channel, j * self.machine.lanes)
             sites = [ep.Site(pixel, channel, count) for pixel in places]
             values = ep.finish_column(f, self.epilogue, [row[j] for row in tile], sites, self.part)
             for p, value in enumerate(values):
-                f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes), count)
+                f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes, y), count)

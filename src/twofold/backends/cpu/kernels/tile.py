@@ -98,7 +98,8 @@ class Operands:
 
     ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the
     pixels in ``x`` one by one, instead of ``p * pixel_step``. ``ahead`` (pointer, step), if given, prefetches into L2 what
-    lies ``k*step`` elements from the pointer in step k.
+    lies ``k*step`` elements from the pointer in step k. Elements are float32, or ``pairs`` of bfloat16 (a step of the loop
+    then takes two of each, in the same bytes); ``single``: of the pixels' pairs only the first counts.
     """
 
     x: Value
@@ -109,6 +110,8 @@ class Operands:
     counts: tuple[int, ...]
     offsets: tuple[int, ...] = ()
     ahead: tuple[Value, int] | None = None
+    pairs: bool = False
+    single: bool = False
 
     def pixel(self, p: int) -> int:
         return self.offsets[p] if self.offsets else p * self.pixel_step
@@ -159,12 +162,18 @@ def accumulate(
     return tile
 
 
+def _first(f: Function, place: Value) -> Value:
+    """The first bfloat16 of a pair, and zero."""
+    return f.cast("bitcast", f.cast("zext", f.load("i16", place), "i32"), "float")
+
+
 def _step(f: Function, tile: Tile, ops: Operands, x: Value, w: Value, k: int, pixels: Sequence[int]) -> Tile:
     lanes = f.machine.lanes
     weights = [f.vload(f.gep(w, k * ops.w_step + j * lanes), count) for j, count in enumerate(ops.counts)]
     tile = list(tile)
+    multiply = f.dot_onto if ops.pairs else f.fma_onto if len(weights) == 1 else f.fma
     for p in pixels:
-        value = f.broadcast(f.gep(x, k * ops.x_step + ops.pixel(p)))
-        fma = f.fma_onto if len(weights) == 1 else f.fma
-        tile[p] = [fma(value, weight, acc) for weight, acc in zip(weights, tile[p])]
+        place = f.gep(x, k * ops.x_step + ops.pixel(p))
+        value = f.splat(_first(f, place)) if ops.single else f.broadcast(place)
+        tile[p] = [multiply(value, weight, acc) for weight, acc in zip(weights, tile[p])]
     return tile

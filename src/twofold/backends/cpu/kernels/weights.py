@@ -3,7 +3,8 @@
 ``Packed`` is ``[group][block of outputs][kh][kw][input][output within the block]``; a block is as many outputs as a
 tile has (a whole number of vectors), the last block is cut to the vectors it needs and padded with zeros. ``forward``
 packing has the convolution's outputs as outputs; ``backward`` packing (for the data gradient) has its inputs as
-outputs.
+outputs. In packed ``pairs`` an element is two bfloat16, of neighbouring inputs (the last zero if they are odd), in the
+bits of a float32, as dot products of pairs want them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Packed:
-    """Weights of one convolution in packed order; sizes are per group."""
+    """Weights of one convolution in packed order; sizes are per group (``ins`` in elements: numbers, or pairs)."""
 
     groups: int
     outs: int
@@ -35,6 +36,7 @@ class Packed:
     block: int
     lanes: int
     forward: bool = True
+    pairs: bool = False
 
     @property
     def taps(self) -> int:

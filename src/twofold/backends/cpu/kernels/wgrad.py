@@ -16,10 +16,15 @@ SCHEDULE
     With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip.
     For 1x1 kernels only the pixels that the stride meets are copied, and a chunk is one loop over them; without a
     stride, images and rows are forgotten. There the tiles also ask for what is copied next: a few lines each.
+    Images of bfloat16 are copied as pairs of pixels that neighbouring outputs meet, for dot products: of dy every pixel is in
+    one pair, of x as well if the kernel is one column wide; else each column of x is in two, as the first and as the second.
+    In a row of an odd number of outputs the last pair counts half.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from twofold.backends.cpu.kernels import strips
@@ -30,6 +35,7 @@ from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+from twofold.base.dtypes import DType, bfloat16, float32
 
 GROUP = 8  # pixels of a strip copied together
 SHORTEST = 96  # pixels that a chunk has at least, if rows are to be forgotten
@@ -87,29 +93,47 @@ class _Unit:
     fresh: Value
 
 
-def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0) -> Kernel:
-    """Kernel (x, dy, dw, [workspace], scratch): ``dw`` in forward ``packed`` order (its padding is set to zero)."""
-    flat = _flattened(conv, _most_pixels(machine, packed.block)) if is_pointwise(conv) else None
-    return _Builder(machine, flat or conv, packed, ldx or conv.c, ldy or conv.o, flat is not None).kernel()
+@dataclass(frozen=True)
+class _Source:
+    """Where the pixels of a strip are read, and the second ones of its pairs; None where they are zeros."""
+
+    first: Value | None = None
+    second: Value | None = None
+
+    def where(self, inside: tuple[bool, bool]) -> _Source:
+        """With zeros for what does not lie inside the image."""
+        return _Source(self.first if inside[0] else None, self.second if inside[1] else None)
 
 
-def _most_pixels(machine: Machine, width: int) -> int:
+def weight_gradient(
+    machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0, dtype: DType = float32
+) -> Kernel:
+    """Kernel (x, dy, dw, [workspace], scratch): x and dy of ``dtype``, ``dw`` float32 in forward ``packed`` order (its
+    padding is set to zero)."""
+    pairs = dtype is bfloat16
+    flat = _flattened(conv, _most_pixels(machine, packed.block, pairs), pairs) if is_pointwise(conv) else None
+    return _Builder(machine, flat or conv, packed, ldx or conv.c, ldy or conv.o, flat is not None, pairs).kernel()
+
+
+def _most_pixels(machine: Machine, width: int, pairs: bool) -> int:
     """Pixels of a chunk at most: their strip of dy takes a quarter of L1, up to half of it for ``LONG`` ones."""
-    fill = machine.l1 // (4 * width)
+    fill = machine.l1 // ((2 if pairs else 4) * width)
     return max(fill // 4, min(fill // 2, LONG))
 
 
-def _flattened(conv: Conv, most: int) -> Conv | None:
+def _flattened(conv: Conv, most: int, pairs: bool) -> Conv | None:
     """A pointwise convolution with its pixels as one-row images of a convenient size, if there is one."""
     pixels = conv.n * conv.h * conv.w
-    row = max(size for size in range(1, min(pixels, most) + 1) if pixels % size == 0)
+    rows = [size for size in range(1, min(pixels, most) + 1) if pixels % size == 0]
+    row = max([size for size in rows if size % 2 == 0] or rows if pairs else rows)
     return replace(conv, n=pixels // row, h=1, w=row) if row >= min(pixels, SHORTEST) else None
 
 
-def chunk(machine: Machine, conv: Conv, inputs: int, width: int) -> tuple[int, int]:
+def chunk(machine: Machine, conv: Conv, inputs: int, width: int, pairs: bool = False) -> tuple[int, int]:
     """(images, output rows) of a chunk, whose strips have so many channels: that of x takes half of L1."""
     vertical, horizontal = copied_strides(conv)
-    pixels = min(_most_pixels(machine, width), machine.l1 // 2 // (4 * vertical * horizontal * inputs))
+    size = 2 if pairs and conv.kw == 1 else 4  # bytes that a pixel takes in a strip
+    pixels = min(_most_pixels(machine, width, pairs), machine.l1 // 2 // (size * vertical * horizontal * inputs))
     rows = split(conv.oh, max(1, min(conv.oh, pixels // conv.ow)))[0]
     images = 1
     if rows == conv.oh:
@@ -123,19 +147,24 @@ def copied_strides(conv: Conv) -> tuple[int, int]:
 
 
 class _Builder:
-    def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int, flat: bool):
+    def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int, flat: bool, pairs: bool):
         self.machine, self.conv, self.packed, self.ldx, self.ldy, self.flat = machine, conv, packed, ldx, ldy, flat
+        self.pairs, self.element = pairs, "i16" if pairs else "float"
         vectors = -(-min(packed.outs, packed.block) // machine.lanes)
         self.most = machine.accumulators(vectors) // vectors
         together = max(1, min(conv.kw, self.most // conv.cg)) if conv.dilation[1] == 1 else 1
         whole, rest = divmod(conv.kw, together)
         self.taps = [(0, whole, together)] + ([(whole * together, 1, rest)] if rest else [])
-        self.images, self.rows = chunk(machine, conv, min(conv.cg, self.most), packed.block)
+        self.images, self.rows = chunk(machine, conv, min(conv.cg, self.most), packed.block, pairs)
         self.strides = copied_strides(conv)
         self.in_rows = (self.rows - 1) * self.strides[0] + (conv.kh - 1) * conv.dilation[0] + 1
         self.in_columns = (conv.ow - 1) * self.strides[1] + (conv.kw - 1) * conv.dilation[1] + 1
-        self.x_plane = self.images * self.in_rows * self.in_columns  # pixels of a strip
-        self.y_plane = self.images * self.rows * conv.ow
+        self.every = 2 if pairs and conv.kw == 1 else 1  # copied columns from one of a strip to the next
+        self.in_columns = -(-self.in_columns // self.every)
+        self.y_columns = -(-conv.ow // 2) if pairs else conv.ow
+        self.x_plane = self.images * self.in_rows * self.in_columns  # pixels, or pairs, of a strip
+        self.y_plane = self.images * self.rows * self.y_columns
+        self.pixels = self.images * self.rows * conv.ow  # of dy, in a chunk
         self.bands = -(-conv.oh // self.rows)
         self.chunks = conv.n // self.images * self.bands
         self.blocks = packed.whole + (1 if packed.rest else 0)
@@ -215,11 +244,12 @@ class _Builder:
                 self._copy_x(slab, at, f.add(f.mul(group, conv.cg), channel))
                 fresh = f.icmp("eq", loop.index, f.index(first))
                 pixel = f.mul(f.add(f.mul(at.image, conv.oh), at.row), conv.ow)
-                dy = f.gep(f.arg("dy"), f.mul(pixel, self.ldy))
-                next_x = f.gep(f.arg("x"), f.add(f.mul(f.add(pixel, self.x_plane), self.ldx), channel))
+                dy = f.gep(f.arg("dy"), f.mul(pixel, self.ldy), self.element)
+                next_x = f.add(f.mul(f.add(pixel, self.pixels), self.ldx), channel)
+                next_x = f.gep(f.arg("x"), next_x, self.element)
                 if not slab.cut:
-                    whole = f.gep(dy, f.mul(group, conv.og))
-                    self._copy_groups(slab, whole, f.mul(rows, self.images * conv.ow))
+                    whole = f.gep(dy, f.mul(group, conv.og), self.element)
+                    self._copy_groups(slab, whole, f.mul(rows, self.images))
                 with f.loop(*span) as unit:
                     self._unit(slab, _Unit(unit.index, *span, rows, group, channel, dy, next_x, result, fresh))
 
@@ -238,11 +268,11 @@ class _Builder:
         f, conv, packed, lanes = self.f, self.conv, self.packed, self.machine.lanes
         group = f.add(unit.group, inner)
         width = -(-outs // lanes) * lanes
-        unit = replace(unit, dy=f.gep(unit.dy, f.dot([(group, conv.og), (block, packed.block)])))
+        unit = replace(unit, dy=f.gep(unit.dy, f.dot([(group, conv.og), (block, packed.block)]), self.element))
         dy = f.gep(self.own, f.add(self._strip(inner, block), self.zeros))
         if slab.cut:
             dy = f.gep(self.own, self.zeros)
-            self._copy_dy(unit.dy, dy, f.mul(unit.rows, self.images * conv.ow), outs)
+            self._copy_dy(unit.dy, dy, f.mul(unit.rows, self.images), outs)
         panel = f.gep(unit.result, packed.panel(f, group, block))
         x = f.gep(self.own, f.add(f.mul(inner, slab.channels * self.x_plane), self.x_at))
         for kind in self._strips(slab):
@@ -271,78 +301,80 @@ class _Builder:
         ]
         before = f.select(unit.fresh, self.own, target)
         tile = [[f.vload(f.gep(before, offset)) for offset in line] for line in offsets]
-        x_step = self.strides[1] * inputs
-        if (conv.kh, conv.kw) == (1, 1):  # all pixels of the chunk follow each other
-            ops = Operands(x, dy, x_step, 1, width, (lanes,) * (width // lanes))
-            pixels = f.mul(unit.rows, self.images * conv.ow)
+        x_step = inputs * (self.strides[1] if not self.pairs else 2 * self.strides[1] // self.every)
+        ops = Operands(x, dy, x_step, 1, width, (lanes,) * (width // lanes), pairs=self.pairs)
+        if (conv.kh, conv.kw) == (1, 1) and not self.odd:  # all pixels of the chunk follow each other
+            pixels = f.mul(unit.rows, self.images * self.y_columns)
             results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), 4))
         else:
-            results = self._lines(tile, x, dy, unit.rows, x_step, width)
+            results = self._lines(tile, ops, unit.rows, inputs)
         for value, offset in zip(results, [offset for line in offsets for offset in line]):
             f.vstore(value, f.gep(target, offset))
 
-    def _lines(self, tile: Tile, x: Value, dy: Value, rows: Index, x_step: int, width: int) -> list[Value]:
-        """The tile and the products of all rows of the chunk."""
-        f, conv, vectors = self.f, self.conv, len(tile[0])
+    @property
+    def odd(self) -> bool:
+        """Whether the last pair of every row has one pixel."""
+        return self.pairs and self.conv.ow % 2 == 1
+
+    def _lines(self, tile: Tile, ops: Operands, rows: Index, inputs: int) -> list[Value]:
+        """The tile and the products of all rows of the chunk; ``ops`` are those of the first."""
+        f, vectors, everything = self.f, len(tile[0]), range(len(tile))
+        steps = self.y_columns - (1 if self.odd else 0)
         with f.loop(0, f.mul(rows, self.images), carry=flatten(tile)) as loop:
             which = f.div(loop.index, rows) if self.images > 1 else 0
             line = f.sub(loop.index, f.mul(which, rows)) if self.images > 1 else loop.index
             x_line = f.add(f.mul(which, self.in_rows), f.mul(line, self.strides[0]))
-            ops = Operands(
-                f.gep(x, f.mul(x_line, self.in_columns * (x_step // self.strides[1]))),
-                f.gep(dy, f.mul(loop.index, conv.ow * width)),
-                x_step,
-                1,
-                width,
-                (self.machine.lanes,) * vectors,
-            )
-            inner = shaped(loop.carried, vectors)
-            loop.carry(flatten(accumulate(f, inner, ops, conv.ow, range(len(tile)), 2)))
+            x = f.gep(ops.x, f.mul(x_line, self.in_columns * inputs))
+            dy = f.gep(ops.w, f.mul(loop.index, self.y_columns * ops.w_step))
+            inner = accumulate(f, shaped(loop.carried, vectors), replace(ops, x=x, w=dy), steps, everything, 2)
+            if self.odd:
+                x, dy = f.gep(x, steps * ops.x_step), f.gep(dy, steps * ops.w_step)
+                inner = accumulate(f, inner, replace(ops, x=x, w=dy, single=True), 1, everything)
+            loop.carry(flatten(inner))
         return loop.results
 
     def _ahead(self, slab: _Slab, unit: _Unit, strip: Index) -> None:
         """Ask for a few of the lines that are copied next: dy of the next block, x of the next chunk."""
-        f, width = self.f, self.packed.block
+        f, width, kind, line_size = self.f, self.packed.block, self.element, LINE * (2 if self.pairs else 1)
         tiles = sum(kind.count for kind in self._strips(slab))
-        lines = -(-self.y_plane // tiles)
-        first_again = f.add(self.y_plane * self.ldy, f.mul(f.sub(unit.low, unit.index), width))
+        lines = -(-self.pixels // tiles)
+        first_again = f.add(self.pixels * self.ldy, f.mul(f.sub(unit.low, unit.index), width))
         more = f.icmp("slt", f.add(unit.index, 1), f.index(unit.high))
         ahead = f.select(more, const("i64", width), f.index(first_again))
-        dy = f.gep(unit.dy, f.add(ahead, f.mul(strip, lines * self.ldy)))
+        dy = f.gep(unit.dy, f.add(ahead, f.mul(strip, lines * self.ldy)), kind)
         with f.loop(0, lines) as line:
-            for at in range(0, width, LINE):
-                f.prefetch(f.gep(dy, f.add(f.mul(line.index, self.ldy), at)), 2)
-        each = -(-slab.channels // LINE)  # lines of a pixel of x
+            for at in range(0, width, line_size):
+                f.prefetch(f.gep(dy, f.add(f.mul(line.index, self.ldy), at), kind), 2)
+        each = -(-slab.channels // line_size)  # lines of a pixel of x
         shares = f.mul(f.sub(unit.high, unit.low), tiles)
-        share = f.div(f.add(f.sub(shares, 1), self.x_plane * each), shares)
+        share = f.div(f.add(f.sub(shares, 1), self.pixels * each), shares)
         start = f.mul(f.add(f.mul(f.sub(unit.index, unit.low), tiles), strip), share)
         with f.loop(start, f.add(start, share)) as line:
             pixel, part = f.divmod_chain(line.index, [0, each])
-            f.prefetch(f.gep(unit.next_x, f.dot([(pixel, self.ldx), (part, LINE)])), 2)
+            f.prefetch(f.gep(unit.next_x, f.dot([(pixel, self.ldx), (part, line_size)]), kind), 2)
 
     # ---- copies -------------------------------------------------------------------------------------------------------
     def _copy_x(self, slab: _Slab, at: _Chunk, channel: Index) -> None:
         """What the chunk reads of the slab from ``channel`` on, as strips, padding included."""
         f, conv = self.f, self.conv
         steps = [stride // copied for stride, copied in zip(conv.stride, self.strides)]
-        columns = [c for c in range(self.in_columns) if 0 <= c * steps[1] - conv.pad[1][0] < conv.w]
-        left, right = (columns[0], columns[-1] + 1) if columns else (0, 0)
+        columns = self._column_runs(steps[1])
         top = f.sub(f.mul(at.row, conv.stride[0]), conv.pad[0][0])
         with f.loop(0, self.images * self.in_rows) as loop:
             which, line = f.divmod_chain(loop.index, [self.images, self.in_rows])
             source_line = f.add(top, f.mul(line, steps[0]))
             start = f.mul(f.add(f.mul(f.add(at.image, which), conv.h), source_line), conv.w)
-            source = f.gep(f.arg("x"), f.add(f.mul(f.sub(start, conv.pad[1][0]), self.ldx), channel))
+            first = f.add(f.mul(f.sub(start, conv.pad[1][0]), self.ldx), channel)
+            source = _Source(*(f.gep(f.arg("x"), f.add(first, more), self.element) for more in (0, self._partner(steps[1]))))
             place = f.mul(loop.index, self.in_columns)
 
             def copy() -> list[Value]:
-                self._columns(slab, None, place, 0, left, 0)
-                self._columns(slab, source, place, left, right, steps[1] * self.ldx)
-                self._columns(slab, None, place, right, self.in_columns, 0)
+                for low, high, inside in columns:
+                    self._columns(slab, source.where(inside), place, low, high, self.every * steps[1] * self.ldx)
                 return []
 
             def clear() -> list[Value]:
-                self._columns(slab, None, place, 0, self.in_columns, 0)
+                self._columns(slab, _Source(), place, 0, self.in_columns, 0)
                 return []
 
             if conv.kh == 1 and conv.pad[0] == (0, 0) and conv.oh % self.rows == 0:
@@ -350,8 +382,23 @@ class _Builder:
             else:
                 f.choose(f.icmp("ult", f.index(source_line), conv.h), copy, clear)
 
-    def _columns(self, slab: _Slab, source: Value | None, place: Index, low: int, high: int, step: int) -> None:
-        """Columns [low, high) of all strips: ``step`` elements apart in ``source``, or zeros without one."""
+    def _partner(self, step: int) -> int:
+        """How far from a pixel of x the second of its pair lies; columns are copied ``step`` apart."""
+        return self.strides[1] * step * self.ldx
+
+    def _column_runs(self, step: int) -> list[tuple[int, int, tuple[bool, bool]]]:
+        """The columns of a strip as runs [low, high) and whether the first and the second of their pairs lie in the image."""
+        conv, found, at = self.conv, [], 0
+        column = lambda i, k: (i * self.every + k * self.strides[1]) * step - conv.pad[1][0]
+        inside = [tuple(0 <= column(i, k) < conv.w for k in range(2)) for i in range(self.in_columns)]
+        for both, same in itertools.groupby(inside if self.pairs else [(first, False) for first, _ in inside]):
+            count = len(list(same))
+            found.append((at, at + count, both))
+            at += count
+        return found
+
+    def _columns(self, slab: _Slab, source: _Source, place: Index, low: int, high: int, step: int) -> None:
+        """Columns [low, high) of all strips: ``step`` elements apart in ``source``."""
         f = self.f
         whole = low + (high - low) // GROUP * GROUP
         if low < whole:
@@ -360,7 +407,7 @@ class _Builder:
         if whole < high:
             self._pixels(slab, source, place, whole, high - whole, step)
 
-    def _pixels(self, slab: _Slab, source: Value | None, place: Index, column: Index, pixels: int, step: int) -> None:
+    def _pixels(self, slab: _Slab, source: _Source, place: Index, column: Index, pixels: int, step: int) -> None:
         """``pixels`` neighbouring columns of all strips."""
         f = self.f
         for kind in self._strips(slab):
@@ -368,31 +415,63 @@ class _Builder:
                 group, number = f.divmod_chain(strip.index, [slab.groups, kind.count])
                 channel = f.dot([(group, slab.channels), (number, kind.inputs), (1, kind.first)])
                 target = f.dot([(channel, self.x_plane), (f.add(place, column), kind.inputs), (1, self.x_at)])
-                begin = None if source is None else f.gep(source, f.dot([(column, step), (channel, 1)]))
-                strips.copy(f, begin, f.gep(self.own, target), pixels, kind.inputs, step)
+                begin = f.dot([(column, step), (channel, 1)])
+                first, second = (s and f.gep(s, begin, self.element) for s in (source.first, source.second))
+                if self.pairs:
+                    strips.copy_pairs(f, first, second, f.gep(self.own, target), pixels, kind.inputs, step)
+                else:
+                    strips.copy(f, first, f.gep(self.own, target), pixels, kind.inputs, step)
 
-    def _copy_dy(self, source: Value, strip: Value, pixels: Index, outs: int) -> None:
-        """A block of outputs of the chunk's pixels as a strip, zeros beyond the last output."""
+    def _each_pixel(self, rows: Index, body: Callable[[Index, Index, bool], None]) -> None:
+        """``body(pixel of dy, its place in a strip, whether alone)`` for every pixel, or first one of a pair, of ``rows``."""
+        f, step = self.f, 2 if self.pairs else 1
+        if not self.odd:
+            with f.loop(0, f.mul(rows, self.y_columns)) as pixel:
+                body(f.mul(pixel.index, step), pixel.index, False)
+            return
+        with f.loop(0, rows) as row:
+            start, place = f.mul(row.index, self.conv.ow), f.mul(row.index, self.y_columns)
+            with f.loop(0, self.y_columns - 1) as column:
+                body(f.add(start, f.mul(column.index, step)), f.add(place, column.index), False)
+            body(f.add(start, self.conv.ow - 1), f.add(place, self.y_columns - 1), True)
+
+    def _copy_outs(self, source: Value, target: Value, outs: int, alone: bool) -> None:
+        """A block of outputs of one pixel of dy (or of it and the next, as pairs), zeros beyond the last output."""
         f, lanes = self.f, self.machine.lanes
-        width = -(-outs // lanes) * lanes
-        with f.loop(0, pixels) as pixel:
-            begin, target = f.gep(source, f.mul(pixel.index, self.ldy)), f.gep(strip, f.mul(pixel.index, width))
-            for lane in range(0, width, lanes):
-                f.vstore(f.vload(f.gep(begin, lane), min(lanes, outs - lane)), f.gep(target, lane))
+        for lane in range(0, outs, lanes):
+            count, place = min(lanes, outs - lane), f.gep(source, lane, self.element)
+            value = f.vload(place, count, self.element)
+            if self.pairs:
+                after = f.gep(place, self.ldy, self.element)
+                value = f.paired(value, const(value.type, 0) if alone else f.vload(after, count, self.element))
+            f.vstore(value, f.gep(target, lane))
 
-    def _copy_groups(self, slab: _Slab, source: Value, pixels: Index) -> None:
+    def _copy_dy(self, source: Value, strip: Value, rows: Index, outs: int) -> None:
+        """A block of outputs of the chunk's pixels as a strip."""
+        f, width = self.f, -(-outs // self.machine.lanes) * self.machine.lanes
+
+        def copy(pixel: Index, place: Index, alone: bool) -> None:
+            begin = f.gep(source, f.mul(pixel, self.ldy), self.element)
+            self._copy_outs(begin, f.gep(strip, f.mul(place, width)), outs, alone)
+
+        self._each_pixel(rows, copy)
+
+    def _copy_groups(self, slab: _Slab, source: Value, rows: Index) -> None:
         """All outputs of a slab of whole groups, pixel by pixel: several groups share a line."""
         f, packed, lanes = self.f, self.packed, self.machine.lanes
-        with f.loop(0, pixels) as pixel, f.loop(0, slab.groups) as group:
-            begin = f.gep(source, f.dot([(pixel.index, self.ldy), (group.index, self.conv.og)]))
-            for first, count, outs in packed.kinds():
-                width = -(-outs // lanes) * lanes
-                with f.loop(first, first + count) as block:
-                    strip = f.add(self._strip(group.index, block.index), f.mul(pixel.index, width))
-                    target = f.gep(self.own, f.add(strip, self.zeros))
-                    at = f.gep(begin, f.mul(block.index, packed.block))
-                    for lane in range(0, width, lanes):
-                        f.vstore(f.vload(f.gep(at, lane), min(lanes, outs - lane)), f.gep(target, lane))
+
+        def copy(pixel: Index, place: Index, alone: bool) -> None:
+            with f.loop(0, slab.groups) as group:
+                begin = f.gep(source, f.dot([(pixel, self.ldy), (group.index, self.conv.og)]), self.element)
+                for first, count, outs in packed.kinds():
+                    width = -(-outs // lanes) * lanes
+                    with f.loop(first, first + count) as block:
+                        strip = f.add(self._strip(group.index, block.index), f.mul(place, width))
+                        target = f.gep(self.own, f.add(strip, self.zeros))
+                        at = f.gep(begin, f.mul(block.index, packed.block), self.element)
+                        self._copy_outs(at, target, outs, alone)
+
+        self._each_pixel(rows, copy)
 
     def _strip(self, group: Index, block: Index) -> Index:
         """Where the strip of dy of a block of outputs lies, in a slab of whole groups."""

@@ -23,8 +23,10 @@ from fractions import Fraction as _F
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.llvm.types import load_wide, memory_type
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+from twofold.base.dtypes import DType
 
 Matrix = Sequence[Sequence[float | _F]]
 
@@ -253,8 +255,10 @@ def gather_pointers(
     image: Index,
     side: int,
     zero: Value,
+    dtype: DType,
 ) -> list[Value]:
-    """Pointers to ``side`` x ``side`` pixels from ``corner`` on; to ``zero`` (a row of zeros) outside the image."""
+    """Pointers to ``side`` x ``side`` pixels (of ``dtype``) from ``corner`` on; to ``zero``, a row of zeros, outside the
+    image."""
     h, w = size
     rows = [f.add(corner[0], i) for i in range(side)]
     columns = [f.add(corner[1], i) for i in range(side)]
@@ -268,7 +272,7 @@ def gather_pointers(
     for row, good_row in zip(rows, good_rows):
         line = f.mul(f.add(start, row), w)
         for column, good_column in zip(columns, good_columns):
-            place = f.gep(base, f.mul(f.add(line, column), ld))
+            place = f.gep(base, f.mul(f.add(line, column), ld), memory_type(dtype))
             good = f.value("i1", f"and {good_row}, {good_column.name}")
             pointers.append(f.select(good, place, zero))
     return pointers
@@ -288,8 +292,10 @@ def emit_transform(
     channels: int,
     target: Value,
     point_step: int,
+    dtype: DType,
 ) -> None:
-    """``target[point][c] = (matrix @ pixels @ matrix')[point]`` for all channels; the pixels come from ``pointers``.
+    """``target[point][c] = (matrix @ pixels @ matrix')[point]`` for all channels; the pixels, of ``dtype``, come from
+    ``pointers``.
 
     ``step`` is (pixels from a tile to the one on its right, elements from a pixel to the next): what that tile has besides is
     prefetched on the way.
@@ -300,14 +306,14 @@ def emit_transform(
     slots = f.stack(len(pointers))
     for i, pointer in enumerate(pointers):
         f.store(pointer, f.gep(slots, i, "ptr"))
-    lanes = f.machine.lanes
+    lanes, element = f.machine.lanes, memory_type(dtype)
 
     def vector(channel: Index, count: int) -> None:
-        pixels = [f.gep(f.load("ptr", f.gep(slots, i, "ptr")), channel) for i in range(len(pointers))]
-        loads = [f.vload(pixel, count) for pixel in pixels]
+        pixels = [f.gep(f.load("ptr", f.gep(slots, i, "ptr")), channel, element) for i in range(len(pointers))]
+        loads = [load_wide(f, pixel, count, dtype) for pixel in pixels]
         for i, pixel in enumerate(pixels):
             if i % side >= side - step[0]:
-                f.prefetch(f.gep(pixel, step[0] * step[1]))
+                f.prefetch(f.gep(pixel, step[0] * step[1], element))
         grid = apply2(f, matrix, [loads[side * i : side * i + side] for i in range(side)])
         for point, value in enumerate(value for line in grid for value in line):
             f.vstore(value, f.gep(target, f.add(channel, point * point_step)), None)

@@ -23,6 +23,7 @@ from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+from twofold.base.dtypes import DType, float32
 
 STAGED_BELOW = 8  # blocks: with fewer, threads would stand idle or read all the weights for little
 FEW_BLOCKS = 32  # with more, one block does not matter
@@ -54,10 +55,13 @@ def forward(
     ldx: int = 0,
     ldy: int = 0,
     scheme: wg.Scheme = wg.F4,
+    dtype: DType = float32,
 ) -> Kernel:
-    """Kernel (x, u, y, ...epilogue, workspace or scratch); ``u`` comes from ``transform_weights`` of the same scheme."""
+    """Kernel (x, u, y, ...epilogue, workspace or scratch): x of ``dtype``, ``u`` from ``transform_weights`` of the same
+    scheme."""
     plan = plan_forward(machine, conv, scheme)
-    return _Builder(machine, "winograd", plan, conv, packed, epilogue, ldx or conv.c, ldy or conv.o).kernel(conv.flops)
+    ends = ldx or conv.c, ldy or conv.o, dtype
+    return _Builder(machine, "winograd", plan, conv, packed, epilogue, *ends).kernel(conv.flops)
 
 
 def data_gradient(
@@ -68,15 +72,15 @@ def data_gradient(
     ldx: int = 0,
     ldy: int = 0,
     scheme: wg.Scheme = wg.F4,
+    dtype: DType = float32,
 ) -> Kernel:
     """Kernel (dy, u, dx, ...epilogue, workspace or scratch) named (x, u, y, ...); ``u`` is flipped, from backward
     packing.
     """
     back = reversed_conv(conv)
     plan = plan_forward(machine, back, scheme)
-    return _Builder(machine, "winograd_dx", plan, back, packed, epilogue, ldx or conv.o, ldy or conv.c).kernel(
-        conv.flops
-    )
+    ends = ldx or conv.o, ldy or conv.c, dtype
+    return _Builder(machine, "winograd_dx", plan, back, packed, epilogue, *ends).kernel(conv.flops)
 
 
 def reversed_conv(conv: Conv) -> Conv:
@@ -115,7 +119,9 @@ class _Builder:
         epilogue: ep.Epilogue,
         ldx: int,
         ldy: int,
+        dtype: DType,
     ):
+        self.dtype = dtype
         self.machine, self.plan, self.conv, self.packed = machine, plan, conv, packed
         self.scheme = plan.grid.scheme
         self.epilogue, self.ldx, self.ldy, self.lanes = epilogue, ldx, ldy, machine.lanes
@@ -169,11 +175,11 @@ class _Builder:
         with f.loop(*self._share(tiles)) as tile:
             image, row, column = grid.position(f, f.add(tile.index, first))
             corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
-            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, self.scheme.side, zero)
+            side, dtype = self.scheme.side, self.dtype
+            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, side, zero, dtype)
             target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
-            wg.emit_transform(
-                f, self.scheme.bt, pixels, (self.scheme.out, self.ldx), conv.c, target, wg.apart(tiles * self.v_pitch)
-            )
+            size, step = wg.apart(tiles * self.v_pitch), (self.scheme.out, self.ldx)
+            wg.emit_transform(f, self.scheme.bt, pixels, step, conv.c, target, size, dtype)
 
     def _products(self, tiles: int) -> None:
         f, packed = self.f, self.packed
@@ -253,9 +259,10 @@ class _Builder:
         def store(cells: list[tuple[int, int]]) -> None:
             sites = [ep.Site(f.add(start, i * ow + j), channel, count) for i, j in cells]
             values = ep.finish_column(f, self.epilogue, [grid[i][j] for i, j in cells], sites, part)
-            base = f.gep(f.arg("y"), f.add(f.mul(start, self.ldy), channel))
+            y = ep.element(self.epilogue)
+            base = f.gep(f.arg("y"), f.add(f.mul(start, self.ldy), channel), y)
             for value, (i, j) in zip(values, cells):
-                f.vstore(value, f.gep(base, (i * ow + j) * self.ldy), count)
+                f.vstore(value, f.gep(base, (i * ow + j) * self.ldy, y), count)
 
         cells = [(i, j) for i in range(self.scheme.out) for j in range(self.scheme.out)]
         if oh % self.scheme.out == 0 and ow % self.scheme.out == 0:

@@ -21,14 +21,17 @@ from twofold.backends.cpu.kernels.winograd import F4
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+from twofold.base.dtypes import DType, float32
 
 FEW = 64  # tiles: with more, reading x and dy for every unit costs more than the sums
 TOGETHER = 8  # tiles of inputs whose 36 sums are kept until they are transformed
 
 
-def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0) -> Kernel:
-    """Kernel (x, dy, dw, workspace[, scratch]): ``dw`` in forward ``packed`` order."""
-    return _Builder(machine, conv, packed, ldx or conv.c, ldy or conv.o).kernel()
+def weight_gradient(
+    machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, ldy: int = 0, dtype: DType = float32
+) -> Kernel:
+    """Kernel (x, dy, dw, workspace[, scratch]): x and dy of ``dtype``, ``dw`` float32 in forward ``packed`` order."""
+    return _Builder(machine, conv, packed, ldx or conv.c, ldy or conv.o, dtype).kernel()
 
 
 def block_tiles(machine: Machine, conv: Conv) -> int:
@@ -41,9 +44,9 @@ def block_tiles(machine: Machine, conv: Conv) -> int:
 
 
 class _Builder:
-    def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int):
+    def __init__(self, machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int, dtype: DType):
         self.machine, self.conv, self.packed, self.ldx, self.ldy = machine, conv, packed, ldx, ldy
-        self.lanes = machine.lanes
+        self.lanes, self.dtype = machine.lanes, dtype
         self.grid = wg.TileGrid(conv, F4)
         self.blocks = blocks(self.grid.count, block_tiles(machine, conv))
         self.at_once = self.grid.count <= FEW
@@ -96,14 +99,14 @@ class _Builder:
         with f.loop(*self._share(tiles)) as tile:
             image, row, column = grid.position(f, f.add(tile.index, first))
             corner = (f.sub(row, grid.pad[0]), f.sub(column, grid.pad[1]))
-            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, F4.side, zero)
+            size, step, dtype = wg.apart(tiles * self.v_pitch), (F4.out, self.ldx), self.dtype
+            pixels = wg.gather_pointers(f, f.arg("x"), grid.inputs, self.ldx, corner, image, F4.side, zero, dtype)
             target = f.gep(self.v, f.mul(tile.index, self.v_pitch))
-            wg.emit_transform(f, F4.bt, pixels, (F4.out, self.ldx), conv.c, target, wg.apart(tiles * self.v_pitch))
-            pixels = wg.gather_pointers(f, f.arg("dy"), grid.outputs, self.ldy, (row, column), image, F4.out, zero)
+            wg.emit_transform(f, F4.bt, pixels, step, conv.c, target, size, dtype)
+            size, step, corner = wg.apart(tiles * self.z_pitch), (F4.out, self.ldy), (row, column)
+            pixels = wg.gather_pointers(f, f.arg("dy"), grid.outputs, self.ldy, corner, image, F4.out, zero, dtype)
             target = f.gep(self.z, f.mul(tile.index, self.z_pitch))
-            wg.emit_transform(
-                f, wg.transposed(F4.at), pixels, (F4.out, self.ldy), conv.o, target, wg.apart(tiles * self.z_pitch)
-            )
+            wg.emit_transform(f, wg.transposed(F4.at), pixels, step, conv.o, target, size, dtype)
 
     def _runs(self, vectors: int) -> list[tuple[int, int, int]]:
         """The inputs in runs of one register tile each, as (first input, how many runs, inputs of each)."""

@@ -246,6 +246,20 @@ class Function:
         operands = ", ".join(f"{v.type} {v.name}" for v in (a, b, c))
         return self.value(c.type, f'call {c.type} asm "vfmadd231ps $2, $1, $0", "=x,x,x,0"({operands})')
 
+    def dot_onto(self, a: Value, b: Value, c: Value) -> Value:
+        """``c`` plus the products of pairs: a lane of ``a`` and of ``b`` holds two bfloat16 in the bits of a float.
+
+        (VDPBF16PS: the odd elements' products are added first; sums round to nearest even, subnormal numbers are zeros.)
+        """
+        pairs = vector("bfloat", 2 * c.lanes)
+        x, y = (self.value(pairs, f"bitcast {v} to {pairs}") for v in (a, b))
+        return self.call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * c.lanes}", c.type, [c, x, y])
+
+    def paired(self, low: Value, high: Value) -> Value:
+        """Two vectors of 16-bit elements as one of pairs in the bits of floats: ``low`` comes first in memory."""
+        wide = self.binary("or", self.cast("zext", low, "i32"), self.binary("shl", self.cast("zext", high, "i32"), 16))
+        return self.cast("bitcast", wide, "float")
+
     def fmax(self, a: Operand, b: Operand) -> Value:
         """The larger; NaN if either is NaN (by compare and select: one or two instructions everywhere)."""
         x, y = self._pair(a, b)

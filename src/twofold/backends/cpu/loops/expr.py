@@ -84,6 +84,11 @@ def op(name: str, dtype: DType, *args: Expr) -> Expr:
     return _make("op", dtype, args, name)
 
 
+def converted(e: Expr, dtype: DType) -> Expr:
+    """A cast where one is needed."""
+    return e if e.dtype is dtype else op("cast", dtype, e)
+
+
 def from_index(affine: Affine, dtype: DType = int64) -> Expr:
     """An index as a number."""
     return _make("index", dtype, (), affine, affine.vars)

@@ -8,14 +8,28 @@ it, or when a consumer would compute its elements many times over. Movement ops 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from twofold.backends.cpu import jit
-from twofold.backends.cpu.kernels.epilogue import Statistics
-from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Nest, Store, Var, constant, var
+from twofold.backends.cpu.kernels.epilogue import Rounded, Statistics, Stored
+from twofold.backends.cpu.loops import (
+    Accumulator,
+    Affine,
+    Buffer,
+    Expr,
+    Nest,
+    Store,
+    Var,
+    const,
+    constant,
+    in_range,
+    select,
+    var,
+    with_guard,
+)
 from twofold.backends.cpu.loops.expr import loads, work
 from twofold.backends.cpu.lowering.concat import homes
 from twofold.backends.cpu.lowering.epilogue import formula
@@ -55,7 +69,6 @@ IMAGES = {
     "conv": (0,), "conv_input_grad": (0,), "conv_weight_grad": (0, 1), "max_pool": (0,), "avg_pool": (0,),
     "max_pool_grad": (0, 1), "avg_pool_grad": (0,),
 }  # fmt: skip
-PACKED = frozenset(("conv", "conv_input_grad"))  # ops that read their second input packed
 Emit = Callable[[Any, Placed, list[tuple[Buffer, int]], list[Node]], None]
 
 
@@ -65,7 +78,8 @@ class Pending:
 
     ``value`` is what the result is (None: nothing that has a name). ``steps`` are already its epilogue, ``extra`` the
     places of their parameters, ``aligned`` the buffers that they read just where they write. ``parts`` says how many parts
-    its epilogue's Statistics would have (None: it takes none).
+    its epilogue's Statistics would have (None: it takes none), ``narrows`` whether it can store what its epilogue makes in
+    another dtype.
     """
 
     target: Placed
@@ -76,6 +90,7 @@ class Pending:
     steps: tuple[Any, ...] = ()
     extra: list[tuple[Buffer, int]] = field(default_factory=list)
     aligned: frozenset[Buffer] = frozenset()
+    narrows: bool = True
 
 
 @dataclass
@@ -184,6 +199,28 @@ class Lowering:
             ld = int(value.shape[1])
         return placed, ld
 
+    def channel_pairs(self, value: Value) -> tuple[Placed, int]:
+        """``channels_last`` of which pairs of channels can be read: pixels lie an even number of elements apart, and after
+        an odd number of channels comes a zero."""
+        n, c, h, w = map(int, value.shape)
+        if c % 2 == 0:
+            placed, ld = self.channels_last(value)
+            if placed.offset % 2 == ld % 2 == 0:
+                return placed, ld
+        even = c + c % 2
+        if (value, "pairs") not in self.copies:
+            at, spec = self.at(value), Spec((n, even, h, w), value.dtype)
+            target = self.temporary(spec, "channel_pairs", CHANNELS_LAST)
+
+            def padded(index: Sequence[Affine]) -> Expr:
+                inside = in_range(index[1], 0, c)
+                return select(inside, with_guard(at(index), inside), const(value.dtype, 0))
+
+            self.map(spec, target, padded, [])
+            self.copies[value, "pairs"] = target
+            self.plan.notes.append(f"{value.spec} is copied to pairs of channels")
+        return self.copies[value, "pairs"], even
+
     def dense(self, value: Value) -> Placed:
         """The value dense and row-major, copied if it lies otherwise."""
         placed = self.viewed(value)
@@ -265,9 +302,13 @@ class Lowering:
         jit.begin(kernel.ir, self.machine, kernel.level)
         self.append(KernelStep(kernel, places, [written], list(nodes)))
 
-    def defer(self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None) -> None:
+    def defer(
+        self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None, narrows: bool = True
+    ) -> None:
         """The result of a kernel that takes an epilogue: ``emit`` is called when the result is first read."""
-        self._wait(Pending(target, emit, node.outputs[0], [node], parts))
+        dtype = node.outputs[0].dtype
+        steps = (Rounded(dtype),) if dtype.bits == 16 else ()
+        self._wait(Pending(target, emit, node.outputs[0], [node], parts, steps, narrows=narrows))
         self.result(node.outputs[0], target)
 
     def flush(self, buffers: Sequence[Buffer]) -> None:
@@ -277,7 +318,9 @@ class Lowering:
                 self._call(waiting)
 
     def _call(self, waiting: Pending) -> KernelStep:
-        waiting.emit(waiting.steps, waiting.target, waiting.extra, waiting.nodes)
+        dtype = waiting.target.buffer.dtype
+        steps = (*waiting.steps, Stored(dtype)) if dtype.bits == 16 else waiting.steps
+        waiting.emit(steps, waiting.target, waiting.extra, waiting.nodes)
         step: KernelStep = self.plan.steps[-1]
         step.aligned = waiting.aligned
         return step
@@ -326,7 +369,9 @@ class Lowering:
         for waiting in reversed(found):
             out = waiting.target
             alone = waiting.value is not None and self.reads.get(waiting.value, 0) <= 1
-            if not _same_form(out, target) or not alone or value.dtype is not out.buffer.dtype:
+            dtypes = (value.dtype, out.buffer.dtype)
+            fits = dtypes[0] is dtypes[1] or (waiting.narrows and all(d.is_floating and d.bits <= 32 for d in dtypes))
+            if not _same_form(out, target) or not alone or not fits:
                 continue
             step = formula(value, variables, out, len(waiting.steps))
             if step is None:
@@ -337,7 +382,7 @@ class Lowering:
             made = next((v for n in nodes for v in n.outputs if v.spec.shape == target.shape), None)
             steps, made_by = (*waiting.steps, step), [*waiting.nodes, *nodes]
             aligned = waiting.aligned | _aligned(value, target, [var(v) for v in variables])
-            self._wait(Pending(target, waiting.emit, made, made_by, waiting.parts, steps, extra, aligned))
+            self._wait(replace(waiting, target=target, value=made, nodes=made_by, steps=steps, extra=extra, aligned=aligned))
             return True
         return False
 
@@ -395,9 +440,16 @@ class Lowering:
             return "it is an output"
         if node.op.name in FREE or node.op.name in VIEWS:
             return ""
+        if node.op.name == "cast" and out.dtype.bits == 16 and self._waits(node.inputs[0]):
+            return "the kernel that makes it narrows it"
         if self.reads.get(out, 0) > 1 and not self._is_cheap(out):
             return "it is read more than once"
         return self._why_repeated(out, size_of(out.spec))
+
+    def _waits(self, value: Value) -> bool:
+        """Whether a kernel that makes the value is not called yet."""
+        placed = self.places.get(value)
+        return placed is not None and placed.buffer in self.pending
 
     def _is_cheap(self, value: Value) -> bool:
         """Whether computing the formula again costs less than storing it: little arithmetic on one array in memory."""
@@ -412,8 +464,6 @@ class Lowering:
                 reason = self._why_repeated(user.outputs[0], size)
                 if reason:
                     return reason
-            elif user.op.name in PACKED and value is user.inputs[1] and value in self.unchanging:
-                continue  # a kernel's weights are packed once, from the formula
             elif user.op.kind not in SINGLE_READ:
                 return f"{user.op.name} reads it many times"
             elif size > 1 and size_of(user.outputs[0].spec) > size and user.op.kind != "reduction":

@@ -8,23 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.loops import (
-    Affine,
-    Buffer,
-    Nest,
-    Store,
-    Var,
-    const,
-    floordiv,
-    in_range,
-    load,
-    mod,
-    select,
-    var,
-    with_guard,
-)
-from twofold.backends.cpu.lowering.steps import At, Placed
-from twofold.base.dtypes import float32
+from twofold.backends.cpu.loops import Affine, Buffer, Nest, Store, Var, const, in_range, load, select, var, with_guard
+from twofold.backends.cpu.loops.expr import both, converted
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
@@ -32,32 +17,36 @@ if TYPE_CHECKING:
 TILE = 16  # inputs
 
 
-def pack(low: Lowering, at: At, packed: Packed, target: Buffer) -> None:
-    """Nests that write ``target`` in packed order; the padding of the last block becomes zero. ``at`` gives a weight by its
-    index: it may be computed on the way."""
+def pack(low: Lowering, source: Buffer, offset: int, packed: Packed, ins: int, target: Buffer) -> None:
+    """Nests that write ``target`` in packed order; the padding of the last block, and of an odd number of inputs (``ins``) in
+    pairs, becomes zero."""
     for first, count, outs in packed.kinds():
         width = -(-outs // packed.lanes) * packed.lanes
         group, block, tile, step, tap, lane = _variables(packed, count, width)
         inner = _inner(tile, step, packed.ins)
-        inside = in_range(var(lane), 0, outs)
-        weight = at(_index(packed, group, var(block) + first, lane, inner, tap))
-        value = select(inside, with_guard(weight, inside), const(float32, 0))
         row = var(tap) * packed.ins + inner
         address = _panel(packed, group, var(block) + first) + row * width + var(lane)
-        low.nest(Nest([group, block, tile, tap, step, lane], [Store(target, address, value)]), [], "pack weights")
+        stores = []
+        for half in range(2 if packed.pairs else 1):
+            number = inner * 2 + half if packed.pairs else inner
+            inside = both(in_range(var(lane), 0, outs), in_range(number, 0, ins))
+            plain = _plain(packed, ins, group, var(block) + first, lane, number, tap) + offset
+            value = converted(with_guard(load(source, plain), inside), target.dtype)
+            place = address * 2 + half if packed.pairs else address
+            stores.append(Store(target, place, select(inside, value, const(target.dtype, 0))))
+        low.nest(Nest([group, block, tile, tap, step, lane], stores), [], "pack weights")
 
 
-def unpack(low: Lowering, source: Buffer, packed: Packed, target: Placed) -> None:
+def unpack(low: Lowering, source: Buffer, packed: Packed, target: Buffer) -> None:
     """Nests that write ``target`` in the plain order."""
     for first, count, outs in packed.kinds():
         width = -(-outs // packed.lanes) * packed.lanes
         group, block, tile, step, tap, lane = _variables(packed, count, outs)
         inner = _inner(tile, step, packed.ins)
         row = var(tap) * packed.ins + inner
-        value = load(source, _panel(packed, group, var(block) + first) + row * width + var(lane))
-        address = target.address(_index(packed, group, var(block) + first, lane, inner, tap))
-        store = Store(target.buffer, address, value)
-        low.nest(Nest([group, block, tile, lane, step, tap], [store]), [], "unpack weights")
+        value = converted(load(source, _panel(packed, group, var(block) + first) + row * width + var(lane)), target.dtype)
+        address = _plain(packed, packed.ins, group, var(block) + first, lane, inner, tap)
+        low.nest(Nest([group, block, tile, lane, step, tap], [Store(target, address, value)]), [], "unpack weights")
 
 
 def _variables(packed: Packed, blocks: int, lanes: int) -> tuple[Var, ...]:
@@ -74,10 +63,11 @@ def _panel(packed: Packed, group: Var, block: Affine) -> Affine:
     return var(group) * packed.group_size + block * (packed.taps * packed.ins * packed.block)
 
 
-def _index(packed: Packed, group: Var, block: Affine, lane: Var, inner: Affine, tap: Var) -> list[Affine]:
-    """The place in (O, I, KH, KW) of the weight of an output (``lane`` of ``block``) and an input (``inner``)."""
+def _plain(packed: Packed, ins: int, group: Var, block: Affine, lane: Var, inner: Affine, tap: Var) -> Affine:
+    """Where the weight of an output (``lane`` of ``block``) and an input (``inner``) lies in (O, I, KH, KW)."""
     out = block * packed.block + var(lane)
-    outs = packed.outs
     if not packed.forward:
-        out, inner, outs = inner, out, packed.ins
-    return [var(group) * outs + out, inner, floordiv(var(tap), packed.kw), mod(var(tap), packed.kw)]
+        out, inner = inner, out
+    outs, ins = (packed.outs, ins) if packed.forward else (ins, packed.outs)
+    row = (var(group) * outs + out) * ins + inner
+    return row * packed.taps + var(tap)

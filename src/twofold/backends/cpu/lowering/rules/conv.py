@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Affine, Expr, Var, acc, const, floordiv, from_index, in_range, mod, op, var
-from twofold.backends.cpu.loops.expr import TRUE, both, select, with_guard
+from twofold.backends.cpu.loops.expr import TRUE, both, converted, select, with_guard
 from twofold.backends.cpu.lowering.rules import native
 from twofold.backends.cpu.lowering.rules.matmul import product_sum
-from twofold.backends.cpu.lowering.rules.reduction import converted
 from twofold.backends.cpu.lowering.steps import At
 from twofold.base.dtypes import bool_, int64
 from twofold.ir import Node

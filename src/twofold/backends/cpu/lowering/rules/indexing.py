@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Affine, Expr, Nest, Store, Var, const, from_index, load, op, var
-from twofold.backends.cpu.loops.expr import both, select
+from twofold.backends.cpu.loops.expr import both, converted, select
 from twofold.backends.cpu.loops.index import dynamic
-from twofold.backends.cpu.lowering.rules.reduction import converted
 from twofold.backends.cpu.lowering.steps import Placed
 from twofold.base.dtypes import bool_, int64, sum_dtype
 from twofold.ir import Node, Spec, Value

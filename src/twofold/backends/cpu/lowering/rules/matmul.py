@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Accumulator, Var, acc, const, op, var
+from twofold.backends.cpu.loops.expr import converted
 from twofold.backends.cpu.lowering.rules import native
 from twofold.backends.cpu.lowering.rules.elementwise import broadcast_index
-from twofold.backends.cpu.lowering.rules.reduction import converted
 from twofold.base.dtypes import sum_dtype
 from twofold.ir import Node
 

@@ -10,14 +10,15 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.kernels import choose, gemm, pool, weights
+from twofold.backends.cpu.kernels import choose, gemm, outer, pool, weights
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.packing import pack, unpack
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix, pixel_distance
+from twofold.backends.cpu.machine import Machine
 from twofold.base import flags
-from twofold.base.dtypes import float32
+from twofold.base.dtypes import bfloat16, float32
 from twofold.ir import Node, Value
 
 if TYPE_CHECKING:
@@ -36,26 +37,53 @@ def _generated(generate: Any, *arguments: Any) -> Any:
 
 
 def _suits(node: Node) -> bool:
-    return all(v.dtype is float32 and v.ndim == 4 and 0 not in v.shape for v in (*node.inputs, *node.outputs))
+    return _is_float32(node) and all(v.ndim == 4 and 0 not in v.shape for v in (*node.inputs, *node.outputs))
 
 
-def _conv(node: Node, x: Any, y: Any, kernel: Any) -> Conv:
-    a = node.attrs
+def _is_float32(node: Node) -> bool:
+    return all(v.dtype is float32 for v in (*node.inputs, *node.outputs))
+
+
+def _is_bfloat16(node: Node) -> bool:
+    return all(v.dtype is bfloat16 for v in (*node.inputs, *node.outputs))
+
+
+def takes_bf16(machine: Machine, node: Node) -> bool:
+    """Whether a kernel computes this node of bfloat16 as it stands, by dot products of pairs."""
+    if not _is_bfloat16(node) or any(0 in v.shape for v in (*node.inputs, *node.outputs)):
+        return False
+    if node.op.name == "matmul":
+        k = int(node.inputs[0].shape[-1])
+        return machine.bf16_dots and k % 2 == 0 and k > outer.FEW
+    return node.op.kind == "conv" and node.inputs[0].ndim == 4 and choose.takes_bf16(machine, _conv(node))
+
+
+def _takes_conv(low: Lowering, node: Node) -> bool:
+    return _suits(node) or takes_bf16(low.machine, node)
+
+
+def _conv(node: Node) -> Conv:
+    """The convolution that a node computes, or a gradient of which."""
+    a, (first, second), out = node.attrs, (v.shape for v in node.inputs), node.outputs[0].shape
+    x, y, kernel = {
+        "conv": (first, out, second), "conv_input_grad": (out, first, second), "conv_weight_grad": (first, second, out),
+    }[node.op.name]  # fmt: skip
     n, c, h, w = map(int, x)
-    return Conv(n, h, w, c, int(y[1]), int(kernel[0]), int(kernel[1]), a["strides"], a["padding"], a["dilation"], a["groups"])
+    sizes = int(y[1]), int(kernel[2]), int(kernel[3])
+    return Conv(n, h, w, c, *sizes, a["strides"], a["padding"], a["dilation"], a["groups"])
 
 
-def _weights(low: Lowering, w: Value, choice: choose.Choice) -> Buffer:
+def _weights(low: Lowering, w: Value, shape: Conv, choice: choose.Choice) -> Buffer:
     """The weights as the chosen kernel reads them; made once a program."""
     key = (w, choice.weights, choice.algorithm)
     if key not in low.packs:
-        steps = choice.prepare
-        if choice.algorithm == "lanes":
-            source = low.rows(w)
-            at = source.buffer, source.offset
-        else:  # plain to packed goes quicker in tiles than row by row
-            at, steps = (Buffer(float32, choice.weights.size, "packed"), 0), steps[1:]
-            pack(low, low.at(w), choice.weights, at[0])
+        source = low.rows(w)
+        at, steps = (source.buffer, source.offset), choice.prepare
+        if choice.algorithm != "lanes":  # plain to packed goes quicker in tiles than row by row
+            packed = choice.weights
+            out = Buffer(bfloat16, 2 * packed.size, "packed") if packed.pairs else Buffer(float32, packed.size, "packed")
+            pack(low, *at, packed, shape.cg if packed.forward else shape.og, out)
+            at, steps = (out, 0), steps[1:]
         for step in steps:
             out = Buffer(float32, step.size, "weights")
             low.kernel(step.kernel, [at, (out, 0)], out)
@@ -66,44 +94,39 @@ def _weights(low: Lowering, w: Value, choice: choose.Choice) -> Buffer:
 
 def conv(low: Lowering, node: Node) -> bool:
     """The forward convolution."""
-    if not _suits(node):
-        return False
-    (x, w), y = node.inputs, node.outputs[0]
-    return _convolve(low, node, _conv(node, x.shape, y.shape, w.shape[2:]), x, w, True)
+    return _takes_conv(low, node) and _convolve(low, node, choose.forward)
 
 
 def input_grad(low: Lowering, node: Node) -> bool:
     """The gradient with respect to the input."""
-    if not _suits(node):
-        return False
-    (g, w), y = node.inputs, node.outputs[0]
-    return _convolve(low, node, _conv(node, y.shape, g.shape, w.shape[2:]), g, w, False)
+    return _takes_conv(low, node) and _convolve(low, node, choose.data_gradient)
 
 
-def _convolve(low: Lowering, node: Node, shape: Conv, x: Value, w: Value, forward: bool) -> bool:
-    source, ldx = low.channels_last(x)
-    pick = choose.forward if forward else choose.data_gradient
+def _convolve(low: Lowering, node: Node, pick: Any) -> bool:
+    (x, w), shape = node.inputs, _conv(node)
+    dtype = x.dtype
+    source, ldx = low.channel_pairs(x) if dtype is bfloat16 else low.channels_last(x)
     target, constant = low.allocate(node.outputs[0], CHANNELS_LAST), w in low.unchanging
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
-        choice = _generated(pick, low.machine, shape, epilogue, None, constant, ldx, pixel_distance(place))
-        weight = _weights(low, w, choice)
+        choice = _generated(pick, low.machine, shape, epilogue, None, constant, ldx, pixel_distance(place), dtype)
+        weight = _weights(low, w, shape, choice)
         places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
         low.kernel(choice.kernel, places, place.buffer, nodes)
 
-    low.defer(node, target, emit, (lambda: choose.parts(low.machine, shape, constant, ldx)) if forward else None)
+    parts = functools.partial(choose.parts, low.machine, shape, constant, ldx, dtype)
+    low.defer(node, target, emit, parts if pick is choose.forward else None)
     return True
 
 
 def weight_grad(low: Lowering, node: Node) -> bool:
     """The gradient with respect to the weights, brought back to the plain order."""
-    if not _suits(node):
+    if not _takes_conv(low, node):
         return False
-    (x, g), dw = node.inputs, node.outputs[0]
-    shape = _conv(node, x.shape, g.shape, dw.shape[2:])
+    (x, g), dw, shape = node.inputs, node.outputs[0], _conv(node)
     a, ldx = low.channels_last(x)
     b, ldy = low.channels_last(g)
-    choice = _generated(choose.weight_gradient, low.machine, shape, ldx, ldy)
+    choice = _generated(choose.weight_gradient, low.machine, shape, ldx, ldy, x.dtype)
     order = Buffer(float32, choice.weights.size, "packed gradient")
     low.kernel(choice.kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
     target = low.allocate(dw)
@@ -111,14 +134,15 @@ def weight_grad(low: Lowering, node: Node) -> bool:
         plain = weights.repack(low.machine, choice.weights, choose.plain_weights(low.machine, shape))
         low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
     else:
-        unpack(low, order, choice.weights, target)
+        unpack(low, order, choice.weights, target.buffer)
     low.result(dw, target)
     return True
 
 
 def matmul(low: Lowering, node: Node) -> bool:
     """Dense products, either operand transposed, one of them possibly shared by the batch."""
-    if any(v.dtype is not float32 or 0 in v.shape for v in (*node.inputs, *node.outputs)):
+    pairs = takes_bf16(low.machine, node)
+    if not pairs and (not _is_float32(node) or any(0 in v.shape for v in (*node.inputs, *node.outputs))):
         return False
     (a, b), y = node.inputs, node.outputs[0]
     places = [low.viewed(v) for v in (a, b)]
@@ -137,11 +161,11 @@ def matmul(low: Lowering, node: Node) -> bool:
     target = low.allocate(y)
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
-        kernel = gemm.matmul(low.machine, shape, epilogue)
+        kernel = gemm.matmul(low.machine, shape, epilogue, pairs=pairs)
         refs = [*((p.buffer, p.offset) for p in places), (place.buffer, place.offset), *extra]
         low.kernel(kernel, refs, place.buffer, nodes)
 
-    low.defer(node, target, emit)
+    low.defer(node, target, emit, narrows=pairs or gemm.once(low.machine, shape))
     return True
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Accumulator, Expr, Var, acc, const, constant, op, var
-from twofold.backends.cpu.lowering.rules.reduction import converted
+from twofold.backends.cpu.loops.expr import converted
 from twofold.backends.cpu.lowering.steps import Placed
 from twofold.base.dtypes import DType, float64
 from twofold.ir import Node, Value

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.loops import Accumulator, Affine, Expr, Var, acc, const, constant, from_index, op, var
-from twofold.backends.cpu.loops.expr import select
+from twofold.backends.cpu.loops.expr import converted, select
 from twofold.backends.cpu.lowering.rules import native
 from twofold.backends.cpu.lowering.rules.conv import back, guarded, tap, variables
-from twofold.backends.cpu.lowering.rules.reduction import converted, lowest
+from twofold.backends.cpu.lowering.rules.reduction import lowest
 from twofold.backends.cpu.lowering.steps import Placed, row_strides
 from twofold.base.dtypes import DType, bool_, int32, sum_dtype
 from twofold.ir import Node, Spec, Value

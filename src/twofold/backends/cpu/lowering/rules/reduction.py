@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from twofold.backends.cpu.loops import Accumulator, Expr, Nest, Store, Var, acc, const, from_index, op, var
-from twofold.backends.cpu.loops.expr import select
+from twofold.backends.cpu.loops.expr import converted, select
 from twofold.base.dtypes import DType, bool_, int64, sum_dtype
 from twofold.ir import Node
 
@@ -33,11 +33,6 @@ def _initial(name: str, dtype: DType) -> Expr:
     if name in ("max", "min"):
         return lowest(dtype, -1 if name == "max" else 1)
     return const(dtype, name in ("prod", "all"))
-
-
-def converted(e: Expr, dtype: DType) -> Expr:
-    """A cast where one is needed."""
-    return e if e.dtype is dtype else op("cast", dtype, e)
 
 
 def _reduction(low: Lowering, node: Node) -> None:

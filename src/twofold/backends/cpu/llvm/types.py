@@ -32,6 +32,11 @@ def from_memory(f: Function, raw: Value, dtype: DType) -> Value:
     return f.cast("fpext", raw, "float") if dtype is float16 else raw
 
 
+def load_wide(f: Function, pointer: Value, count: int | None, dtype: DType) -> Value:
+    """``Function.vload`` of elements of ``dtype``, as computed with."""
+    return from_memory(f, f.vload(pointer, count, memory_type(dtype)), dtype)
+
+
 def to_memory(f: Function, x: Value, dtype: DType) -> Value:
     """A computed value (already rounded) as stored."""
     if dtype is bool_:
