@@ -291,7 +291,27 @@ def test_every_entry_is_complete():
         for recipe in entry.recipes.values():
             assert recipe.init in SCHEMES and recipe.lr > 0 and recipe.epochs > 0
             assert all(hasattr(transforms, step) for step, _ in (*recipe.augmentation, *recipe.evaluation))
-        assert entry.recipes["quick"].init == entry.init, "a quick recipe keeps the network's own initial values"
+
+
+def test_quick_recipes_begin_with_the_networks_own_values_or_with_small_scores():
+    """Where batch normalisation is missing they begin with He's values, and the layers of the scores with smaller ones."""
+    from twofold.zoo.inits import BOTH, SCHEMES, row_for
+    from twofold.zoo.recipes import QUICK_UNNORMALISED
+
+    unnormalised = 0
+    for entry in map(zoo.info, zoo.names()):
+        quick = entry.recipes["quick"]
+        if quick.but(init="quick", loss="cross_entropy") != QUICK_UNNORMALISED:
+            assert quick.init == entry.init, entry.name
+            continue
+        with nn.init.skipped():
+            layers = {path: layer for path, layer in entry(7).named_modules() if isinstance(layer, BOTH)}
+        rest = SCHEMES[quick.init][-1]
+        special = {path for path, layer in layers.items() if row_for(quick.init, path, layer) is not rest}
+        assert quick.init.startswith("quick") and (rest.layer, rest.where) == (BOTH, "")
+        assert special == {path for path, layer in layers.items() if layer.weight.shape[0] == 7} != set(), entry.name
+        unnormalised += 1
+    assert unnormalised > 10
 
 
 def test_mistakes_are_told():

@@ -71,6 +71,11 @@ SCHEMES: dict[str, tuple[Row, ...]] = {
 }  # fmt: skip
 
 
+def row_for(scheme: str, path: str, layer: Any) -> Row | None:
+    """The row of a scheme for the layer at ``path``; None where the layer keeps its default."""
+    return next((r for r in SCHEMES[scheme] if isinstance(layer, r.layer) and re.search(r.where, path)), None)
+
+
 def initialise(model: nn.Module, scheme: str) -> nn.Module:
     """Fill the weights of ``model`` by a scheme; returns it. ArgumentError names the schemes there are.
 
@@ -83,7 +88,7 @@ def initialise(model: nn.Module, scheme: str) -> nn.Module:
         raise ArgumentError(f"initial values {scheme!r} are unknown; expected one of {', '.join(map(repr, SCHEMES))}")
     layer: Any
     for path, layer in model.named_modules():
-        row = next((r for r in SCHEMES[scheme] if isinstance(layer, r.layer) and re.search(r.where, path)), None)
+        row = row_for(scheme, path, layer)
         if row is None:
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()

@@ -103,7 +103,6 @@ def scaled(low: int, high: int) -> tuple[Step, ...]:
     return step("RandomScaledCrop", size="input", shorter=(low, high)), FLIP, LIGHTING, NORMALIZE
 
 
-
 # ---- recipes shared by several networks ------------------------------------------------------------------------------
 # A few minutes on a laptop and a small data set, the rate falling to zero
 QUICK = Recipe(
