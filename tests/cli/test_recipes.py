@@ -227,6 +227,7 @@ def test_a_network_for_grey_images_gets_photographs_in_grey(tmp_path):
     [
         ("resnet18", [(300, 400), (240, 260)], 224), ("resnet18", [(100, 120), (96, 96)], 100), ("resnet18", [(8, 8), (8, 9)], 32),
         ("resnet20_cifar", [(300, 400)] * 3, 32), ("alexnet_2012", [(20, 20), (24, 30), (22, 22)], 32),
+        ("alexnet_2012", [(64, 64)] * 3, 64), ("googlenet_2014", [(70, 70)] * 3, 70),
     ],
 )  # fmt: skip
 def test_images_of_a_folder_are_not_enlarged_without_need(tmp_path, name, sizes, size):

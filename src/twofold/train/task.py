@@ -89,14 +89,14 @@ def _size_for(entry: zoo.Entry, recipe: Recipe, size: tuple[int, int]) -> tuple[
     """The height and width of the images that the network gets, where those of a data set are of ``size``.
 
     It is the data set's own where the network takes it, else the network's, or, for a network that has a form for small
-    images, CIFAR's. A procedure that cuts images to a size was published for the network's.
+    images, the data set's own and at least CIFAR's. A procedure that cuts images to a size was published for the network's.
     """
     own = entry.input_shape[1:]
     if _cuts_images(recipe) or entry.name.startswith("lenet5"):
         return own
     if min(size) >= entry.domain.smallest:
         return size
-    return own if entry.domain.smallest_adapted is None else CIFAR10.input_shape[1:]
+    return own if entry.domain.smallest_adapted is None else tuple(map(max, size, CIFAR10.input_shape[1:]))
 
 
 def recipe_of(network: str, name: str) -> Recipe:
