@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,3 +281,43 @@ def test_a_model_that_says_the_same_of_every_class_is_right_by_chance():
         assert ranks(logits, labels).numpy().tolist() == expected
         if not np.isnan(scores).any():
             assert (ranks(logits, labels) == 0).numpy().argmax() == logits.numpy()[0].argmax()
+
+
+@pytest.mark.parametrize("classes", [3, 6])
+def test_scores_that_are_no_numbers_are_not_among_the_first_five(classes):
+    class Constant(nn.Module):
+        def __init__(self, scores):
+            self.scores = tw.tensor(np.float32(scores))
+
+        def forward(self, images):
+            return images[:, :1, 0, 0] * 0 + self.scores
+
+    def top5(scores):
+        labels = np.arange(12) % classes
+        return evaluate(Constant(scores), [(tw.tensor(IMAGES[:12]), tw.tensor(labels))]).top5
+
+    assert top5([np.nan] * classes) == 0
+    assert top5([0.0] * classes) == min(5, classes) / classes
+    assert top5([*[0.0] * (classes - 1), np.nan]) == min(4, classes - 1) / classes
+
+
+def test_compiling_counts_apart_for_training_and_for_validation(monkeypatch):
+    """A clock that goes on when a program is prepared, and then alone."""
+    clock, told, t = [0.0], [], trainer()
+    monkeypatch.setattr(sys.modules[Trainer.__module__], "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=lambda: 0.0))
+
+    def slowed(program, seconds):
+        prepare, first = program.prepare, [seconds]
+
+        def slow(*arguments):
+            clock[0] += first.pop() if first else 0.0
+            prepare(*arguments)
+
+        monkeypatch.setattr(program, "prepare", slow)
+
+    slowed(t.step, 100.0)
+    slowed(t.scoring, 10.0)
+    reporter = Reporter(2, quiet=True)
+    monkeypatch.setattr(reporter, "finished", lambda row, duration, left, preparing: told.append((duration, left, preparing)))
+    t.run(2, reporter)
+    assert told == [(110.0, 0.0, 110.0), (0.0, 0.0, 0.0)]

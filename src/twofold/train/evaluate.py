@@ -45,21 +45,23 @@ def scoring(
 
     def measure(images: Any, labels: Any) -> Any:
         output = model(images)
-        before = ranks(main_output(output), labels)
-        return criterion(output, labels), (before == 0).astype(tw.int64).sum(), (before < 5).astype(tw.int64).sum()
+        logits = main_output(output)
+        before, most = ranks(logits, labels), min(5, logits.shape[1])  # what is not a number has all classes before it
+        return criterion(output, labels), (before == 0).astype(tw.int64).sum(), (before < most).astype(tw.int64).sum()
 
     return tw.compile(measure, devices=devices) if compiled else measure
 
 
 def evaluate(
     model: Any, loader: Any, *, criterion: Callable[[Any, Any], Any] | None = None, compiled: bool = True,
-    devices: Any = None, step: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None,
+    devices: Any = None,
 ) -> Score:  # fmt: skip
-    """Score of ``model`` in evaluation mode over all batches of ``loader``; its modules' modes are put back after.
+    """Score of ``model`` in evaluation mode over all batches of ``loader``; its modules' modes are put back after."""
+    return score(model, loader, scoring(model, criterion, compiled, devices))
 
-    ``step``: that of ``scoring``, made once, for whoever evaluates again and again.
-    """
-    step = step or scoring(model, criterion, compiled, devices)
+
+def score(model: Any, loader: Any, step: Callable[[Any, Any], tuple[Any, Any, Any]]) -> Score:
+    """The same by a ``step`` of ``scoring``, made once, for whoever evaluates again and again."""
     total, first, five, count = 0.0, 0, 0, 0
     with model.evaluating(), tw.no_grad():
         for images, labels in loader:

@@ -22,7 +22,7 @@ from twofold.tensor import distributed
 from twofold.train.checkpoint import STATE_KEY, Progress, host_arrays, read_checkpoint, restore, save_checkpoint
 from twofold.train.curves import have_matplotlib, plot_history
 from twofold.train.diagnose import check_finite, explain
-from twofold.train.evaluate import Score, criterion_of, evaluate, main_output, scoring
+from twofold.train.evaluate import Score, criterion_of, main_output, score, scoring
 from twofold.train.report import Reporter
 from twofold.train.spread import parts_of_statistics, place_of, together
 
@@ -221,10 +221,7 @@ class Trainer:
 
     def _batch(self, images: Any, labels: Any, sums: dict[str, Any], place: dict[str, Any]) -> int:
         """One step. It counts, and the loader's ``place`` is behind its batch, when it is done; signals wait for that."""
-        if self.compiled:
-            began = time.perf_counter()
-            self.step.prepare(images, labels)  # takes long at first, and changes nothing
-            self.preparing += time.perf_counter() - began
+        self._prepare(self.step, images, labels)
         generator = tw.random.generator()
         drawn = generator._own
         with signals.held(), self._in_one():
@@ -238,6 +235,13 @@ class Trainer:
         at = self.progress.epoch + 1, self.progress.step + 1
         bad = [name for name, fine in zip(self.watched, finite.tolist()) if not fine]
         raise explain(self.model, images, value, bad, *at, float(self.optimizer.lr), self.precision)
+
+    def _prepare(self, program: Any, images: Any, labels: Any) -> None:
+        """Compile, if that is to be done yet: it takes long at first, counts apart, and changes nothing."""
+        if self.compiled:
+            began = time.perf_counter()
+            program.prepare(images, labels)
+            self.preparing += time.perf_counter() - began
 
     @contextlib.contextmanager
     def _in_one(self) -> Iterator[None]:
@@ -279,8 +283,8 @@ class Trainer:
         if self.loss_scale is not None:
             row |= {"loss_scale": self.loss_scale.factor.item(), "skipped_steps": self.loss_scale.skipped.item()}
         if self.val is not None:
-            score = self._score()
-            row |= {"val_loss": score.loss, "val_accuracy": score.accuracy, "val_top5": score.top5}
+            val = self._score()
+            row |= {"val_loss": val.loss, "val_accuracy": val.accuracy, "val_top5": val.top5}
         with signals.held():
             with self._in_one():
                 if self.schedule is not None and not self.schedule_steps:
@@ -309,10 +313,14 @@ class Trainer:
         generator = tw.random.generator()
         before = generator._own
         try:
-            return evaluate(self.model, self.val, step=self.scoring)
+            return score(self.model, self.val, self._score_batch)
         except BaseException:
             generator.put_back(before)
             raise
+
+    def _score_batch(self, images: Any, labels: Any) -> tuple[Any, Any, Any]:
+        self._prepare(self.scoring, images, labels)
+        return self.scoring(images, labels)
 
 
 def _mean(sums: dict[str, Any], what: str) -> float:
