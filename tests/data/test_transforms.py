@@ -8,6 +8,7 @@ import pytest
 from twofold.base.errors import ArgumentError, DtypeError, ShapeError
 from twofold.data import transforms as T
 from twofold.data.randomness import SampleRng
+from twofold.data.transforms.resample import in_proportion, weights
 
 IMAGES = np.random.default_rng(0).random((9, 3, 14, 11), np.float32)
 
@@ -152,6 +153,18 @@ def test_random_scaled_crop_draws_every_length_and_keeps_proportions():
     assert left.min() < 1 and (left / (widths - 24)).max() > 0.95
 
 
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("shape", [(60, 80), (30, 24), (24, 90)])
+def test_random_scaled_crop_is_a_window_of_the_scaled_image(antialias, shape):
+    image, crop = np.random.default_rng(3).random((3, *shape), dtype=np.float32), T.RandomScaledCrop((24, 20), (24, 36), antialias)
+    for one, same in zip(rng(np.arange(20)).each(), rng(np.arange(20)).each()):
+        size = in_proportion(shape, 24 + same.integers(13).item())
+        expected = T.RandomCrop((24, 20)).apply(T.Resize(size, antialias).apply(image, same), same)
+        np.testing.assert_allclose(crop.apply(image, one), expected, atol=1e-6)
+    table = weights(4000, 512, antialias, range(100, 324))  # of a large photograph no more than the window is kept
+    np.testing.assert_array_equal(table, weights(4000, 512, antialias)[100:324])
+
+
 def test_normalize_and_scale_compute_what_they_say():
     mean, std = np.float64([0.4, 0.5, 0.6]), np.float64([0.1, 0.2, 0.3])
     expected = (IMAGES - mean[:, None, None]) / std[:, None, None]
@@ -197,6 +210,8 @@ def test_pca_lighting_adds_one_colour_to_each_image_along_the_components():
         (lambda: T.RandomHorizontalFlip(1.5), ArgumentError, "p=1.5"),
         (lambda: T.RandomResizedCrop(8, scale=(0, 1)), ArgumentError, r"scale=\(0, 1\)"),
         (lambda: T.RandomScaledCrop(8, (7, 9)), ArgumentError, r"shorter=\(7, 9\) for windows of \(8, 8\)"),
+        (lambda: T.RandomScaledCrop(224, 256), ArgumentError, "shorter=256 for windows of .*; expected two lengths"),
+        (lambda: T.RandomScaledCrop(8, (8, 9.5)), ArgumentError, r"shorter=\(8, 9.5\)"),
         (lambda: T.Normalize((0.1, 0.2), (0.1, 0.2))(IMAGES), ShapeError, "3 channels; expected 2"),
         (lambda: T.Normalize(0.5, 0), ArgumentError, "positive"),
         (lambda: T.Normalize(0.5, 0.5)(np.zeros((3, 4, 4), np.uint8)), DtypeError, "uint8; expected float32"),

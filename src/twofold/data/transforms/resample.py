@@ -11,20 +11,20 @@ import numpy as np
 from twofold.base.errors import ArgumentError, DtypeError
 from twofold.data.randomness import SampleRng
 from twofold.data.transforms.base import Transform, pair
-from twofold.data.transforms.crop import RandomCrop
 
 _ATTEMPTS = 10  # windows drawn before falling back on the middle, as GoogLeNet's reimplementations do
 
 
-@functools.lru_cache(maxsize=256)
-def weights(size: int, out: int, antialias: bool) -> np.ndarray:
-    """The matrix float32 (out, size) that resamples one axis by a triangle filter; rows sum to one.
+@functools.lru_cache(maxsize=16)  # dense: some megabytes each for a large photograph
+def weights(size: int, out: int, antialias: bool, pixels: range | None = None) -> np.ndarray:
+    """The matrix float32 (out, size) that resamples one axis by a triangle filter; rows sum to one. ``pixels``: of the
+    output, these alone.
 
     Pixel centres lie at half-integers ("align corners" off). With ``antialias`` the triangle is as wide as one output
     pixel when shrinking, as Pillow's BILINEAR; without, it is one input pixel wide and edge pixels repeat.
     """
     scale = size / out
-    centre = (np.arange(out) + 0.5) * scale
+    centre = (np.asarray(pixels or range(out)) + 0.5) * scale
     if antialias:
         support = max(scale, 1.0)
         distance = (np.arange(size) + 0.5 - centre[:, None]) / support
@@ -33,23 +33,28 @@ def weights(size: int, out: int, antialias: bool) -> np.ndarray:
         return table.astype(np.float32)
     position = np.clip(centre - 0.5, 0, size - 1)
     low = np.minimum(position.astype(np.int64), max(size - 2, 0))
-    table = np.zeros((out, size))
-    rows = np.arange(out)
+    table = np.zeros((len(centre), size))
+    rows = np.arange(len(centre))
     np.add.at(table, (rows, low), 1 - (position - low))
     np.add.at(table, (rows, np.minimum(low + 1, size - 1)), position - low)
     return table.astype(np.float32)
 
 
-def resize(images: np.ndarray, size: tuple[int, int], antialias: bool = True) -> np.ndarray:
-    """float32 images (..., H, W) resampled to ``size`` = (height, width)."""
+def resize(
+    images: np.ndarray, size: tuple[int, int], antialias: bool = True, window: tuple[range, range] | None = None
+) -> np.ndarray:
+    """float32 images (..., H, W) resampled to ``size`` = (height, width); of that the ``window`` (rows, columns) alone."""
     if images.dtype != np.float32:
         raise DtypeError(f"resize: images are {images.dtype}; expected float32 (put ToFloat before it)")
+    rows, columns = window or map(range, size)
     height, width = images.shape[-2:]
-    if height != size[0]:
-        images = np.matmul(weights(height, size[0], antialias), images)
-    if width != size[1]:
-        images = np.matmul(images, weights(width, size[1], antialias).T)
-    return images
+    if height == size[0]:
+        images = images[..., rows.start : rows.stop, :]
+    else:
+        images = np.matmul(weights(height, size[0], antialias, rows), images)
+    if width == size[1]:
+        return images[..., columns.start : columns.stop]
+    return np.matmul(images, weights(width, size[1], antialias, columns).T)
 
 
 class Resize(Transform):
@@ -79,19 +84,20 @@ class RandomScaledCrop(Transform):
     """
 
     def __init__(self, size: int | Sequence[int], shorter: tuple[int, int], antialias: bool = True):
-        self.size, self.shorter, self.antialias = pair(size, "RandomScaledCrop: size"), tuple(shorter), antialias
-        low, high = self.shorter
-        if not max(self.size) <= low <= high:
+        self.size, self.shorter, self.antialias = pair(size, "RandomScaledCrop: size"), shorter, antialias
+        two = isinstance(shorter, Sequence) and len(shorter) == 2 and all(isinstance(v, (int, np.integer)) for v in shorter)
+        if not two or not max(self.size) <= shorter[0] <= shorter[1]:
             raise ArgumentError(
-                f"RandomScaledCrop: shorter={self.shorter} for windows of {self.size}; expected two lengths in pixels, "
+                f"RandomScaledCrop: shorter={shorter!r} for windows of {self.size}; expected two lengths in pixels, "
                 "the first at least the window's larger side, the second at least the first"
             )
-        self._crop = RandomCrop(self.size)
 
     def apply(self, image: np.ndarray, rng: SampleRng) -> np.ndarray:
         low, high = self.shorter
-        target = in_proportion(image.shape[-2:], low + rng.integers(high - low + 1).item())
-        return self._crop.apply(resize(image, target, self.antialias), rng)
+        scaled = in_proportion(image.shape[-2:], low + rng.integers(high - low + 1).item())
+        top, left = (rng.integers(have - want + 1).item() for have, want in zip(scaled, self.size))
+        window = range(top, top + self.size[0]), range(left, left + self.size[1])
+        return resize(image, scaled, self.antialias, window)
 
 
 class RandomResizedCrop(Transform):
