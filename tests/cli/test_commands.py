@@ -132,14 +132,17 @@ def test_summary_gives_the_figures_of_the_lecture(capsys):
     assert "expected NAME=VALUE" in call(capsys, "summary", "lenet5", "--option", "depth")[2]
 
 
-def test_lists_and_the_doctor(capsys):
+def test_lists_and_the_doctor(capsys, tmp_path, monkeypatch):
     line = next(line for line in call(capsys, "zoo")[1].splitlines() if line.startswith("resnet50 "))
     assert line.split()[1:5] == ["2015", "25,557,032", "4,089.2", "M"] and line.endswith("He et al., arXiv 1512.03385")
-    assert re.search(r"image-folder .* a folder of yours \(--data-dir\)", call(capsys, "data")[1])
-    code, out, _ = call(capsys, "data", "digits", "--json")
-    assert code == 0 and json.loads(out)[0]["train"] == 1438
     code, out, _ = call(capsys, "doctor", "--json")
     assert code == 0 and json.loads(out)["devices"]["cpu"] == "computes correctly"
+    monkeypatch.setenv("TWOFOLD_HOME", str(tmp_path))  # else all data sets that are there would be read
+    assert re.search(r"image-folder .* a folder of yours \(--data-dir\)", call(capsys, "data")[1])
+    out = call(capsys, "data", "--data-dir", str(tmp_path))[1]
+    assert f"image-folder: {tmp_path} has no subfolder train" in out and "--data-dir" not in out
+    code, out, _ = call(capsys, "data", "digits", "--json")
+    assert code == 0 and json.loads(out)[0]["train"] == 1438
 
 
 @pytest.mark.parametrize(

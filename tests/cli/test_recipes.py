@@ -104,7 +104,7 @@ def test_every_recipe_makes_an_optimizer_a_schedule_and_inputs():
             settings = settings_for(name, "digits", few, key)
             optimizer = build_optimizer(tw.nn.Linear(2, 2), settings)
             build_schedule(optimizer, settings, 10)
-            rate = recipe.schedule.warmup_lr if recipe.schedule.warmup else recipe.lr
+            rate = min(recipe.schedule.warmup_lr, recipe.lr) if recipe.schedule.warmup else recipe.lr
             assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([rate] * len(optimizer.param_groups))
             for training in (True, False):
                 batch, _ = next(iter(loader(prepare(few, settings), settings, training=training)))
@@ -242,8 +242,12 @@ def test_data_of_other_classes_is_refused(tmp_path):
     train, test = (painted(tmp_path / part, [(9, 9)] * 2, classes) for part, classes in (("a", ("cat", "dog")), ("b", ("dog", "elk"))))
     settings = settings_for("lenet5", "image-folder", train)
     prepare(train, settings)
-    with pytest.raises(tw.DataError, match="lacking: cat; not in training: elk"):
+    message = f"the data in {test.root} has 2; lacking: cat; not in training: elk; .*; give each split the same class folders"
+    with pytest.raises(tw.DataError, match=message):
         prepare(test, settings)
+    digits = data.load("digits", "test")
+    with pytest.raises(tw.DataError, match="the data in twofold has 10; lacking: cat, dog; not in training: 0, 1, 2, 3, 4, …; expected"):
+        prepare(digits, settings)
 
 
 def test_imagenet_recipes_take_photographs_of_every_size(tmp_path):

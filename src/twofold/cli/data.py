@@ -28,7 +28,7 @@ def command(
             r["about"],
             r.get("train", "-"),
             r.get("test", "-"),
-            r.get("source") or _where(r["name"], "error" in r),
+            r.get("source") or _where(r["name"], data_dir, r.get("error")),
         ]
         for r in records
     ]
@@ -52,8 +52,10 @@ def _describe(name: str, root: Path | None, download: bool) -> dict[str, Any]:
     return record
 
 
-def _where(name: str, absent: bool) -> str:
+def _where(name: str, root: Path | None, error: TwofoldError | None) -> str:
     """Where the files of a data set are, or come from."""
-    if not absent:
+    if error is None:
         return "here"
-    return "a folder of yours (--data-dir)" if data.info(name).shape is None else "not here (--download fetches it)"
+    if data.info(name).shape is not None:
+        return "not here (--download fetches it)"
+    return "a folder of yours (--data-dir)" if root is None else str(error).split(";")[0]

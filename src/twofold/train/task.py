@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,8 @@ def _size_for(entry: zoo.Entry, recipe: Recipe, size: tuple[int, int]) -> tuple[
         return own
     if min(size) >= entry.domain.smallest:
         return size
-    return own if entry.domain.smallest_adapted is None else tuple(map(max, size, CIFAR10.input_shape[1:]))
+    _, height, width = CIFAR10.input_shape
+    return own if entry.domain.smallest_adapted is None else (max(size[0], height), max(size[1], width))
 
 
 def recipe_of(network: str, name: str) -> Recipe:
@@ -125,7 +125,7 @@ def prepare(dataset: Any, settings: Settings) -> Any:
 
     Images that are read from files one by one get their size later. DataError unless the classes are the settings'.
     """
-    _check_classes(tuple(dataset.classes), settings)
+    _check_classes(dataset, settings)
     if isinstance(dataset, data.ImageFolder):
         return dataset.in_mode("L" if settings.input_shape[0] == 1 else "RGB")
     if not isinstance(dataset, data.ArrayDataset):
@@ -139,14 +139,23 @@ def prepare(dataset: Any, settings: Settings) -> Any:
     return data.ArrayDataset(images, dataset.labels, dataset.classes, source=dataset.source)
 
 
-def _check_classes(found: tuple[str, ...], settings: Settings) -> None:
+def _check_classes(dataset: Any, settings: Settings) -> None:
     """Labels are numbers: a class more or less, and every one after it would be another."""
+    found = tuple(dataset.classes)
     if found != settings.classes:
-        lacking, more = (", ".join(sorted(a - b)[:5]) or "none" for a, b in permutations((set(settings.classes), set(found))))
+        place = getattr(dataset, "root", "") or getattr(dataset, "source", "")
+        place = f"the data in {place}" if place else "this data"
+        lacking, more = set(settings.classes) - set(found), set(found) - set(settings.classes)
         raise DataError(
-            f"{settings.network} is trained on {len(settings.classes)} classes, and this data has {len(found)}; "
-            f"lacking: {lacking}; not in training: {more}; expected the same classes in the same order"
+            f"{settings.network} is trained on {len(settings.classes)} classes, and {place} has {len(found)}; "
+            f"lacking: {_some(lacking)}; not in training: {_some(more)}; expected the same classes in the same order; "
+            "give each split the same class folders, or train on the classes of this data"
         )
+
+
+def _some(names: set[str], most: int = 5) -> str:
+    shown = sorted(names)[:most]
+    return ", ".join(shown + ["…"] * (len(names) > most)) or "none"
 
 
 def _cuts_images(recipe: Recipe) -> bool:
@@ -260,7 +269,7 @@ def rate_factor(schedule: Schedule, lr: float, epochs: int) -> Callable[[float],
 
     def factor(epoch: float) -> float:
         if epoch < schedule.warmup:
-            return (schedule.warmup_lr / lr) if lr else 0.0
+            return min(schedule.warmup_lr, lr) / lr if lr else 0.0
         match schedule.kind:
             case "multistep":
                 return schedule.gamma ** sum(epoch >= m for m in schedule.milestones)

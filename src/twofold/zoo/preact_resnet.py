@@ -155,7 +155,10 @@ class PreActResNet(nn.Module):
 
 cifar = Family(CifarPreActResNet, PAPER, CIFAR10, {"paper": WARM, "quick": QUICK.but(lr=0.1)}, init="he_fan_out")
 # The appendix: divided by 10 at 30 and 60 epochs, the rest as for ResNet
-IMAGENET_RECIPE = RESNET_RECIPE.but(epochs=90, schedule=Schedule("multistep", milestones=(30, 60)))
+IMAGENET_RECIPE = RESNET_RECIPE.but(
+    epochs=90, schedule=Schedule("multistep", milestones=(30, 60)), init="he_fan_out",
+    notes="The mean of each pixel is subtracted.",
+)  # fmt: skip
 imagenet = Family(PreActResNet, PAPER, DOMAIN, {"paper": IMAGENET_RECIPE, "quick": QUICK}, init="he_fan_out")
 DEEP: dict[str, Any] = {"block": PreActBottleneck, "projection": "conv"}
 

@@ -22,7 +22,7 @@ class Schedule:
     * "plateau": times ``gamma`` when the validation error has not improved for ``patience`` epochs, ``drops`` times
     * "table": the rate itself, from the epoch on: ``rates`` is ((epoch, rate), ...)
 
-    ``warmup`` epochs at the rate ``warmup_lr`` come first.
+    ``warmup`` epochs at the rate ``warmup_lr``, or at the training's own where that is lower, come first.
     """
 
     kind: str = "constant"

@@ -59,10 +59,15 @@ RECIPE = Recipe(
     schedule=Schedule("plateau", gamma=0.1, drops=3),
     augmentation=scaled(256, 256), evaluation=CENTRE, init="vgg",
     notes="The paper trains VGG-11 first, from N(0, variance 0.01), and starts the deeper nets from its first four "
-    "convolutions and its fully connected layers; 'vgg' is torchvision's way to train them directly. The best results "
-    "of VGG-16 and 19 have the shorter side random in 256..512. It tests on whole images.",
+    "convolutions and its fully connected layers; 'vgg' is torchvision's way to train them directly. It tests on "
+    "whole images.",
 )  # fmt: skip
-JITTERED: dict[str, Any] = {"recipes": {"paper": RECIPE.but(augmentation=scaled(256, 512))}}
+JITTERED_RECIPE = RECIPE.but(
+    augmentation=scaled(256, 512),
+    notes=f"{RECIPE.notes} The best results of VGG-16 and 19 have the shorter side random in 256..512; these networks were "
+    "fine-tuned from those of the same configuration that were trained with it at 384.",
+)
+JITTERED: dict[str, Any] = {"recipes": {"paper": JITTERED_RECIPE}}
 DOMAIN = Domain((3, 224, 224), 1000, 32, 16)
 plain = Family(VGG, PAPER, DOMAIN, {"paper": RECIPE, "quick": QUICK_UNNORMALISED}, init="vgg")
 normalised = Family(VGG, PAPER, DOMAIN, {"paper": TORCHVISION, "quick": QUICK}, init="vgg")
