@@ -161,3 +161,11 @@ def test_heads_of_a_published_googlenet_file_are_optional(tmp_path):
     save_weights(zoo.create("googlenet", aux_logits=True, num_classes=1000), tmp_path / "g.safetensors")
     model = zoo.create("googlenet", weights=tmp_path / "g.safetensors")
     assert not model.aux_logits and model.transform_input
+
+
+def test_every_network_says_what_it_is():
+    assert zoo.info("resnet50").about == "block=Bottleneck, depths=(3, 4, 6, 3)"
+    assert zoo.info("wrn_28_10").about == "depth=28, width=10"
+    for name in zoo.names():
+        entry = zoo.info(name)
+        assert entry.about and entry.about in entry.__doc__ and str(entry.paper) in entry.__doc__, name

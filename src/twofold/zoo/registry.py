@@ -88,10 +88,10 @@ class Entry:
 
     ``params`` counts trainable numbers at the published number of classes, ``macs`` the multiply-adds of
     convolutions and matrix products for one image of ``domain.input_shape``, in evaluation mode. ``about`` says
-    what the variant changes. ``recipes`` has "paper" and "quick". ``optional`` are patterns of entries that a
-    published file may have or lack (auxiliary heads), ``with_weights`` the options that published weights need.
-    ``init`` is a scheme of ``zoo.inits``. ``fixed`` are the arguments that make the variant, ``defaults`` options
-    that users may still set otherwise.
+    what the variant changes: in words, or by its ``fixed`` arguments. ``recipes`` has "paper" and "quick".
+    ``optional`` are patterns of entries that a published file may have or lack (auxiliary heads), ``with_weights``
+    the options that published weights need. ``init`` is a scheme of ``zoo.inits``. ``fixed`` are the arguments that
+    make the variant, ``defaults`` options that users may still set otherwise.
 
     >>> from twofold import zoo
     >>> zoo.info("resnet18").params
@@ -211,10 +211,12 @@ class Family:
             raise ArgumentError(f"zoo: the name {name!r} is registered twice")
         chosen = {**self.recipes, **(recipes or {})}
         chosen = {k: r.but(init=self.init) if r.init == "default" else r for k, r in chosen.items()}
+        about = about or ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in fixed.items())
         entry = Entry(
             name, self.build, self.paper, params, macs, self.domain, error, about, chosen,
             self.init, self.optional, self.with_weights, defaults or {}, fixed,
         )  # fmt: skip
+        object.__setattr__(entry, "__doc__", f"{name} ({entry.about}): {self.paper}. See ``zoo.create``.")
         _TABLE[name] = entry
         return entry
 
