@@ -6,7 +6,7 @@ Two networks leave parts out by one draw for each batch: ``resnet110_stochastic_
 ``fractalnet20_cifar`` paths (drop-path). A part that is left out is a branch of the compiled step that is not taken.
 Each is timed against its twin that never leaves out, in turns, so that a busy machine slows both alike: first
 one step of one, then one of the other. Which parts ran is read after the step, out of the clock: their batch norms have
-counted one batch more.
+counted one batch more. A branch of a compiled step is compiled when it is first taken: ``--warm`` steps come before.
 """
 
 from __future__ import annotations
@@ -72,20 +72,22 @@ def training_step(model: tw.nn.Module, compiled: bool):
     return tw.compile(step) if compiled else step
 
 
-def measure(pair: Pair, stream, steps: int, compiled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def measure(pair: Pair, stream, steps: int, warm: int, compiled: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each step: parts that ran, its seconds, and the twin's."""
     tw.random.seed(0)
     model, twin = pair.create(), pair.twin()
     both = [training_step(model, compiled), training_step(twin, compiled)]
-    norms, rows = pair.norms(model), []
-    for _ in range(steps + 1):
+    norms, rows, batch = pair.norms(model), [], next(stream)
+    for step in [both[0]] * warm + [both[1]]:
+        step(*batch).item()
+    for _ in range(steps):
         batch, before, row = next(stream), batches_seen(norms), []
         for step in both:
             began = time.perf_counter()
             step(*batch).item()
             row.append(time.perf_counter() - began)
         rows.append((batches_seen(norms) - before, *row))
-    return tuple(np.array(column) for column in zip(*rows[1:]))  # the first step compiles
+    return tuple(np.array(column) for column in zip(*rows))
 
 
 def batches_seen(norms: list) -> int:
@@ -117,7 +119,8 @@ def main() -> None:
     options.add_argument("--data", default="fashion-mnist")
     options.add_argument("--side", type=int, default=32)
     options.add_argument("--steps", type=int, default=30)
-    options.add_argument("--batch", type=int, default=16)
+    options.add_argument("--warm", type=int, default=8, help="steps that are not timed")
+    options.add_argument("--batch", type=int, default=32)
     options.add_argument("--eager", action="store_true", help="without compiling")
     options.add_argument("--output", default="skipped_parts.png")
     given = options.parse_args()
@@ -126,7 +129,7 @@ def main() -> None:
     loader = data.DataLoader(data.load(given.data), given.batch, shuffle=True, drop_last=True, transform=chain)
     found = {}
     for name in given.which:
-        ran, seconds, whole = found[name] = measure(PAIRS[name], iter(loader), given.steps, not given.eager)
+        ran, seconds, whole = found[name] = measure(PAIRS[name], iter(loader), given.steps, given.warm, not given.eager)
         ratio = np.median(seconds) / np.median(whole)
         few, many = ran <= np.median(ran), ran > np.median(ran)
         print(f"{PAIRS[name].name}: {np.mean(ran):.1f} {PAIRS[name].part} ran on average ({ran.min()} to {ran.max()})")

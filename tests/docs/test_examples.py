@@ -24,7 +24,7 @@ RUNS = {
         r"2 of 2: test error (\d+\.\d\d) %.*\ntw.zoo.ensemble of all: \1 %", ["ensemble_gain.png"],
     ),
     "skipped_parts": (
-        ["stochastic-depth", *DIGITS, "8", "--steps", "2", "--batch", "2", "--eager"],
+        ["stochastic-depth", *DIGITS, "8", "--steps", "2", "--warm", "1", "--batch", "2", "--eager"],
         r"residual blocks ran on average \((?:[1-4]\d|50|51|52) to [1-5]\d\)", ["skipped_parts.png"],
     ),
     "first_layer": (
