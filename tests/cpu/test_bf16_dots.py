@@ -95,10 +95,10 @@ def test_products_are_dot_products(case):
     assert _dots(CpuProgram(_narrow(text))) == expected
 
 
-def test_the_processor_says_what_it_has():
-    from twofold.backends.cpu.machine import _processor
+def test_the_described_says_what_it_has():
+    from twofold.backends.cpu.machine import _described
 
-    assert HOST.bf16_dots == (" avx512_bf16 " in f"{_processor()} ".replace("\n", " "))
+    assert HOST.bf16_dots == (" avx512_bf16 " in f"{_described()} ".replace("\n", " "))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -33,6 +33,21 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("ldx", [0, 512, 2048])
+@pytest.mark.parametrize(
+    "conv", [Conv(8, 28, 28, 64, 96, 1, 1), Conv(8, 28, 28, 64, 64, 3, 3, (2, 2), ONE), Conv(4, 14, 14, 64, 48, 3, 3, pad=ONE)], ids=str
+)  # fmt: skip
+def test_statistics_of_a_convolution_of_some_channels_fit_their_parts(conv, ldx):
+    wide = normal((conv.n, conv.h, conv.w, ldx or conv.c))
+    x, w = wide[..., : conv.c], normal((conv.o, conv.cg, conv.kh, conv.kw), 1)
+    ahead = choose.forward(HOST, conv, (ep.Statistics(conv.o),), ldx=ldx)
+    parts = choose.parts(HOST, conv, ldx=ldx)
+    y, stats = unset((conv.n, conv.oh, conv.ow, conv.o)), unset((parts + 1000, 4, conv.o))
+    run(ahead.kernel, [wide, prepared(ahead, w), y, stats], 3)
+    assert np.isnan(stats[parts:]).all()
+    assert error(moments(stats[:parts])[1], forward(conv, x, w).var((0, 1, 2))) < 1e-4
+
+
 def test_few_outputs_take_half_of_a_wide_vector():
     few, many = Conv(1, 28, 28, 20, 6, 5, 5), Conv(1, 28, 28, 6, 20, 5, 5)
     assert [choose.packed_weights(m, few).lanes for m in (AVX512, AVX2, NEON)] == [8, 8, 4]

@@ -231,3 +231,22 @@ def test_what_is_returned_is_made_anew():
     f = tw.compile(lambda: w * 2.0)
     a, b = f(), f()
     assert not np.shares_memory(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("outs, groups", [(48, 1), (70, 1), (64, 2), (64, 64)])
+def test_scaled_weights_are_packed_without_a_copy(outs, groups, monkeypatch):
+    monkeypatch.setenv("TWOFOLD_CONV", "direct")  # Winograd transforms what is packed: that is a copy
+    model = nn.Sequential(nn.Conv2d(64, outs, 3, groups=groups, bias=False), nn.BatchNorm2d(outs)).eval()
+    model[1].running_mean.assign(RNG.standard_normal(outs).astype(np.float32))
+    model[1].running_var.assign(RNG.uniform(0.5, 2.0, outs).astype(np.float32))
+    model[1].weight.assign(RNG.standard_normal(outs).astype(np.float32))
+    x = tw.tensor(RNG.standard_normal((2, 64, 9, 9)).astype(np.float32))
+    f = tw.compile(model)
+    with tw.no_grad():
+        with tw.device("reference"):
+            right = F.batch_norm(
+                F.conv2d(*(tw.tensor(v.numpy()) for v in (x, model[0].weight)), groups=groups),
+                *(tw.tensor(getattr(model[1], n).numpy()) for n in ("running_mean", "running_var", "weight", "bias")),
+            ).numpy()
+        np.testing.assert_allclose(f(x).numpy(), right, rtol=1e-3, atol=1e-4)
+        assert groups > 1 or f.memory(x).preparing < model[0].weight.numpy().nbytes / 4

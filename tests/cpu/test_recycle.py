@@ -124,3 +124,22 @@ def test_results_of_eager_ops_outlive_their_tensors():
     np.testing.assert_array_equal(view, expected)
     np.testing.assert_array_equal(shared, expected)
     np.testing.assert_array_equal(sliced, expected[:, 3])
+
+
+def test_new_gradients_of_a_step_lie_where_those_lay_that_nobody_kept():
+    w = tw.Variable(np.ones((300, 300), np.float32), requires_grad=True)
+
+    @tw.compile
+    def step(x):
+        w.grad = None
+        (w * w * x).sum().backward()
+
+    with tw.device("cpu"):
+        places, kept = [], None
+        for factor in (1.0, 2.0, 3.0, 4.0, 5.0):
+            step(tw.tensor(factor))
+            places.append(w.grad.numpy().ctypes.data)
+            if factor == 3.0:
+                kept = w.grad
+        assert places[0] == places[1] == places[2] != places[3] == places[4]
+        assert float(kept[0, 0]) == 6.0 and float(w.grad[0, 0]) == 10.0

@@ -99,6 +99,8 @@ class CompiledFunction:
         else:
             arguments = [a._own for a in args]
         arguments += [leaf._grad.value for leaf in entry.traced.gradient_inputs]
+        for leaf in entry.traced.replaced:  # their memory serves the new ones
+            leaf._grad = None
         return self._deliver(entry.traced, self._run(entry, arguments))
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:

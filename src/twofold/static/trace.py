@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,12 @@ class Traced:
     changes: int = 0  # up to which of all changes it is known that they hold
     differentiable: list[bool] = field(default_factory=list)
     forward_nodes: int = 0
+
+    @functools.cached_property
+    def replaced(self) -> list[Any]:
+        """Leaves whose gradient the program replaces without having read it."""
+        read = set(map(id, self.gradient_inputs))
+        return [leaf for leaf, _ in self.gradients if id(leaf) not in read]
 
     def same_program(self, other: Traced) -> bool:
         """Whether both are the same computation on the same variables, so that a program for one serves the other."""

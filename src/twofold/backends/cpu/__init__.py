@@ -3,6 +3,7 @@
 Layers, each importing only what is below it:
 
 - ``backend``   takes a graph, gives a program (the graph half)
+- ``apart``, ``remember``   programs made in another process; programs on disk
 - ``lowering``  layout, fusion, memory plan, and the choice of kernels
 - ``kernels``   generators of convolutions, products and poolings, specialised to shapes (see kernels/__init__.py)
 - ``program``   ``Kernel`` (IR with one function), ``ProgramBuilder`` (kernels -> one SPMD function), ``Program.run``

@@ -16,6 +16,7 @@ from twofold.base import flags, locks
 from twofold.base.errors import IndexRangeError
 from twofold.ir import Graph, Op, Spec
 from twofold.ir.builder import annotate
+from twofold.passes import optimise
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.assemble import Assembled
@@ -185,7 +186,7 @@ class CpuBackend(HostBackend):
         return CpuProgram(graph, donated)
 
     def remembered(self, graph: Graph, passes: Callable[[Graph], Graph], device: Device) -> tuple[Program, Graph]:
-        from twofold.backends.cpu import remember
+        from twofold.backends.cpu import apart, remember
         from twofold.backends.cpu.machine import num_threads
 
         def anew() -> tuple[CpuProgram, Graph]:
@@ -193,12 +194,17 @@ class CpuBackend(HostBackend):
             return CpuProgram(optimised, written_state(optimised)), optimised
 
         name = None if flags.get("TWOFOLD_DEBUG") >= 2 else remember.key(graph, num_threads())
-        built = remember.recall(name, written_state(graph)) if name else None
+        if name is None:
+            return anew()
+        built = remember.recall(name, written_state(graph))
+        if built is None and passes is optimise and apart.make(graph):
+            built = remember.recall(name, written_state(graph))
+            if built is None:
+                apart.in_vain()
         if built is not None:
             return CpuProgram(graph, built=built, again=lambda: anew()[0]), graph
         program, optimised = anew()
-        if name:
-            remember.store(name, program._built, written_state(optimised))
+        remember.store(name, program._built, written_state(optimised))
         return program, optimised
 
 

@@ -1,10 +1,11 @@
 """Objects on disk: machine code kept under TWOFOLD_HOME between processes.
 
 A key is the SHA-256 of everything machine code depends on: the IR text, the machine, the optimisation level, the versions of
-llvmlite and twofold, and which LLVM it is (by the size of llvmlite's library, which holds it). A file is a magic word, the
-SHA-256 of its payload, and the payload: one that was cut short or altered fails the check and counts as absent. Machine
-code is run as it is, so the folder is private (0700) and refused if it belongs to somebody else. Writers rename complete
-files into place, so processes may share the folder.
+llvmlite and twofold, and which LLVM it is (by the size of llvmlite's library, which holds it). Left out is how loops reckon
+addresses, which differs where programs are made ``apart`` and changes no result. A file is a magic word, the SHA-256 of its
+payload, and the payload: one that was cut short or altered fails the check and counts as absent. Machine code is run as it
+is, so the folder is private (0700) and refused if it belongs to somebody else. Writers rename complete files into place, so
+processes may share the folder.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ def folder() -> Path | None:
     if hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & 0o077):
         return None
     return path
+
+
+def writable() -> bool:
+    """Whether an object can be kept."""
+    place = folder()
+    return place is not None and os.access(place, os.W_OK)
 
 
 def get(key: str) -> bytes | None:

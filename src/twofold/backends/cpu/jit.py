@@ -49,6 +49,12 @@ def _llvm():
     return llvm
 
 
+def leave_out_strength_reduction() -> None:
+    """For a process that compiles generated kernels and nothing else (LLVM's settings are the process's): their addresses are
+    sums already that the machine adds up while it loads, and LLVM's search for better ones took a quarter of its time."""
+    _llvm().set_option("twofold", "-disable-lsr")
+
+
 def _target_machine(machine: Machine):
     machines: dict[Machine, Any] = _local.__dict__.setdefault("machines", {})
     if machine not in machines:

@@ -13,6 +13,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from twofold.backends.cpu import cache
 from twofold.base import flags
@@ -68,26 +69,31 @@ class Machine:
 FMA_RATES = {"znver4": 1, "cannonlake": 1, "icelake-client": 1, "tigerlake": 1, "rocketlake": 1}
 
 AVX2 = Machine("x86_64-unknown-linux-gnu", "x86-64-v3", "", lanes=8, registers=16)
-AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "", lanes=16, registers=32, l1=48 << 10, l2=1 << 20)
+AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "", lanes=16, registers=32, l1=48 << 10, l1_ways=12, l2=1 << 20)
 AVX512_BF16 = replace(AVX512, features="+avx512bf16", bf16_dots=True)
-NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", lanes=4, registers=32, l1=64 << 10, l2=1 << 20)
+NEON = Machine("aarch64-unknown-linux-gnu", "neoverse-n1", "", lanes=4, registers=32, l1=64 << 10, l1_ways=4, l2=1 << 20)
 
 
 @functools.cache
 def host() -> Machine:
     """The machine this process runs on. What LLVM finds out about it is kept in the cache as long as the system describes
     the same processor, for LLVM takes a third of a second to load."""
-    processor, rules = _processor(), Path(__file__).read_text()
-    name = hashlib.sha256("\0".join(["host", cache.versions(), processor, rules]).encode()).hexdigest()
-    kept = cache.get(name) if processor else None
+    described, rules = _described(), Path(__file__).read_text()
+    name = hashlib.sha256("\0".join(["host", cache.versions(), described, rules]).encode()).hexdigest()
+    kept = cache.get(name) if described else None
     machine = Machine(**json.loads(kept)) if kept else _asked()
-    if processor and not kept:
+    if described and not kept:
         cache.put(name, json.dumps(asdict(machine)).encode())
-    sizes = _cache_sizes()
-    return replace(machine, l1=sizes.get(1, machine.l1), l2=sizes.get(2, machine.l2), l3=sizes.get(3, machine.l3))
+    return replace(machine, **_caches())
 
 
-def _processor() -> str:
+@functools.cache
+def identity() -> str:
+    """Names the machine, with LLVM's help only where the system says too little."""
+    return f"{_described() or host()}{sorted(_caches().items())}"
+
+
+def _described() -> str:
     """What Linux tells of the first processor that does not change while it runs; empty elsewhere."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
@@ -116,20 +122,23 @@ def _asked() -> Machine:
     return Machine(triple, cpu, features.flatten(), fma_rate=rate, bf16_dots=pairs, **vectors)
 
 
-def _cache_sizes() -> dict[int, int]:
-    """Data cache sizes by level as Linux tells them; nothing where it does not."""
-    sizes: dict[int, int] = {}
+def _caches() -> dict[str, Any]:
+    """The fields of a Machine that tell of its data caches, as Linux knows them; none where it does not."""
+    found: dict[str, Any] = {}
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
             kind, level = (folder / "type").read_text().strip(), (folder / "level").read_text().strip()
             text = (folder / "size").read_text().strip()
             size = int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
+            ways = int((folder / "ways_of_associativity").read_text())
         except (OSError, ValueError, IndexError):
             continue
         if kind != "Instruction" and level in "123":
-            sizes[int(level)] = size
-    return sizes
+            found[f"l{level}"] = size
+            if level == "1" and ways > 0:
+                found["l1_ways"] = ways
+    return found
 
 
 def num_threads() -> int:

@@ -22,7 +22,7 @@ from twofold.backends.cpu import cache, jit, team
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.assemble import Assembled, Call, Segment
 from twofold.backends.cpu.lowering.steps import Check, Placed, Plan
-from twofold.backends.cpu.machine import host
+from twofold.backends.cpu.machine import identity
 from twofold.backends.cpu.program import Kernel, Program, Ref
 from twofold.base import flags
 from twofold.base.dtypes import BY_SHORT
@@ -38,7 +38,7 @@ def key(graph: Graph, threads: int) -> str | None:
     if len(graph.nodes) < LEAST_NODES or cache.folder() is None:
         return None
     facts = [_source(), str(threads), flags.get("TWOFOLD_CONV"), print_graph(graph)]
-    return cache.key("\0".join(facts), host(), 0)
+    return hashlib.sha256("\0".join([cache.versions(), identity(), *facts]).encode()).hexdigest()
 
 
 @functools.cache

@@ -106,7 +106,7 @@ def forward(
 
 
 def parts(machine: Machine, conv: Conv, constant: bool = False, ldx: int = 0, dtype: DType = float32) -> int:
-    """How many parts an epilogue's Statistics of the forward kernel writes."""
+    """How many parts an epilogue's Statistics of the forward kernel of the same arguments writes."""
     machine = _fitted(machine, conv, conv.o)
     if lanes.fits(machine, conv):
         return lanes.parts(conv)

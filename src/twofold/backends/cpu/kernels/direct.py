@@ -30,10 +30,7 @@ def forward(
     machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
 ) -> Kernel:
     """Kernel (x, w, y, ...epilogue): the forward convolution with weights in ``packed`` order."""
-    v, h = forward_axes(conv)
-    one = Pass(conv.n, v, h, ldx or conv.c, ldy or conv.o)
-    passes = flattened(machine, one, packed) if is_pointwise(conv) else [one]
-    return _build(machine, "conv", passes, packed, epilogue, conv.flops)
+    return _build(machine, "conv", _forward_passes(machine, conv, packed, ldx, ldy), packed, epilogue, conv.flops)
 
 
 def data_gradient(
@@ -42,9 +39,8 @@ def data_gradient(
     """Kernel (x = output's gradient, w, y = input's gradient, ...epilogue); ``packed`` must be backward packing."""
     ldx, ldy = ldx or conv.o, ldy or conv.c
     passes = [Pass(conv.n, v, h, ldx, ldy) for v in gradient_axes(conv, 0) for h in gradient_axes(conv, 1)]
-    if is_pointwise(conv):
-        passes = flattened(machine, passes[0], packed)
-    return _build(machine, "conv_dx", passes, packed, epilogue, conv.flops)
+    whole = flattened(machine, passes[0], packed) if is_pointwise(conv) else passes
+    return _build(machine, "conv_dx", whole, packed, epilogue, conv.flops)
 
 
 def packing(machine: Machine, conv: Conv, forward: bool = True, pairs: bool = False) -> Packed:
@@ -61,10 +57,14 @@ def packing(machine: Machine, conv: Conv, forward: bool = True, pairs: bool = Fa
 
 def parts(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0) -> int:
     """Parts that an epilogue's Statistics of the forward kernel writes."""
-    v, h = forward_axes(conv)
-    one = Pass(conv.n, v, h, ldx or conv.c, conv.o)
-    passes = flattened(machine, one, packed) if is_pointwise(conv) else [one]
+    passes = _forward_passes(machine, conv, packed, ldx)
     return sum(p.n * -(-p.v.outputs // row_block(machine, p, packed)) for p in passes)
+
+
+def _forward_passes(machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int = 0) -> Sequence[Pass]:
+    v, h = forward_axes(conv)
+    one = Pass(conv.n, v, h, ldx or conv.c, ldy or conv.o)
+    return flattened(machine, one, packed) if is_pointwise(conv) else [one]
 
 
 def _build(

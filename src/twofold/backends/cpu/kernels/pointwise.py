@@ -10,6 +10,7 @@ SCHEDULE
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from twofold.backends.cpu.kernels import epilogue as ep
@@ -38,7 +39,8 @@ def suits(one: Pass) -> bool:
     return one.v.taps == one.h.taps == 1 and one.v.inside and one.h.inside
 
 
-def flattened(machine: Machine, one: Pass, packed: Packed) -> list[Pass]:
+@functools.lru_cache(maxsize=1024)
+def flattened(machine: Machine, one: Pass, packed: Packed) -> tuple[Pass, ...]:
     """A pass over whole images (1x1, stride 1) with its pixels in rows of a convenient length: 8 tiles, or as many as have
     their inputs in half of L2; a few pixels more make one row rather than two. With several blocks of outputs every row
     reads their weights again, so rows are longer then: up to three eighths of L2, if that leaves units for many threads.
@@ -55,7 +57,7 @@ def flattened(machine: Machine, one: Pass, packed: Packed) -> list[Pass]:
     for first, rows, length in _even(machine, packed, blocks(pixels, target)):
         v, h = Axis(rows, rows, rows), Axis(length, length, length)
         passes.append(Pass(1, v, h, one.ldx, one.ldy, first * one.ldx, first))
-    return passes
+    return tuple(passes)
 
 
 def _even(machine: Machine, packed: Packed, rows: Rows) -> Rows:

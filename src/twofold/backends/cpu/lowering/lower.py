@@ -69,6 +69,7 @@ IMAGES = {
     "conv": (0,), "conv_input_grad": (0,), "conv_weight_grad": (0, 1), "max_pool": (0,), "avg_pool": (0,),
     "max_pool_grad": (0, 1), "avg_pool_grad": (0,),
 }  # fmt: skip
+PACKED = frozenset(("conv", "conv_input_grad"))  # ops that read their second input packed
 Emit = Callable[[Any, Placed, list[tuple[Buffer, int]], list[Node]], None]
 
 
@@ -464,6 +465,8 @@ class Lowering:
                 reason = self._why_repeated(user.outputs[0], size)
                 if reason:
                     return reason
+            elif user.op.name in PACKED and value is user.inputs[1] and value in self.unchanging:
+                continue  # a kernel's weights are packed once, from the formula
             elif user.op.kind not in SINGLE_READ:
                 return f"{user.op.name} reads it many times"
             elif size > 1 and size_of(user.outputs[0].spec) > size and user.op.kind != "reduction":

@@ -8,8 +8,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.loops import Affine, Buffer, Nest, Store, Var, const, in_range, load, select, var, with_guard
+from twofold.backends.cpu.loops import (
+    Affine,
+    Buffer,
+    Nest,
+    Store,
+    Var,
+    const,
+    floordiv,
+    in_range,
+    load,
+    mod,
+    select,
+    var,
+    with_guard,
+)
 from twofold.backends.cpu.loops.expr import both, converted
+from twofold.backends.cpu.lowering.steps import At, Placed
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
@@ -17,9 +32,9 @@ if TYPE_CHECKING:
 TILE = 16  # inputs
 
 
-def pack(low: Lowering, source: Buffer, offset: int, packed: Packed, ins: int, target: Buffer) -> None:
+def pack(low: Lowering, at: At, packed: Packed, ins: int, target: Buffer) -> None:
     """Nests that write ``target`` in packed order; the padding of the last block, and of an odd number of inputs (``ins``) in
-    pairs, becomes zero."""
+    pairs, becomes zero. ``at`` gives a weight by its index: it may be computed on the way."""
     for first, count, outs in packed.kinds():
         width = -(-outs // packed.lanes) * packed.lanes
         group, block, tile, step, tap, lane = _variables(packed, count, width)
@@ -30,23 +45,25 @@ def pack(low: Lowering, source: Buffer, offset: int, packed: Packed, ins: int, t
         for half in range(2 if packed.pairs else 1):
             number = inner * 2 + half if packed.pairs else inner
             inside = both(in_range(var(lane), 0, outs), in_range(number, 0, ins))
-            plain = _plain(packed, ins, group, var(block) + first, lane, number, tap) + offset
-            value = converted(with_guard(load(source, plain), inside), target.dtype)
+            weight = at(_index(packed, ins, group, var(block) + first, lane, number, tap))
+            value = converted(with_guard(weight, inside), target.dtype)
             place = address * 2 + half if packed.pairs else address
             stores.append(Store(target, place, select(inside, value, const(target.dtype, 0))))
         low.nest(Nest([group, block, tile, tap, step, lane], stores), [], "pack weights")
 
 
-def unpack(low: Lowering, source: Buffer, packed: Packed, target: Buffer) -> None:
+def unpack(low: Lowering, source: Buffer, packed: Packed, target: Placed) -> None:
     """Nests that write ``target`` in the plain order."""
     for first, count, outs in packed.kinds():
         width = -(-outs // packed.lanes) * packed.lanes
         group, block, tile, step, tap, lane = _variables(packed, count, outs)
         inner = _inner(tile, step, packed.ins)
         row = var(tap) * packed.ins + inner
-        value = converted(load(source, _panel(packed, group, var(block) + first) + row * width + var(lane)), target.dtype)
-        address = _plain(packed, packed.ins, group, var(block) + first, lane, inner, tap)
-        low.nest(Nest([group, block, tile, lane, step, tap], [Store(target, address, value)]), [], "unpack weights")
+        place = _panel(packed, group, var(block) + first) + row * width + var(lane)
+        value = converted(load(source, place), target.buffer.dtype)
+        address = target.address(_index(packed, packed.ins, group, var(block) + first, lane, inner, tap))
+        store = Store(target.buffer, address, value)
+        low.nest(Nest([group, block, tile, lane, step, tap], [store]), [], "unpack weights")
 
 
 def _variables(packed: Packed, blocks: int, lanes: int) -> tuple[Var, ...]:
@@ -63,11 +80,10 @@ def _panel(packed: Packed, group: Var, block: Affine) -> Affine:
     return var(group) * packed.group_size + block * (packed.taps * packed.ins * packed.block)
 
 
-def _plain(packed: Packed, ins: int, group: Var, block: Affine, lane: Var, inner: Affine, tap: Var) -> Affine:
-    """Where the weight of an output (``lane`` of ``block``) and an input (``inner``) lies in (O, I, KH, KW)."""
+def _index(packed: Packed, ins: int, group: Var, block: Affine, lane: Var, inner: Affine, tap: Var) -> list[Affine]:
+    """The place in (O, I, KH, KW) of the weight of an output (``lane`` of ``block``) and an input (``inner``)."""
     out = block * packed.block + var(lane)
+    outs = packed.outs
     if not packed.forward:
-        out, inner = inner, out
-    outs, ins = (packed.outs, ins) if packed.forward else (ins, packed.outs)
-    row = (var(group) * outs + out) * ins + inner
-    return row * packed.taps + var(tap)
+        out, inner, outs = inner, out, ins
+    return [var(group) * outs + out, inner, floordiv(var(tap), packed.kw), mod(var(tap), packed.kw)]

@@ -77,13 +77,15 @@ def _weights(low: Lowering, w: Value, shape: Conv, choice: choose.Choice) -> Buf
     """The weights as the chosen kernel reads them; made once a program."""
     key = (w, choice.weights, choice.algorithm)
     if key not in low.packs:
-        source = low.rows(w)
-        at, steps = (source.buffer, source.offset), choice.prepare
-        if choice.algorithm != "lanes":  # plain to packed goes quicker in tiles than row by row
-            packed = choice.weights
+        steps = choice.prepare
+        if choice.algorithm == "lanes":
+            source = low.rows(w)
+            at = source.buffer, source.offset
+        else:  # plain to packed goes quicker in tiles than row by row
+            packed, steps = choice.weights, steps[1:]
             out = Buffer(bfloat16, 2 * packed.size, "packed") if packed.pairs else Buffer(float32, packed.size, "packed")
-            pack(low, *at, packed, shape.cg if packed.forward else shape.og, out)
-            at, steps = (out, 0), steps[1:]
+            pack(low, low.at(w), packed, shape.cg if packed.forward else shape.og, out)
+            at = out, 0
         for step in steps:
             out = Buffer(float32, step.size, "weights")
             low.kernel(step.kernel, [at, (out, 0)], out)
@@ -134,7 +136,7 @@ def weight_grad(low: Lowering, node: Node) -> bool:
         plain = weights.repack(low.machine, choice.weights, choose.plain_weights(low.machine, shape))
         low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
     else:
-        unpack(low, order, choice.weights, target.buffer)
+        unpack(low, order, choice.weights, target)
     low.result(dw, target)
     return True
 
