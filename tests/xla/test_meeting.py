@@ -245,9 +245,10 @@ def test_who_ends_its_program_while_others_compute_with_it_is_named(early: int, 
     assert already_waiting or said == [[], [], []]
     if not already_waiting:
         watches[late].begins()
-    assert wait_for(lambda: all(said))
-    with pytest.raises(TwofoldError, match="the job has ended early"):  # and no last computation together
+    why = f"process {early} of 3 has ended its program, and others wait for it"
+    others = [i for i in range(3) if i != early]
+    assert wait_for(lambda: all(said[i] for i in others))
+    with pytest.raises(TwofoldError, match=why):  # who waits is told by the error alone; no last computation together
         end.result(10)
-    for words in said:
-        assert len(words) == 1 and f"process {early} of 3 has ended its program, and others wait for it" in words[0]
+    assert said[early] == [] and all(len(said[i]) == 1 and why in said[i][0] for i in others)
     close(found)
