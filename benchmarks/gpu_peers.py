@@ -1,6 +1,7 @@
 """One library on a GPU, in a process of its own: ``python gpu_peers.py NAME`` answers JSON lines on its standard input.
 
-    {"do": "load", "folder": F, "mode": "infer" | "train", "device": "gpu:0", "precision": "fp32" | "tf32" | "bf16"}
+    {"do": "load", "folder": F, "mode": "infer" | "train", "device": "gpu:0", "precision": "fp32" | "tf32" | "bf16" | "fp16",
+     "first": how many first steps}
     {"do": "run", "steps": K}    -> seconds a step: K steps begun one after another, the last one waited for
     {"do": "output"}             -> the first results (logits, or losses of steps one after another), the most memory
 
@@ -30,7 +31,7 @@ class Twofold:
         import twofold
 
         self.device, self.version = device, twofold.__version__
-        self.step = peers.twofold_step(folder, mode, device, "bf16" if precision == "bf16" else "fp32")
+        self.step = peers.twofold_step(folder, mode, device, "fp32" if precision == "tf32" else precision)
 
     def wait(self, result: Any) -> np.ndarray:
         """The result on the host: there when its program has ended."""
@@ -77,14 +78,14 @@ class Worker:
         self.name, self.first = name, [np.zeros(0)]
         self.peer: Any = None
 
-    def load(self, folder: str, mode: str, device: str, precision: str) -> dict[str, Any]:
+    def load(self, folder: str, mode: str, device: str, precision: str, first: int = FIRST_STEPS) -> dict[str, Any]:
         start = time.perf_counter()
         make = Twofold if self.name == "twofold" else Torch
         self.peer = make(Path(folder), mode, device, precision, self.name)
         loaded = time.perf_counter()
         self.first = [self.peer.wait(self.peer.step())]
         answer = {"load": loaded - start, "first": time.perf_counter() - loaded, "version": self.peer.version}
-        self.first += [self.peer.wait(self.peer.step()) for _ in range(FIRST_STEPS - 1)]
+        self.first += [self.peer.wait(self.peer.step()) for _ in range(first - 1)]
         return answer
 
     def run(self, steps: int) -> dict[str, Any]:

@@ -39,12 +39,21 @@ def twofold(folder: Path, mode: str, threads: int) -> Step:
 def twofold_step(folder: Path, mode: str, device: str = "cpu", precision: str = "fp32") -> Step:
     """A step whose result stays on the device."""
     import twofold as tw
+
+    step = twofold_function(folder, mode, device, precision)
+    x, y = (tw.tensor(np.load(folder / name), device=device) for name in ("x.npy", "y.npy"))
+    return (lambda: step(x)) if mode == "infer" else lambda: step(x, y)
+
+
+def twofold_function(folder: Path, mode: str, device: str = "cpu", precision: str = "fp32") -> Callable[..., Any]:
+    """Inference as a function of images, or a step of training as one of images and labels; the mode "eager" is training,
+    not compiled."""
+    import twofold as tw
     from twofold.nn import functional as F
 
     model = tw.zoo.create(json.loads((folder / "meta.json").read_text())["network"])
     tw.load_weights(model, folder / "model.safetensors")
     model.to(device)
-    x, y = (tw.tensor(np.load(folder / name), device=device) for name in ("x.npy", "y.npy"))
     if mode == "infer":
         model.eval()
 
@@ -53,22 +62,27 @@ def twofold_step(folder: Path, mode: str, device: str = "cpu", precision: str = 
             with tw.no_grad():
                 return model(x)
 
-        return lambda: infer(x)
+        return infer
     model.train()
     for module in model.modules():
         if type(module).__name__.startswith("Dropout"):
             module.p = 0.0  # for everybody: so that losses can be compared
     optimizer = tw.optim.SGD(model.parameters(), lr=rate(folder), momentum=MOMENTUM)
 
+    scale = tw.optim.LossScale() if precision == "fp16" else None
+
     def train(x, y):
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        if scale is None:
+            loss.backward()
+            optimizer.step()
+        else:
+            scale.scale(loss).backward()
+            scale.step(optimizer)
         return loss
 
-    step = train if mode == "eager" else tw.compile(train, precision=precision)
-    return lambda: step(x, y)
+    return train if mode == "eager" else tw.compile(train, precision=precision)
 
 
 def onnxruntime(folder: Path, mode: str, threads: int) -> Step:

@@ -1,88 +1,99 @@
-"""What mixed precision costs and saves: whole training steps in fp32, bf16 and fp16, interleaved, on one device.
+"""What mixed precision costs and saves: steps in fp32, bf16 and fp16, interleaved, PyTorch's beside ours in the same run.
 
-    python benchmarks/precision.py                           # the CPU compiler
-    python benchmarks/precision.py --device gpu:0            # where 16 bits are computed with
-    python benchmarks/precision.py --only lenet5 --rounds 20
+    python benchmarks/precision.py                                     # the CPU compiler alone
+    python benchmarks/precision.py --networks resnet50 --modes train --threads 1,2 --peers "torch channels-last"
+    python benchmarks/precision.py --device gpu:0                      # where there is one; see also gpu.py
 
-Prints a Markdown table: time of an fp32 step (median), the speed of the others as a multiple of it, memory of temporaries.
+Each library and precision is a process of its own (``gpu_peers.py``), and one waits while another runs. Prints a Markdown
+table: medians of an fp32 step, the speed of the others as a multiple of their own fp32, PyTorch's bf16 time over ours (above
+1, twofold is quicker), and the memory of our programs' temporaries.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+import os
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+import inputs
 import numpy as np
+from gpu_peers import NAMES
+from rows import HERE, Peer
 
-import twofold as tw
-from twofold.backends.interface import Memory
-from twofold.nn import functional as F
-from twofold.ops.precision import PRECISIONS
-
-CASES = {"lenet5": (64, 28), "resnet20_cifar": (64, 32), "resnet50": (4, 224)}  # network: batch, height and width
-
-
-def step_of(network: str, batch: int, side: int, precision: str) -> tuple[Callable[[], float], Memory | None]:
-    """A function that makes one training step and waits for its loss; and what it takes."""
-    tw.random.seed(0)
-    model = tw.zoo.create(network, num_classes=10)
-    opt = tw.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    scale = tw.optim.LossScale()
-
-    def step(images: Any, labels: Any) -> Any:
-        loss = F.cross_entropy(model(images), labels)
-        opt.zero_grad()
-        if precision == "fp16":
-            scale.scale(loss).backward()
-            scale.step(opt)
-        else:
-            loss.backward()
-            opt.step()
-        opt.zero_grad()
-        return loss
-
-    shape = (batch, tw.zoo.info(network).input_shape[0], side, side)
-    images = tw.tensor(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    labels = tw.tensor(np.arange(batch) % 10)
-    compiled = tw.compile(step, precision=precision)
-    return lambda: compiled(images, labels).item(), compiled.memory(images, labels)
+OURS, THEIRS = ("fp32", "bf16", "fp16"), ("fp32", "bf16")  # precisions
+TURN = 0.3  # seconds of steps in one turn
+LIMIT = 600.0  # seconds for an answer: the first step compiles
 
 
-def megabytes(memory: Memory | None) -> str:
-    """What the program's temporaries take, if that is known."""
-    return f"{memory.temporaries / 2**20:.2f} MiB" if memory else "-"
+def times(network: str, mode: str, threads: int, options: argparse.Namespace) -> dict[tuple[str, str], float]:
+    """Milliseconds of a step, the median of turns, by library and precision."""
+    wanted = [("twofold", p) for p in OURS] + [(name, p) for name in options.peers for p in THEIRS]
+    with tempfile.TemporaryDirectory() as folder:
+        inputs.write(network, options.batch, Path(folder))
+        workers = {key: Peer(key[0], [sys.executable, str(HERE / "gpu_peers.py")], threads) for key in wanted}
+        try:
+            load: dict[str, Any] = {"do": "load", "folder": folder, "mode": mode, "device": options.device, "first": 1}
+            for (_, precision), worker in workers.items():
+                worker.ask(LIMIT, **load, precision=precision)
+            quick = {key: worker.ask(LIMIT, do="run", steps=1)["seconds"] for key, worker in workers.items()}
+            turns: dict[tuple[str, str], list[float]] = {key: [] for key in wanted}
+            for _ in range(options.rounds):
+                for key, worker in workers.items():
+                    steps = max(1, min(200, round(TURN / quick[key])))
+                    turns[key].append(worker.ask(LIMIT, do="run", steps=steps)["seconds"])
+        finally:
+            for worker in workers.values():
+                worker.close()
+    return {key: 1e3 * median(seconds) for key, seconds in turns.items()}
 
 
-def measure(network: str, rounds: int) -> str:
+def temporaries(network: str, mode: str, options: argparse.Namespace) -> str:
+    """Memory of what our programs compute on the way, by precision."""
+    import peers
+
+    import twofold as tw
+
+    with tempfile.TemporaryDirectory() as folder:
+        inputs.write(network, options.batch, Path(folder))
+        x, y = (tw.tensor(np.load(Path(folder, name)), device=options.device) for name in ("x.npy", "y.npy"))
+        arguments = (x,) if mode == "infer" else (x, y)
+        functions = [peers.twofold_function(Path(folder), mode, options.device, precision) for precision in OURS]
+        found = [function.memory(*arguments) for function in functions]
+    return " / ".join(f"{memory.temporaries / 2**20:.0f}" if memory else "-" for memory in found)
+
+
+def row(network: str, mode: str, threads: int, options: argparse.Namespace) -> str:
     """One row of the table."""
-    steps = {precision: step_of(network, *CASES[network], precision) for precision in PRECISIONS}
-    times: dict[str, list[float]] = {precision: [] for precision in steps}
-    for turn in range(rounds + 2):
-        for precision, (run, _) in steps.items():
-            start = time.perf_counter()
-            run()
-            if turn > 1:  # the first two compile and warm up
-                times[precision].append(time.perf_counter() - start)
-    median = {precision: statistics.median(t) for precision, t in times.items()}
-    memory = " / ".join(megabytes(taken) for _, taken in steps.values())
-    ratios = " | ".join(f"{median['fp32'] / median[p]:.2f}" for p in ("bf16", "fp16"))
-    return f"| {network}, batch {CASES[network][0]} | {1e3 * median['fp32']:.1f} ms | {ratios} | {memory} |"
+    found = times(network, mode, threads, options)
+    cells = [f"{network}, {mode}, {threads}"]
+    for name, precisions in [("twofold", OURS), *((name, THEIRS) for name in options.peers)]:
+        whole = found[name, "fp32"]
+        cells += [f"{whole:.4g} ms", *(f"{whole / found[name, low]:.2f}" for low in precisions[1:])]
+    cells += [f"{found[name, 'bf16'] / found['twofold', 'bf16']:.2f}" for name in options.peers]
+    return f"| {' | '.join([*cells, temporaries(network, mode, options)])} |"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50", "vgg16"])
+    parser.add_argument("--modes", nargs="+", default=["train", "infer"], choices=["train", "infer"])
+    parser.add_argument("--threads", default=str(os.cpu_count()), help="numbers of threads, with commas")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--peers", nargs="*", default=[], choices=NAMES[1:])
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", choices=CASES, help="one network")
     options = parser.parse_args()
-    print("| training step | fp32 | bf16 | fp16 | temporaries: fp32 / bf16 / fp16 |\n|---|---|---|---|---|")
-    with tw.device(options.device):
-        for network in [options.only] if options.only else CASES:
-            print(measure(network, options.rounds), flush=True)
+    heads = [f"network, what, threads (batch {options.batch})", "fp32", "bf16", "fp16"]
+    heads += [f"{name}, {p}" for name in options.peers for p in THEIRS] + [f"{name} / ours, bf16" for name in options.peers]
+    print(f"| {' | '.join([*heads, 'temporaries, MiB'])} |\n{'|---' * (len(heads) + 1)}|")
+    for threads, mode, network in product(map(int, options.threads.split(",")), options.modes, options.networks):
+        print(row(network, mode, threads, options), flush=True)
 
 
 if __name__ == "__main__":
