@@ -7,6 +7,7 @@ A loop is (units, work of each unit). Thread ``t`` of ``n`` does the units whose
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from twofold.backends.cpu.llvm import Function, Index
 
@@ -27,9 +28,16 @@ def parts(f: Function, loops: Loops) -> list[tuple[Index, Index]]:
 
 def idle(loops: Loops, threads: int) -> float:
     """The part of the work that the thread with most has above an even share: 1 if it takes twice as long."""
-    works = [work for units, work in loops for _ in range(units)]
-    total, done, loads = sum(works), 0, [0] * threads
-    for work in works:
-        loads[(2 * done + work) * threads // (2 * total)] += work
-        done += work
-    return max(loads) * threads / total - 1
+    total = sum(units * work for units, work in loops)
+
+    def before(thread: int) -> int:
+        """The work of all threads before this one."""
+        done = found = 0
+        for units, work in loops:
+            first = 2 * total * thread - (2 * done + work) * threads  # of units whose middle lies before the thread's part
+            found += work * min(max(-(-first // (2 * work * threads)), 0), units)
+            done += units * work
+        return found
+
+    ends = [before(thread) for thread in range(threads + 1)]
+    return max(high - low for low, high in pairwise(ends)) * threads / total - 1
