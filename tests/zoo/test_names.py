@@ -157,10 +157,23 @@ def test_another_networks_file_is_refused_even_with_other_classes(tmp_path):
         zoo.create("wrn_16_8", 3, weights=tmp_path / "w.safetensors", in_channels=1)
 
 
-def test_heads_of_a_published_googlenet_file_are_optional(tmp_path):
+def test_heads_of_a_googlenet_file_are_optional(tmp_path, caplog):
+    """Told of, since nobody asked to leave them out."""
     save_weights(zoo.create("googlenet", aux_logits=True, num_classes=1000), tmp_path / "g.safetensors")
     model = zoo.create("googlenet", weights=tmp_path / "g.safetensors")
-    assert not model.aux_logits and model.transform_input
+    assert not model.aux_logits and not model.transform_input
+    assert "googlenet has no place for 20 of its entries: aux1.*, aux2.*" in caplog.text
+
+
+def test_the_published_googlenet_file_is_known_by_its_name(tmp_path, caplog):
+    """Its weights expect other images; in a state dict nothing tells (torchvision, too, goes by the name)."""
+    source = zoo.create("googlenet", num_classes=1000)
+    for name, expected in (("googlenet-1378be20.safetensors", True), ("mine.safetensors", False)):
+        save_weights(source, tmp_path / name)
+        assert zoo.create("googlenet", weights=tmp_path / name).transform_input is expected
+        assert ("transform_input=True" in caplog.text) is expected
+        caplog.clear()
+    assert not zoo.create("googlenet", weights=tmp_path / "googlenet-1378be20.safetensors", transform_input=False).transform_input
 
 
 def test_every_network_says_what_it_is():

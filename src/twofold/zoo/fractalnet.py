@@ -11,8 +11,8 @@ A convolution whose output nobody takes is really skipped: by ``tw.cond``, which
 
 ``fractalnet20_cifar``: 5 blocks of 3 columns, 5 * 2**2 = 20 layers deep. ``fractalnet34_imagenet``: the first and
 last layers of ResNet-34 around 4 blocks of 4 columns. The paper prints 38.6M parameters for the former; its
-channels (from the authors' generator) give 33.7M. The channels of the latter are not printed either; 128 to 1024 is
-what is believed.
+channels (from the authors' generator) give 33.7M. (The generator's convolutions have biases, its batch norms no scale
+and shift: 33,714,314 parameters.) The channels of the latter are not printed either; 128 to 1024 is what is believed.
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ RECIPE = Recipe(
     notes="The rate falls tenfold whenever the remaining epochs halve; weight decay is not stated.",
 )  # fmt: skip
 IMAGENET_RECIPE = Recipe(
-    lr=0.001, epochs=70, batch_size=32, momentum=0.9, augmentation=INCEPTION, evaluation=CENTRE, init="xavier"
+    lr=0.001, epochs=70, batch_size=32, momentum=0.9, augmentation=INCEPTION, evaluation=CENTRE, init="xavier",
+    notes="How the rate falls, decay, dropout and augmentation are not stated: a constant rate, none, none, GoogLeNet's.",
 )
 
 fractalnet20_cifar = Family(

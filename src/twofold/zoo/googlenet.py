@@ -142,8 +142,9 @@ class GoogLeNet(nn.Module):
     """``(N, 3, H, W)`` to ``(N, num_classes)``; with ``aux_logits``, in training, to ``GoogLeNetOutputs``.
 
     ``transform_input``: the input is normalised as torchvision does for its other networks, and is brought to the
-    (x - 0.5) / 0.5 that GoogLeNet's published weights expect. ``small_input``: a first convolution of 3x3 with
-    stride 1, without pooling, for images of about 32x32. ``bottlenecks=False``: naive inception modules.
+    (x - 0.5) / 0.5 that GoogLeNet's published weights expect (set when ``googlenet-1378be20.pth`` is loaded).
+    ``small_input``: a first convolution of 3x3 with stride 1, without pooling, for images of about 32x32.
+    ``bottlenecks=False``: naive inception modules.
     """
 
     def __init__(
@@ -213,7 +214,7 @@ RECIPE = Recipe(
 DOMAIN = Domain((3, 224, 224), 1000, 32, 16)
 torchvision = Family(
     GoogLeNet, PAPER, DOMAIN, {"paper": RECIPE.but(init="truncated_normal"), "quick": QUICK.but(loss="model")},
-    init="truncated_normal", optional=("aux1.*", "aux2.*"), with_weights={"transform_input": True},
+    init="truncated_normal", optional=("aux1.*", "aux2.*"), published={"googlenet-1378be20": {"transform_input": True}},
 )  # fmt: skip
 paper = Family(
     GoogLeNet, PAPER, replace(DOMAIN, smallest=80), {"paper": RECIPE, "quick": QUICK_UNNORMALISED.but(loss="model")},

@@ -5,7 +5,8 @@ first block to the last, and networks of 1001 layers train. Where a block change
 one BN-ReLU, and the shortcut's 1x1 convolution has no batch norm. The first block of all is activated before it splits.
 
 CIFAR: 6n+2 layers of basic blocks with option A shortcuts (20 to 110), 9n+2 of bottlenecks (164, 1001). ImageNet:
-ResNet's stages, with the stem's BN-ReLU in place of the first block's.
+ResNet's stages, with the stem's BN-ReLU in place of the first block's. The paper trains 110, 164 and 1001 on CIFAR, 152 and
+200 on ImageNet; the others are the same rules at ResNet's other depths.
 """
 
 from __future__ import annotations

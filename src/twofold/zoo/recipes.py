@@ -118,6 +118,10 @@ QUICK_UNNORMALISED = QUICK.but(
 TORCHVISION = Recipe(
     lr=0.1, epochs=90, batch_size=256, schedule=Schedule("step", every=30), weight_decay=1e-4,
     augmentation=(step("RandomResizedCrop", size="input"), FLIP, NORMALIZE), evaluation=CENTRE,
+    notes="Not the paper's: that of torchvision's reference scripts.",
 )  # fmt: skip
 # The ImageNet procedure of fb.resnet.torch, the program in which the networks of 2016 were trained
-RESNET_TORCH = TORCHVISION.but(nesterov=True, augmentation=FB_TORCH, init="he_fan_out")
+RESNET_TORCH = TORCHVISION.but(
+    nesterov=True, augmentation=FB_TORCH, init="he_fan_out",
+    notes="Images as in fb.resnet.torch, in which the authors trained: scale and aspect at random, colour jitter, lighting.",
+)  # fmt: skip

@@ -11,6 +11,7 @@ Each row is an ``Entry``: a record, and a function that makes the network.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from twofold.zoo.inits import initialise
 from twofold.zoo.recipes import Recipe
 
 _TABLE: dict[str, Entry] = {}
+log = logging.getLogger("twofold")
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ class Entry:
     ``params`` counts trainable numbers at the published number of classes, ``macs`` the multiply-adds of
     convolutions and matrix products for one image of ``domain.input_shape``, in evaluation mode. ``about`` says
     what the variant changes: in words, or by its ``fixed`` arguments. ``recipes`` has "paper" and "quick".
-    ``optional`` are patterns of entries that a published file may have or lack (auxiliary heads), ``with_weights``
-    the options that published weights need. ``init`` is a scheme of ``zoo.inits``. ``fixed`` are the arguments that
-    make the variant, ``defaults`` options that users may still set otherwise.
+    ``optional`` are patterns of entries that a published file may have or lack (auxiliary heads), ``published`` the
+    options that a published file needs, by the name under which it was published. ``init`` is a scheme of ``zoo.inits``.
+    ``fixed`` are the arguments that make the variant, ``defaults`` options that users may still set otherwise.
 
     >>> from twofold import zoo
     >>> zoo.info("resnet18").params
@@ -109,7 +111,7 @@ class Entry:
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     init: str = "default"
     optional: tuple[str, ...] = ()
-    with_weights: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -162,7 +164,7 @@ class Entry:
         if num_classes is not None and num_classes < 1:
             raise ArgumentError(f"{self.name}: num_classes={num_classes}; expected at least 1")
         if weights is not None:
-            options = {**self.with_weights, **options}
+            options = {**self._needed_by(weights, options), **options}
         options = {**self.defaults, **self.fixed, **options}
         with nn.init.skipped():
             model = self.build(num_classes=self.classes if num_classes is None else num_classes, **options)
@@ -171,12 +173,23 @@ class Entry:
             self._load(model, weights, num_classes)
         return model
 
+    def _needed_by(self, path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a published file needs, which nothing in it tells; logged, since they change the network."""
+        name = next((name for name in self.published if Path(path).name.startswith(name)), "")
+        options = {k: v for k, v in self.published.get(name, {}).items() if k not in given}
+        for option, value in options.items():
+            log.warning("%s was published for %s with %s=%r, which is set", name, self.name, option, value)
+        return options
+
     def _load(self, model: nn.Module, path: str | Path, num_classes: int | None) -> MatchReport:
         """Load a file. Where the user has chosen another number of classes, the classifier keeps its fresh values."""
         ignore = [p for p in self.optional if not any(name.startswith(p.rstrip("*")) for name in model.state_dict())]
         chosen = num_classes is not None and num_classes != self.classes
         before = dict(model.state_dict())
         report = load_weights(model, path, reshaped="keep" if chosen else "error", ignore=ignore)
+        if report.ignored:
+            count, what = len(report.ignored), ", ".join(ignore)
+            log.warning("%s: %s has no place for %s of its entries: %s", path, self.name, count, what)
         foreign = [row.name for row in report.reshaped if before[row.name].shape[:1] != (num_classes,)]
         if foreign:
             model.load_state_dict(before)
@@ -201,7 +214,7 @@ class Family:
     recipes: Mapping[str, Recipe]
     init: str = "default"
     optional: tuple[str, ...] = ()
-    with_weights: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __call__(
         self, name: str, *, params: int, macs: int, error: Error | None = None, about: str = "",
@@ -214,7 +227,7 @@ class Family:
         about = about or ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in fixed.items())
         entry = Entry(
             name, self.build, self.paper, params, macs, self.domain, error, about, chosen,
-            self.init, self.optional, self.with_weights, defaults or {}, fixed,
+            self.init, self.optional, self.published, defaults or {}, fixed,
         )  # fmt: skip
         object.__setattr__(entry, "__doc__", f"{name} ({entry.about}): {self.paper}. See ``zoo.create``.")
         _TABLE[name] = entry

@@ -5,7 +5,7 @@ second 5x5 with stride 2; no groups. ``zfnet`` is the paper's figure 3. ``zfnet_
 filters in conv3-5, as CS231n's slide and the paper's table 2 (b).
 
 The paper's map sizes (110, 55, 26, 13, 13, 13, 6) come out with a padding of 1 before conv1 and poolings 1 and 2
-rounded up.
+rounded up. It gives no constants for contrast normalisation, which follows the poolings: AlexNet's are used.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ RECIPE = Recipe(
     lr=0.01, epochs=70, batch_size=128, momentum=0.9, schedule=Schedule("plateau", gamma=0.1), augmentation=CROP_FLIPPED,
     evaluation=CENTRE, init="gaussian_0.01",
     notes="The rate was annealed by hand; first-layer filters whose root mean square passed 0.1 were scaled back to "
-    "it; the mean image was subtracted; crops were ten fixed ones (corners, centre, mirrors).",
+    "it; the mean image was subtracted; crops were ten fixed ones (corners, centre, mirrors). No weight decay is stated.",
 )  # fmt: skip
 variant = Family(
     ZFNet,
