@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import twofold as tw
 from twofold import nn
-from twofold.backends.cpu import apart, backend, elf
+from twofold.backends.cpu import apart, backend, cache, elf, jit
+from twofold.backends.cpu.machine import AVX2
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +80,7 @@ def test_what_cannot_be_made_elsewhere_is_made_here(trouble, lowered, monkeypatc
 
 CODE = """
 import sys
+from types import SimpleNamespace
 import numpy as np, twofold as tw
 from twofold import nn
 from twofold.backends.cpu import apart, backend
@@ -116,3 +119,13 @@ def test_no_process_is_started_for_what_cannot_be_kept(monkeypatch, tmp_path):
     assert len(started) == 1
     losses()
     assert len(started) == 1
+
+
+def test_objects_made_with_other_settings_have_other_keys(monkeypatch):
+    usual = cache.key("ir", AVX2, 0)
+    assert usual == cache.key("ir", AVX2, 0, []) != cache.key("ir", AVX2, 0, ["-disable-lsr"])
+    asked = []
+    monkeypatch.setattr(jit, "_settings", [])
+    monkeypatch.setattr(jit, "_llvm", lambda: SimpleNamespace(set_option=lambda *option: asked.append(option[1])))
+    jit.leave_out_strength_reduction()
+    assert asked == jit._settings == ["-disable-lsr"]

@@ -7,8 +7,7 @@ import pytest
 
 import twofold  # noqa: F401 (fills the table)
 from twofold.backends.cpu.backend import CpuProgram
-from twofold.backends.cpu.lowering import INLINE, NESTS
-from twofold.backends.cpu.lowering.rules import HOST
+from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS
 from twofold.base.dtypes import ALL, DType, float32, float64
 from twofold.base.errors import TwofoldError
 from twofold.ir import OPS, Builder, Spec, recording

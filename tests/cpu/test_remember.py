@@ -162,3 +162,24 @@ def test_another_process_takes_it_up(home):
     assert losses[0][0] == losses[1][0]
     assert [int(n) for _, n, _ in losses] == [1, 0]
     assert [llvm.strip() for _, _, llvm in losses] == ["True", str(not elf.SUPPORTED)]
+
+
+WARM = """
+import sys
+import numpy as np, twofold as tw
+from twofold import nn
+model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), *[nn.Tanh() for _ in range(16)], nn.Flatten(), nn.Linear(64, 5))
+model.eval()
+tw.compile(model)(tw.tensor(np.ones((2, 3, 8, 8), np.float32)))
+names = [name.removeprefix("twofold.backends.cpu.") for name in sys.modules]
+made = ("kernels", "emit", "llvmlite", "lowering.rules", "lowering.lower", "lowering.assemble", "subprocess", "importlib.metadata")
+print(*(name for name in names if name.startswith(made)))
+"""
+
+
+@pytest.mark.skipif(not elf.SUPPORTED, reason="LLVM loads objects here")
+def test_a_process_that_finds_its_program_loads_nothing_of_the_compiler():
+    run = lambda: subprocess.run([sys.executable, "-c", WARM], env=dict(os.environ), capture_output=True, text=True, timeout=300)
+    first, again = run(), run()
+    assert first.returncode == again.returncode == 0, first.stderr[-2000:] + again.stderr[-2000:]
+    assert first.stdout.strip() and not again.stdout.strip()

@@ -9,8 +9,9 @@ import twofold as tw
 from twofold import nn
 from twofold.backends.cpu.emit import functions
 from twofold.backends.cpu.loops import const
-from twofold.backends.cpu.lowering import NESTS, rules
+from twofold.backends.cpu.lowering import rules
 from twofold.backends.cpu.lowering.epilogue import Formula
+from twofold.backends.cpu.lowering.rules import NESTS
 from twofold.nn import functional as F
 
 

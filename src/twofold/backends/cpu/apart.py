@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -38,6 +37,8 @@ def make(graph: Graph) -> bool:
     """Have the program of a recorded graph made elsewhere and kept under its key; whether that was done."""
     if not _pays(graph):
         return False
+    import subprocess  # half a megabyte, for those that find their program on disk
+
     try:
         text = print_graph(graph, full=True).encode()
         own = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -72,12 +73,13 @@ def _pays(graph: Graph) -> bool:
 
 def main() -> None:
     """The other process: a graph's text comes in, the cache has its program afterwards."""
-    from twofold.backends.cpu import jit
+    from twofold.backends.cpu import jit, team
     from twofold.backends.cpu.backend import BACKEND
     from twofold.passes import optimise
 
     _State.alone = True
     gc.disable()  # it does not live long
+    team.runtime_object()  # whoever links the program looks for it among objects made as usual
     jit.leave_out_strength_reduction()
     BACKEND.remembered(parse_graph(sys.stdin.read()), optimise, BACKEND.devices()[0])
     os._exit(0)  # nobody needs what it holds taken down piece by piece

@@ -19,7 +19,7 @@ from twofold.ir.builder import annotate
 from twofold.passes import optimise
 
 if TYPE_CHECKING:
-    from twofold.backends.cpu.lowering.assemble import Assembled
+    from twofold.backends.cpu.assembled import Assembled
 
 
 class CpuProgram(Program):

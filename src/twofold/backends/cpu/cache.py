@@ -1,11 +1,10 @@
 """Objects on disk: machine code kept under TWOFOLD_HOME between processes.
 
-A key is the SHA-256 of everything machine code depends on: the IR text, the machine, the optimisation level, the versions of
-llvmlite and twofold, and which LLVM it is (by the size of llvmlite's library, which holds it). Left out is how loops reckon
-addresses, which differs where programs are made ``apart`` and changes no result. A file is a magic word, the SHA-256 of its
-payload, and the payload: one that was cut short or altered fails the check and counts as absent. Machine code is run as it
-is, so the folder is private (0700) and refused if it belongs to somebody else. Writers rename complete files into place, so
-processes may share the folder.
+A key is the SHA-256 of everything machine code depends on: the IR text, the machine, the optimisation level, how LLVM is
+asked (``jit.py``, and what this process has set), the version of llvmlite, and which LLVM it is (by the size of llvmlite's
+library, which holds it). A file is a magic word, the SHA-256 of its payload, and the payload: one that was cut short or
+altered fails the check and counts as absent. Machine code is run as it is, so the folder is private (0700) and refused if it
+belongs to somebody else. Writers rename complete files into place, so processes may share the folder.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import functools
 import hashlib
 import os
 import stat
-from importlib import metadata, util
+from collections.abc import Sequence
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,20 +28,21 @@ _MAGIC = b"twofold object 1"
 
 @functools.cache
 def versions() -> str:
-    """Those of what makes machine code: of LLVM by the size of the library, which takes a third of a second to load."""
-    try:
-        own = metadata.version("twofold")
-    except metadata.PackageNotFoundError:
-        own = "source"
+    """Those of what makes machine code: of this package by what asks LLVM, of llvmlite by the name that its installer left, of
+    LLVM by the size of the library. To load either of them takes megabytes and up to a third of a second."""
+    own = hashlib.sha256(Path(__file__).with_name("jit.py").read_bytes()).hexdigest()
     found = util.find_spec("llvmlite")
-    folder = Path(found.origin).parent / "binding" if found and found.origin else Path()
-    sizes = sorted(path.stat().st_size for path in folder.glob("*llvmlite.*"))
-    return f"{own}|{metadata.version('llvmlite')}|{sizes}"
+    if found is None or found.origin is None:
+        return own
+    package = Path(found.origin).parent
+    names = sorted(path.name for path in package.parent.glob("llvmlite-*"))
+    sizes = sorted(path.stat().st_size for path in (package / "binding").glob("*llvmlite.*"))
+    return f"{own}|{names}|{sizes}"
 
 
-def key(ir: str, machine: Machine, level: int) -> str:
-    """The content address (hex) of the object made from this IR for this machine."""
-    text = "\0".join([versions(), machine.key, str(level), ir])
+def key(ir: str, machine: Machine, level: int, settings: Sequence[str] = ()) -> str:
+    """The content address (hex) of the object made from this IR for this machine, with these settings of LLVM."""
+    text = "\0".join([versions(), machine.key, str(level), *settings, ir])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from twofold.backends.cpu import room, team
-from twofold.backends.cpu.lowering.assemble import ARENA, CLOCK, ERRORS, FIRST, KEPT, Assembled, Segment
+from twofold.backends.cpu.assembled import ARENA, CLOCK, ERRORS, FIRST, KEPT, Assembled, Segment
 from twofold.backends.cpu.lowering.steps import HostStep, Placed
 from twofold.backends.cpu.recycle import POOL
 

@@ -29,6 +29,7 @@ from twofold.base.errors import GraphError
 
 _lock = locks.renewed(threading.RLock)  # over what follows, and the linker
 _local = threading.local()  # target machines by Machine: LLVM lets one thread use each
+_settings: list[str] = []  # of LLVM, that are not its defaults
 _ready: list[bool] = []  # whether LLVM is initialised
 _memory: dict[str, bytes] = {}  # objects of this process, by key
 _started: dict[str, Future[bytes]] = {}  # objects on their way, by key
@@ -53,6 +54,7 @@ def leave_out_strength_reduction() -> None:
     """For a process that compiles generated kernels and nothing else (LLVM's settings are the process's): their addresses are
     sums already that the machine adds up while it loads, and LLVM's search for better ones took a quarter of its time."""
     _llvm().set_option("twofold", "-disable-lsr")
+    _settings.append("-disable-lsr")
 
 
 def _target_machine(machine: Machine):
@@ -77,7 +79,7 @@ def compile_ir(ir: str, machine: Machine | None = None, level: int = 0) -> bytes
     Raises GraphError with LLVM's message if the IR is malformed.
     """
     machine = machine or host()
-    name = cache.key(ir, machine, level)
+    name = cache.key(ir, machine, level, _settings)
     payload = known(name)
     if payload is None:
         payload = _made(name, ir, machine, level)
@@ -112,7 +114,7 @@ def known(name: str) -> bytes | None:
 def begin(ir: str, machine: Machine | None = None, level: int = 0) -> Future[bytes]:
     """Start to compile a module on another thread, or join whoever does already."""
     machine = machine or host()
-    name = cache.key(ir, machine, level)
+    name = cache.key(ir, machine, level, _settings)
     with _lock:
         future = _started.get(name)
         if future is not None:
@@ -139,7 +141,7 @@ def compile_all(modules: Sequence[tuple[str, int]], machine: Machine | None = No
             compile_ir(ir, machine, level)
     objects = {}
     for (ir, level), future in started.items():
-        name = cache.key(ir, machine, level)
+        name = cache.key(ir, machine, level, _settings)
         try:
             objects[name] = future.result()
         except CancelledError:  # made above, or by another thread that waits for it

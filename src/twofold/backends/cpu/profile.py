@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from twofold.backends.cpu.assembled import CLOCK, Call
 from twofold.backends.cpu.calibrate import Rates
 from twofold.backends.cpu.llvm import Function, const
-from twofold.backends.cpu.lowering.assemble import CLOCK, Call, layers
+from twofold.backends.cpu.lowering.assemble import layers
 from twofold.backends.cpu.lowering.steps import HostStep
 from twofold.backends.cpu.machine import host
 from twofold.backends.cpu.program import ProgramBuilder, Ref

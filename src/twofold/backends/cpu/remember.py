@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from twofold.backends.cpu import cache, jit, team
+from twofold.backends.cpu.assembled import Assembled, Call, Segment
 from twofold.backends.cpu.loops import Buffer
-from twofold.backends.cpu.lowering.assemble import Assembled, Call, Segment
 from twofold.backends.cpu.lowering.steps import Check, Placed, Plan
 from twofold.backends.cpu.machine import identity
 from twofold.backends.cpu.program import Kernel, Program, Ref

@@ -3,6 +3,7 @@ process."""
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def require(name: str, needed: int, batch: int = 0, fixed: int = 0) -> None:
     for, ``fixed`` the part of them that does not grow with it."""
     if needed <= SMALL:
         return
+    give_back()
     free = available()
     if free is not None and needed > free:
         POOL.release()
@@ -33,6 +35,14 @@ def require(name: str, needed: int, batch: int = 0, fixed: int = 0) -> None:
         largest = f"a batch of about {fits} fits" if fits >= 1 else "not even a batch of 1 fits"
         advice = f"it was planned for a batch of {batch}, {largest}; or use tw.checkpoint"
     raise OutOfMemoryError(f"{name} needs {_shown(needed)} of working memory, {_shown(free)} are available: {advice}")
+
+
+def give_back() -> None:
+    """Return to the system what the C library holds of memory that is free, so that the peak is lower by it."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
 
 
 def available() -> int | None:
