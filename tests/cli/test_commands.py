@@ -130,6 +130,7 @@ def test_summary_gives_the_figures_of_the_lecture(capsys):
     assert call(capsys, "summary", "lenet5", "--option", "activation=tanh")[0] == 0
     assert "unknown option 'depth'" in call(capsys, "summary", "lenet5", "--option", "depth=3")[2]
     assert "expected NAME=VALUE" in call(capsys, "summary", "lenet5", "--option", "depth")[2]
+    assert "resnet18 for images of 3x8x8: small_input=True" in call(capsys, "summary", "resnet18", "--input", "3x8x8")[2]
 
 
 def test_lists_and_the_doctor(capsys, tmp_path, monkeypatch):

@@ -145,8 +145,9 @@ def test_weights_by_name(tmp_path):
     np.testing.assert_array_equal(
         other["features.3.squeeze.weight"].numpy(), source.state_dict()["features.3.squeeze.weight"].numpy()
     )
-    with pytest.raises(tw.WeightsError, match="reshaped='keep'"):
+    with pytest.raises(tw.WeightsError, match="to zoo.create: the num_classes you want"):
         zoo.create("squeezenet1_1", weights=path)
+    assert zoo.create("squeezenet1_1", 1000, weights=path).state_dict()["classifier.1.weight"].shape[0] == 1000
     with pytest.raises(tw.WeightsError, match="does not fit"):
         zoo.create("squeezenet1_0", num_classes=3, weights=path)
 

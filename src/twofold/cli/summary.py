@@ -12,7 +12,7 @@ import twofold as tw
 from twofold import nn, zoo
 from twofold.base.errors import ArgumentError
 from twofold.cli.bench import step_of
-from twofold.cli.common import Json, emit
+from twofold.cli.common import Json, emit, note
 
 
 def command(
@@ -39,8 +39,11 @@ def command(
         return
     entry = zoo.info(network)
     shape = entry.input_shape if input is None else _shape(input)
+    fitting = entry.options_for(shape)
+    if fitting:
+        note(f"{network} for images of {'x'.join(map(str, shape))}: {', '.join(f'{k}={v}' for k, v in fitting.items())}")
     with nn.init.skipped():
-        model = entry(classes, **{**entry.options_for(shape), **_options(option or [])})
+        model = entry(classes, **{**fitting, **_options(option or [])})
     found = tw.summary(model, shape)
     emit(found.as_dict() if json else None, json, str(found))
 

@@ -99,7 +99,7 @@ def _beginning(trainer: Trainer, settings: Settings, train_size: int, val_size: 
     images = f"{train_size:,} images of {'x'.join(map(str, settings.input_shape))} to train, {val_size:,} to validate"
     return (
         f"{settings.network} ({trainer.model.num_parameters():,} parameters) on {settings.data}: {images}, "
-        f"{settings.epochs} epochs of {len(trainer.train)} steps, on {where}{several}"
+        f"{settings.epochs} epoch{'s' * (settings.epochs > 1)} of {len(trainer.train)} steps, on {where}{several}"
         + ("" if settings.precision == "fp32" else f" in {settings.precision}")
     )
 

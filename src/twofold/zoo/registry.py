@@ -184,9 +184,8 @@ class Entry:
     def _load(self, model: nn.Module, path: str | Path, num_classes: int | None) -> MatchReport:
         """Load a file. Where the user has chosen another number of classes, the classifier keeps its fresh values."""
         ignore = [p for p in self.optional if not any(name.startswith(p.rstrip("*")) for name in model.state_dict())]
-        chosen = num_classes is not None and num_classes != self.classes
         before = dict(model.state_dict())
-        report = load_weights(model, path, reshaped="keep" if chosen else "error", ignore=ignore)
+        report = load_weights(model, path, reshaped="error" if num_classes is None else "keep", ignore=ignore)
         if report.ignored:
             count, what = len(report.ignored), ", ".join(ignore)
             log.warning("%s: %s has no place for %s of its entries: %s", path, self.name, count, what)

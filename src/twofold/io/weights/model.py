@@ -107,8 +107,8 @@ def _refuse(report: MatchReport, path: str | os.PathLike, strict: bool, reshaped
         advice.append("dtypes of different kinds are never converted: this is another network's file")
     if report.reshaped and reshaped == "error":
         advice.append(
-            "for another num_classes, pass reshaped='keep' to keep the model's own classifier, or build the model with "
-            "the file's num_classes"
+            "for another num_classes, pass reshaped='keep' to keep the model's own classifier (to zoo.create: the "
+            "num_classes you want), or build the model with the file's num_classes"
         )
     if strict and (report.missing or report.unexpected):
         advice.append("for entries that are not wanted pass ignore=['aux1.*'], or strict=False to load what fits")
