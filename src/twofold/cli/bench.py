@@ -16,7 +16,7 @@ import twofold as tw
 from twofold import zoo
 from twofold.base import flags
 from twofold.base.files import atomic_write
-from twofold.cli.common import Json, emit
+from twofold.cli.common import Json, Precision, emit
 from twofold.nn.functional import cross_entropy
 from twofold.train.evaluate import main_output
 
@@ -31,12 +31,13 @@ def command(
         Path | None, typer.Option(help="Write a recording of a step, by thread, for Perfetto or chrome://tracing.")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads (0: TWOFOLD_NUM_THREADS, or all cores).")] = 0,
+    precision: Precision = "fp32",
     json: Json = False,
 ) -> None:
     """Time a network of the zoo with random weights and images, compiled, on device cpu."""
     if threads:
         flags.put("TWOFOLD_NUM_THREADS", threads)
-    run, arguments = step_of(network, batch, train)
+    run, arguments = step_of(network, batch, train, precision)
     with tw.device("cpu"):
         start = time.perf_counter()
         run(*arguments)
@@ -45,8 +46,8 @@ def command(
         seconds = [_timed(run, arguments) for _ in range(steps)]
     median = statistics.median(seconds)
     record: dict[str, Any] = {
-        "network": network, "batch": batch, "train": train, "first_step_s": first, "median_ms": median * 1e3,
-        "least_ms": min(seconds) * 1e3, "images_per_second": batch / median,
+        "network": network, "batch": batch, "train": train, "precision": precision, "first_step_s": first,
+        "median_ms": median * 1e3, "least_ms": min(seconds) * 1e3, "images_per_second": batch / median,
     }  # fmt: skip
     lines = [
         f"{network}, batch {batch}, {'training step' if train else 'inference'}: median {median * 1e3:.2f} ms of {steps} steps "
@@ -69,7 +70,7 @@ def command(
     emit(record, json, "\n".join(lines))
 
 
-def step_of(network: str, batch: int, train: bool) -> tuple[Any, tuple[Any, ...]]:
+def step_of(network: str, batch: int, train: bool, precision: str = "fp32") -> tuple[Any, tuple[Any, ...]]:
     """The compiled step of a network and its arguments: inference, or a training step with SGD and momentum."""
     tw.random.seed(0)
     rng = np.random.default_rng(0)
@@ -82,14 +83,14 @@ def step_of(network: str, batch: int, train: bool) -> tuple[Any, tuple[Any, ...]
     if not train:
         model.eval()
 
-        @tw.compile
+        @tw.compile(precision=precision)
         def infer(x: Any) -> Any:
             with tw.no_grad():
                 return model(x)
 
         return infer, (x,)
 
-    @tw.compile
+    @tw.compile(precision=precision)
     def training(x: Any, y: Any) -> Any:
         loss = cross_entropy(main_output(model(x)), y)
         loss.backward()

@@ -12,13 +12,27 @@ import typer
 
 import twofold as tw
 from twofold.base.errors import ArgumentError, FormatError
+from twofold.ops.precision import policy_of
 from twofold.train.checkpoint import read_checkpoint
 from twofold.train.fit import BEST, LAST
 from twofold.train.task import Settings, build_model
 
+
+def _known(precision: str) -> str:
+    """The precision, if there is such a one."""
+    try:
+        policy_of(precision)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
+    return precision
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceName = Annotated[
     str | None, typer.Option("--device", help="Where to run: cpu, gpu, gpu:1, tpu, xla:cpu, reference.")
+]
+Precision = Annotated[
+    str, typer.Option("--precision", callback=_known, help="fp32, or mixed: bf16, or fp16 with loss scaling.")
 ]
 Checkpoint = Annotated[Path, typer.Option("--checkpoint", "-c", help="A checkpoint, or the folder of a training.")]
 DEFAULT_OUTPUT = Path("runs")

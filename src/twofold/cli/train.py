@@ -15,8 +15,7 @@ import twofold as tw
 from twofold import data as datasets
 from twofold.base.errors import ArgumentError, VerificationError
 from twofold.cli import parallel
-from twofold.cli.common import DEFAULT_OUTPUT, DeviceName, Json, emit, load_trained, note
-from twofold.ops.precision import policy_of
+from twofold.cli.common import DEFAULT_OUTPUT, DeviceName, Json, Precision, emit, load_trained, note
 from twofold.train import Reporter, Trainer, read_checkpoint
 from twofold.train.fit import BEST, CURVES, LAST
 from twofold.train.report import seconds
@@ -24,15 +23,6 @@ from twofold.train.task import Settings, build_model, build_optimizer, build_sch
 
 CHECKED = 64  # validation images on which the exported file is compared with the model
 TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
-
-
-def _known(precision: str) -> str:
-    """The precision, if there is such a one."""
-    try:
-        policy_of(precision)
-    except ArgumentError as error:
-        raise typer.BadParameter(str(error)) from None
-    return precision
 
 
 def command(
@@ -52,9 +42,7 @@ def command(
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints within an epoch.")] = 30.0,
     eager: Annotated[bool, typer.Option("--eager", help="Run each step as a dynamic graph; same numbers.")] = False,
-    precision: Annotated[
-        str, typer.Option(callback=_known, help="fp32, or mixed: bf16, or fp16 with loss scaling.")
-    ] = "fp32",
+    precision: Precision = "fp32",
     device: DeviceName = None,
     shard_state: parallel.ShardState = False,
     batch_norm: parallel.BatchNorm = "synchronised",

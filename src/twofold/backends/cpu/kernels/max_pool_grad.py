@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.pool import Pool, channel_chunks, larger
 from twofold.backends.cpu.llvm import Index, Value, const
+from twofold.backends.cpu.llvm.types import load_wide, store_narrow
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
@@ -107,10 +108,10 @@ class _Emitter:
             line = f.add(f.add(f.mul(row, self.v.step), self.v.first), tap.index)
             pixel = f.dot([(image, pool.h * pool.w), (line, pool.w), (left, 1)])
             for t in inside:
-                x = f.gep(f.arg("x"), f.add(f.mul(f.add(pixel, t), self.ldx), channel))
+                x = f.gep(f.arg("x"), f.add(f.mul(f.add(pixel, t), self.ldx), channel), pool.element)
                 number = self._tap(tap.index, t)
                 for j, count in enumerate(counts):
-                    value = f.vload(f.gep(x, j * self.lanes), count)
+                    value = load_wide(f, f.gep(x, j * self.lanes, pool.element), count, pool.dtype)
                     better = larger(f, best[j], value)
                     best[j] = f.select(better, value, best[j])
                     winner[j] = f.select(better, number, winner[j])
@@ -141,9 +142,10 @@ class _Emitter:
                         sums = self._sums(image, line, (low, high), first, at.index, covers, channel, counts)
                         column = f.add(f.mul(at.index, self.h.step), phase)
                         pixel = f.dot([(image, self.pool.h * self.pool.w), (line, self.pool.w), (column, 1)])
-                        dx = f.gep(f.arg("dx"), f.add(f.mul(pixel, self.ldd), channel))
+                        element, dtype = self.pool.element, self.pool.dtype
+                        dx = f.gep(f.arg("dx"), f.add(f.mul(pixel, self.ldd), channel), element)
                         for j, (value, lanes) in enumerate(zip(sums, counts)):
-                            f.vstore(value, f.gep(dx, j * self.lanes), lanes)
+                            store_narrow(f, value, f.gep(dx, j * self.lanes, element), lanes, dtype)
 
     def _sums(
         self, image: Index, line: Index, rows: tuple[Index, Index], first: Index, at: Index,
@@ -158,11 +160,12 @@ class _Emitter:
                 column = f.add(at, offset)
                 winner = self._slot(f.sub(window.index, first), column, channel)
                 place = f.dot([(image, pool.oh * pool.ow), (window.index, pool.ow), (column, 1)])
-                g = f.gep(f.arg("g"), f.add(f.mul(place, self.ldg), channel))
+                g = f.gep(f.arg("g"), f.add(f.mul(place, self.ldg), channel), pool.element)
                 number = self._tap(down, tap)
                 for j, count in enumerate(counts):
                     hit = f.fcmp("oeq", f.vload(f.gep(winner, j * self.lanes)), number)
-                    amount = f.select(hit, f.vload(f.gep(g, j * self.lanes), count), zero)
+                    given = load_wide(f, f.gep(g, j * self.lanes, pool.element), count, pool.dtype)
+                    amount = f.select(hit, given, zero)
                     sums[j] = f.fadd(sums[j], amount)
             window.carry(sums)
         return window.results

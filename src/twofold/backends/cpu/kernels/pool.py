@@ -6,7 +6,8 @@ ALGORITHM
 SCHEDULE
     Vectors run along channels. Forward: rows of the output are shared among the threads. Gradient: (image, 16
     channels) are shared, so that overlapping windows add up in one thread, in order. kh is clipped at run time; the
-    columns at the left and right edge are variants with fewer taps.
+    columns at the left and right edge are variants with fewer taps. 16-bit images are read as floats, computed with in
+    float32, and rounded once.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.shapes import Axis, Pair
-from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.llvm import Function, Index, Value, const, vector
+from twofold.backends.cpu.llvm.types import load_wide, memory_type, store_narrow
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+from twofold.base.dtypes import DType, float32
 
 _WIDE = 9  # windows wider than this loop over kw instead of writing it out
 
@@ -41,6 +44,17 @@ class Pool:
     pad: tuple[Pair, Pair] = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)
     include_pad: bool = False  # an average counts padding (never the overhang)
+    dtype: DType = float32  # of images, and of what a gradient reads and writes (forward: the epilogue says)
+
+    @property
+    def element(self) -> str:
+        """The type of the images in memory."""
+        return memory_type(self.dtype)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a pixel may be in two windows."""
+        return any(d * (k - 1) >= s for k, s, d in zip(self.window, self.stride, self.dilation))
 
     @property
     def axes(self) -> tuple[Axis, Axis]:
@@ -80,7 +94,7 @@ def forward(machine: Machine, pool: Pool, kind: str, epilogue: ep.Epilogue = (),
 
 def gradient(machine: Machine, pool: Pool, kind: str, ldx: int = 0, ldg: int = 0, ldd: int = 0) -> Kernel:
     """Kernel (x, g, dx) for "max", (g, dx) for "mean"; ``ldx``, ``ldg``, ``ldd`` are the pixel distances of x, g,
-    dx.
+    dx. Only if ``narrows`` may they be in 16 bits.
     """
     from twofold.backends.cpu.kernels import max_pool_grad
 
@@ -95,18 +109,27 @@ def gradient(machine: Machine, pool: Pool, kind: str, ldx: int = 0, ldg: int = 0
         with f.loop(low, high) as unit:
             image, chunk = f.divmod_chain(unit.index, [pool.n, chunks])
             channel = f.add(f.mul(chunk, len(counts) * machine.lanes), first)
-            dx = f.gep(f.arg("dx"), f.dot([(image, pool.h * pool.w * ldd), (channel, 1)]))
+            dx = f.gep(f.arg("dx"), f.dot([(image, pool.h * pool.w * ldd), (channel, 1)]), pool.element)
             with f.loop(0, pool.h * pool.w) as pixel:
                 for j, count in enumerate(counts):
-                    f.vstore(const(f.vec(), 0.0), f.gep(dx, f.add(f.mul(pixel.index, ldd), j * machine.lanes)), count)
+                    zeros = const(vector(pool.element, machine.lanes), 0)
+                    f.vstore(zeros, f.gep(dx, f.add(f.mul(pixel.index, ldd), j * machine.lanes), pool.element), count)
             with f.loop(0, pool.oh) as row:
                 for start, count, example in emitter.columns():
                     with f.loop(start, start + count) as column:
                         place = f.add(f.mul(f.add(f.mul(image, pool.oh), row.index), pool.ow), column.index)
-                        g = f.gep(f.arg("g"), f.dot([(place, ldg), (channel, 1)]))
-                        values = [f.vload(f.gep(g, j * machine.lanes), c) for j, c in enumerate(counts)]
+                        g = f.gep(f.arg("g"), f.dot([(place, ldg), (channel, 1)]), pool.element)
+                        each = [(f.gep(g, j * machine.lanes, pool.element), c) for j, c in enumerate(counts)]
+                        values = [load_wide(f, at, c, pool.dtype) for at, c in each]
                         emitter.scatter(image, row.index, column.index, example, channel, counts, values, dx, ldd)
     return k.finish(note=f"{kind} pool gradient")
+
+
+def narrows(machine: Machine, pool: Pool, kind: str) -> bool:
+    """Whether the gradient can be stored in 16 bits: its kernel adds up nothing in memory."""
+    from twofold.backends.cpu.kernels import max_pool_grad
+
+    return not pool.overlaps or (kind == "max" and max_pool_grad.pays(machine, pool))
 
 
 def channel_chunks(channels: int, lanes: int, vectors: int) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -161,11 +184,12 @@ class _Emitter:
 
     def _source(self, image: Index, channel: Index) -> Value:
         f, pool = self.f, self.pool
-        return f.gep(f.arg("x"), f.dot([(image, pool.h * pool.w * self.ldx), (channel, 1)]))
+        return f.gep(f.arg("x"), f.dot([(image, pool.h * pool.w * self.ldx), (channel, 1)]), pool.element)
 
     def _read(self, x: Value, pixel: Index, counts: Sequence[int]) -> list[Value]:
-        f, lanes = self.f, self.f.machine.lanes
-        return [f.vload(f.gep(x, f.add(f.mul(pixel, self.ldx), j * lanes)), c) for j, c in enumerate(counts)]
+        f, lanes, pool = self.f, self.f.machine.lanes, self.pool
+        places = [f.gep(x, f.add(f.mul(pixel, self.ldx), j * lanes), pool.element) for j in range(len(counts))]
+        return [load_wide(f, place, count, pool.dtype) for place, count in zip(places, counts)]
 
     def reduced(
         self, image: Index, row: Index, column: Index, example: int, channel: Index, counts: Sequence[int]
@@ -228,8 +252,9 @@ class _Emitter:
                 given = [f.select(hit, g, const(g.type, 0.0)) for hit, g in zip(hits, carried)]
                 left = [f.select(hit, const(g.type, 0.0), g) for hit, g in zip(hits, carried)]
             for j, (amount, count) in enumerate(zip(given, counts)):
-                place = f.gep(dx, f.add(f.mul(pixel, ldd), j * lanes))
-                f.vstore(f.fadd(f.vload(place, count), amount), place, count)
+                place = f.gep(dx, f.add(f.mul(pixel, ldd), j * lanes), self.pool.element)
+                total = f.fadd(load_wide(f, place, count, self.pool.dtype), amount)
+                store_narrow(f, total, place, count, self.pool.dtype)
             return left
 
         self.taps(row, column, example, values, body)

@@ -37,6 +37,11 @@ def load_wide(f: Function, pointer: Value, count: int | None, dtype: DType) -> V
     return from_memory(f, f.vload(pointer, count, memory_type(dtype)), dtype)
 
 
+def store_narrow(f: Function, x: Value, pointer: Value, count: int | None, dtype: DType) -> None:
+    """``Function.vstore`` of floats as elements of ``dtype``, rounded."""
+    f.vstore(to_memory(f, rounded(f, x, dtype), dtype), pointer, count)
+
+
 def to_memory(f: Function, x: Value, dtype: DType) -> Value:
     """A computed value (already rounded) as stored."""
     if dtype is bool_:
@@ -124,4 +129,7 @@ def lanes_for(dtype: DType, lanes: int) -> int:
     return max(2, lanes // 2) if dtype is float64 else lanes
 
 
-__all__ = ["convert", "float32", "from_memory", "lanes_for", "memory_type", "number", "register_type", "rounded", "to_memory"]
+__all__ = [
+    "convert", "float32", "from_memory", "lanes_for", "load_wide", "memory_type", "number", "register_type", "rounded",
+    "store_narrow", "to_memory",
+]  # fmt: skip

@@ -410,10 +410,20 @@ class Lowering:
     # ---- layout ---------------------------------------------------------------------------------------------------
     def _inherit_order(self, node: Node, out: Value) -> None:
         """A formula of channels-last operands is channels-last where it is stored."""
-        if node.op.name not in VIEWS or node.op.name in ("detach", "identity"):
+        if node.op.name == "cast" and (turned := self._turned(node.inputs[0])):
+            self.orders[out] = turned
+        elif node.op.name not in VIEWS or node.op.name in ("detach", "identity"):
             for v in node.inputs:
                 if v.shape == out.shape and v in self.orders:
                     self.orders[out] = self.orders[v]
+
+    def _turned(self, value: Value) -> tuple[int, ...] | None:
+        """The order in memory of a matrix transposed by a view: its cast is read in that order, and lies in it."""
+        node = value.producer
+        if value.ndim != 2 or value in self.places or node is None or node.op.name != "permute_dims":
+            return None
+        source = self.places.get(node.inputs[0])
+        return tuple(node.attrs["axes"]) if source is not None and source.is_rows else None
 
     def order_of(self, value: Value) -> tuple[int, ...] | None:
         """The order in memory in which a value is best stored."""
@@ -443,7 +453,7 @@ class Lowering:
             return ""
         if node.op.name == "cast" and out.dtype.bits == 16 and self._waits(node.inputs[0]):
             return "the kernel that makes it narrows it"
-        if self.reads.get(out, 0) > 1 and not self._is_cheap(out):
+        if self.reads.get(out, 0) > 1 and not self._is_wider(node) and not self._is_cheap(out):
             return "it is read more than once"
         return self._why_repeated(out, size_of(out.spec))
 
@@ -451,6 +461,10 @@ class Lowering:
         """Whether a kernel that makes the value is not called yet."""
         placed = self.places.get(value)
         return placed is not None and placed.buffer in self.pending
+
+    def _is_wider(self, node: Node) -> bool:
+        """Whether a node is the float32 form of what lies, or is to lie, in 16 bits: half as much to read as if stored."""
+        return node.op.name == "cast" and node.inputs[0].dtype.bits == 16 and node.inputs[0] in self.places
 
     def _is_cheap(self, value: Value) -> bool:
         """Whether computing the formula again costs less than storing it: little arithmetic on one array in memory."""

@@ -1,11 +1,11 @@
-"""Products, pools and running sums of 16-bit floats as float32 ones between casts, for the kernels are float32.
+"""Products, some pools and running sums of 16-bit floats as float32 ones between casts, for their kernels are float32.
 
     %2 = conv(%0, %1) : bf16[...]      becomes      %2 = cast(conv(cast(%0), cast(%1)))
 
 The numbers are the same: these ops are computed in float32 and rounded once wherever they run. 16 bits are thus a way to
 store here, not to compute: what waits for the backward pass takes half the room, and each cast takes time. Batch norm has
-no kernel of its own and reads 16 bits as they are: a float32 copy for it would be read again on the way back. Where the
-machine multiplies pairs of bfloat16, what its kernels take stays as it is (``native.takes_bf16``).
+no kernel of its own and reads 16 bits as they are: a float32 copy for it would be read again on the way back. What
+kernels take stays as it is: most pools, and where the machine multiplies pairs of bfloat16, products (``native.takes``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def widened(graph: Graph, machine: Machine) -> Graph:
     """``graph`` with its 16-bit nodes of ``KINDS`` in float32, but those that ``machine`` computes; itself if there are
     none. Two readers of one value get a cast each: merged, the float32 copy would live from the forward pass to the
     backward."""
-    wanted = {node for node in graph.nodes if _is_narrow(node) and not native.takes_bf16(machine, node)}
+    wanted = {node for node in graph.nodes if _is_narrow(node) and not native.takes(machine, node)}
     return rebuild(graph, functools.partial(_rule, wanted)) if wanted else graph
 
 

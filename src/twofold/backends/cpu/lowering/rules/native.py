@@ -18,11 +18,13 @@ from twofold.backends.cpu.lowering.steps import KernelStep, Placed
 from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix, pixel_distance
 from twofold.backends.cpu.machine import Machine
 from twofold.base import flags
-from twofold.base.dtypes import bfloat16, float32
+from twofold.base.dtypes import bfloat16, float16, float32
 from twofold.ir import Node, Value
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
+
+_POOLS = {"max_pool": "max", "max_pool_grad": "max", "avg_pool": "mean", "avg_pool_grad": "mean"}
 
 
 @functools.lru_cache(maxsize=512)
@@ -56,6 +58,21 @@ def takes_bf16(machine: Machine, node: Node) -> bool:
         k = int(node.inputs[0].shape[-1])
         return machine.bf16_dots and k % 2 == 0 and k > outer.FEW
     return node.op.kind == "conv" and node.inputs[0].ndim == 4 and choose.takes_bf16(machine, _conv(node))
+
+
+def takes_pool(machine: Machine, node: Node) -> bool:
+    """Whether a kernel computes this pool, or gradient of one, from and to the dtype that its arrays have."""
+    y, kind = node.outputs[0], _POOLS.get(node.op.name)
+    if kind is None or any(v.ndim != 4 or 0 in v.shape or v.dtype is not y.dtype for v in (*node.inputs, y)):
+        return False
+    if y.dtype is float32 or not node.op.name.endswith("_grad"):
+        return y.dtype in (float32, bfloat16, float16)
+    return y.dtype in (bfloat16, float16) and pool.narrows(machine, _pool(node, y, node.inputs[-1]), kind)
+
+
+def takes(machine: Machine, node: Node) -> bool:
+    """Whether a kernel computes this node of 16-bit floats as it stands."""
+    return takes_bf16(machine, node) or takes_pool(machine, node)
 
 
 def _takes_conv(low: Lowering, node: Node) -> bool:
@@ -171,26 +188,26 @@ def matmul(low: Lowering, node: Node) -> bool:
     return True
 
 
-def _pool(node: Node, x: Any, y: Any) -> pool.Pool:
+def _pool(node: Node, x: Value, y: Value) -> pool.Pool:
     a = node.attrs
-    n, c, h, w = map(int, x)
+    n, c, h, w = map(int, x.shape)
     dilation, include_pad = a.get("dilation") or (1, 1), a.get("include_pad", False)
-    out = int(y[2]), int(y[3])
-    return pool.Pool(n, h, w, c, *out, a["window"], a["strides"], a["padding"], dilation, include_pad)
+    out = int(y.shape[2]), int(y.shape[3])
+    return pool.Pool(n, h, w, c, *out, a["window"], a["strides"], a["padding"], dilation, include_pad, x.dtype)
 
 
 def pool_forward(low: Lowering, node: Node) -> bool:
     """Max and average pooling."""
-    if not _suits(node):
+    if not takes_pool(low.machine, node):
         return False
     x, y = node.inputs[0], node.outputs[0]
     source, ldx = low.channels_last(x)
-    kind = "max" if node.op.name == "max_pool" else "mean"
+    kind = _POOLS[node.op.name]
     target = low.allocate(y, CHANNELS_LAST)
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
         ldy = pixel_distance(place) or 0
-        kernel = pool.forward(low.machine, _pool(node, x.shape, y.shape), kind, epilogue, ldx, ldy)
+        kernel = pool.forward(low.machine, _pool(node, x, y), kind, epilogue, ldx, ldy)
         low.kernel(kernel, [(source.buffer, source.offset), (place.buffer, place.offset), *extra], place.buffer, nodes)
 
     low.defer(node, target, emit)
@@ -199,13 +216,13 @@ def pool_forward(low: Lowering, node: Node) -> bool:
 
 def pool_grad(low: Lowering, node: Node) -> bool:
     """Their gradients."""
-    if not _suits(node):
+    if not takes_pool(low.machine, node):
         return False
     g, y = node.inputs[-1], node.outputs[0]
-    shape = _pool(node, y.shape, g.shape)
+    shape = _pool(node, y, g)
     target = low.allocate(y, CHANNELS_LAST)
     given = [low.channels_last(v) for v in node.inputs]
-    kind = "max" if node.op.name == "max_pool_grad" else "mean"
+    kind = _POOLS[node.op.name]
     ldx = given[0][1] if kind == "max" else 0
     kernel = pool.gradient(low.machine, shape, kind, ldx, given[-1][1], pixel_distance(target) or 0)
     places = [*(p for p, _ in given), target]
