@@ -224,6 +224,13 @@ def test_a_job_is_abandoned_where_sigterm_ends_one_process_alone(tmp_path, monke
     assert read_checkpoint(tmp_path / "last.safetensors")[1].step == 1
 
 
+def test_half_written_checkpoints_of_a_killed_training_are_deleted(tmp_path):
+    for name in (".last.safetensors.ab12.part", ".best.safetensors.cd34.part", ".other.safetensors.ef56.part"):
+        (tmp_path / name).write_bytes(b"half")
+    trainer(tmp_path).run(1, QUIET)
+    assert [p.name for p in tmp_path.glob(".*.part")] == [".other.safetensors.ef56.part"]
+
+
 def test_checkpoints_need_a_loader_that_knows_its_place(tmp_path):
     t = trainer(None)
     batches = list(t.train)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,12 @@ def atomic_write(path: str | os.PathLike, *, durable: bool = True) -> Iterator[B
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+def remove_parts(path: Path) -> None:
+    """Delete what writers of ``path`` left behind that were killed; nobody may be writing it."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def _umask() -> int:
