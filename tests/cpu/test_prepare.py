@@ -11,6 +11,8 @@ import pytest
 import twofold as tw
 from twofold import nn
 from twofold.backends.cpu.execution import Execution
+from twofold.backends.cpu.kernels import choose, winograd
+from twofold.backends.cpu.lowering.rules import native
 
 F = nn.functional
 RNG = np.random.default_rng(5)
@@ -34,6 +36,21 @@ def runs(monkeypatch):
 
     monkeypatch.setattr(Execution, "_prepare", prepare)
     return counted
+
+
+def test_one_convolution_at_two_sizes_has_weights_for_each(monkeypatch):
+    """The kernels for them want the same weights transformed differently."""
+    by_size = lambda machine, conv, *a, **k: winograd.F2 if conv.h == 7 else winograd.F4
+    monkeypatch.setattr(choose, "winograd_scheme", by_size)
+    native._remembered.cache_clear()
+    conv = nn.Conv2d(16, 16, 3, padding=1)
+    conv.eval()
+    x, y = (tw.tensor(RNG.standard_normal((1, 16, side, side)).astype(np.float32)) for side in (14, 7))
+    results = tw.compile(lambda x, y: (conv(x), conv(y)))(x, y)
+    native._remembered.cache_clear()
+    monkeypatch.undo()
+    for result, image in zip(results, (x, y)):
+        np.testing.assert_allclose(result.numpy(), conv(image).numpy(), atol=1e-4)
 
 
 def make_model():

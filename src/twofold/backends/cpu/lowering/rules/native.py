@@ -92,7 +92,7 @@ def _conv(node: Node) -> Conv:
 
 def _weights(low: Lowering, w: Value, shape: Conv, choice: choose.Choice) -> Buffer:
     """The weights as the chosen kernel reads them; made once a program."""
-    key = (w, choice.weights, choice.algorithm)
+    key = (w, choice.weights, tuple(step.kernel.symbol for step in choice.prepare))
     if key not in low.packs:
         steps = choice.prepare
         if choice.algorithm == "lanes":
