@@ -87,6 +87,12 @@ CASES = {
         ("%a = permute_dims(%x) {axes=(0, 2, 1)} : f32[2,3,1]  %m = matmul(%a, %y) : f32[2,3,3]  "
          "%t = permute_dims(%m) {axes=(0, 2, 1)} : f32[2,3,3]  %r = add(%t, %m) : f32[2,3,3]",
          "permute_dims matmul permute_dims add"),
+        ("%a = permute_dims(%x) {axes=(0, 2, 1)} : f32[2,3,1]  %m = matmul(%a, %y) : f32[2,3,3]  "
+         "%c = cast(%m) {dtype=f64} : f64[2,3,3]  %r = permute_dims(%c) {axes=(0, 2, 1)} : f64[2,3,3]",
+         "permute_dims permute_dims permute_dims matmul cast"),
+        ("%a = permute_dims(%x) {axes=(0, 2, 1)} : f32[2,3,1]  %m = matmul(%a, %y) : f32[2,3,3]  "
+         "%c = cast(%m) {dtype=f64} : f64[2,3,3]  %t = permute_dims(%c) {axes=(0, 2, 1)} : f64[2,3,3]  %b = cast(%m) {dtype=bool} : bool[2,3,3]  "
+         "%r = where(%b, %t, %c) : f64[2,3,3]", "permute_dims matmul cast permute_dims cast where"),
     ],
     "permute nothing": [(f"%r = permute_dims(%x) {{axes=(0, 1, 2)}} : {T}", "")],
     "slice of all": [

@@ -21,7 +21,7 @@ from twofold.passes.fold_constants import literal, scalar
 
 class Match:
     """One node under consideration: its operands ``xs`` in the new graph, its attributes, and the type it must give.
-    ``alone``: nobody else reads its first operand."""
+    ``alone``: nobody else reads its first operand, or what that is a cast of."""
 
     def __init__(self, new: Rebuilt, node: Node, xs: tuple[Value, ...], alone: bool = False):
         self.new, self.node, self.xs, self.alone = new, node, xs, alone
@@ -97,13 +97,16 @@ def _permute_twice(m: Match) -> Value | None:
 
 
 def _product_transposed(m: Match) -> Value | None:
-    """(a @ b)^T = b^T @ a^T: the transposes become views of the operands, the result is written in order."""
-    inner, rank = made_by(m.x, "matmul"), m.x.ndim
+    """(a @ b)^T = b^T @ a^T: the transposes become views of the operands, the result is written in order. A product in 16
+    bits may be cast before it is transposed."""
+    cast, rank = made_by(m.x, "cast"), m.x.ndim
+    inner = made_by(m.x if cast is None else cast.inputs[0], "matmul")
     swapped = (*range(rank - 2), rank - 1, rank - 2)
     if inner is None or not m.alone or m.attrs["axes"] != swapped or {v.ndim for v in inner.inputs} != {rank}:
         return None
     a, b = (m.emit("permute_dims", v, axes=swapped) for v in inner.inputs)
-    return m.emit("matmul", b, a)
+    product = m.emit("matmul", b, a)
+    return product if cast is None else m.emit("cast", product, **cast.attrs)
 
 
 def _through(m: Match) -> Value | None:
@@ -244,10 +247,14 @@ def simplify(graph: Graph) -> Graph:
     graph = map_subgraphs(graph, simplify)
     users, outputs = graph.users(), set(graph.all_outputs)
 
+    def alone(value: Value) -> bool:
+        cast = made_by(value, "cast")
+        return len(users.get(value, ())) == 1 and value not in outputs and (cast is None or alone(cast.inputs[0]))
+
     def rule(new: Rebuilt, node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        alone = bool(node.inputs) and len(users.get(node.inputs[0], ())) == 1 and node.inputs[0] not in outputs
+        single = bool(node.inputs) and alone(node.inputs[0])
         for row in BY_OP.get(node.op.name, ()):
-            found = row.rewrite(Match(new, node, inputs, alone))
+            found = row.rewrite(Match(new, node, inputs, single))
             if found is not None:
                 return found if node.op.multi else (found,)
         return None
