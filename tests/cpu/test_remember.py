@@ -170,7 +170,8 @@ import numpy as np, twofold as tw
 from twofold import nn
 model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), *[nn.Tanh() for _ in range(16)], nn.Flatten(), nn.Linear(64, 5))
 model.eval()
-tw.compile(model)(tw.tensor(np.ones((2, 3, 8, 8), np.float32)))
+with tw.no_grad():
+    tw.compile(model)(tw.tensor(np.ones((2, 3, 8, 8), np.float32)))
 names = [name.removeprefix("twofold.backends.cpu.") for name in sys.modules]
 made = ("kernels", "emit", "llvmlite", "lowering.rules", "lowering.lower", "lowering.assemble", "subprocess", "importlib.metadata")
 print(*(name for name in names if name.startswith(made)))

@@ -186,6 +186,17 @@ class CpuBackend(HostBackend):
         return CpuProgram(graph, donated)
 
     def remembered(self, graph: Graph, passes: Callable[[Graph], Graph], device: Device) -> tuple[Program, Graph]:
+        from twofold.backends.cpu import batches
+        from twofold.backends.cpu.machine import num_threads, rooms
+        from twofold.backends.cpu.staged import StagedProgram
+
+        found = batches.stages(graph, *rooms(num_threads()))
+        if not found:
+            return self._remembered(graph, passes)
+        return StagedProgram(graph, found, [self._remembered(stage.graph, passes)[0] for stage in found]), graph
+
+    def _remembered(self, graph: Graph, passes: Callable[[Graph], Graph]) -> tuple[CpuProgram, Graph]:
+        """A program in one piece."""
         from twofold.backends.cpu import apart, remember
         from twofold.backends.cpu.machine import num_threads
 

@@ -68,6 +68,8 @@ class Machine:
 # have one unit for them.
 FMA_RATES = {"znver4": 1, "cannonlake": 1, "icelake-client": 1, "tigerlake": 1, "rocketlake": 1}
 
+SHARE = 4  # a team counts on this part of the last cache: others use it too
+
 AVX2 = Machine("x86_64-unknown-linux-gnu", "x86-64-v3", "", lanes=8, registers=16)
 AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "", lanes=16, registers=32, l1=48 << 10, l1_ways=12, l2=1 << 20)
 AVX512_BF16 = replace(AVX512, features="+avx512bf16", bf16_dots=True)
@@ -120,6 +122,12 @@ def _asked() -> Machine:
     rate = FMA_RATES.get(cpu, 2) if vectors["lanes"] == 16 else 2
     pairs = bool(features.get("avx512bf16")) and vectors["lanes"] == 16
     return Machine(triple, cpu, features.flatten(), fma_rate=rate, bf16_dots=pairs, **vectors)
+
+
+def rooms(threads: int) -> tuple[int, int]:
+    """Bytes that a team has room for in its second caches, and in its part of the last one. Does not ask LLVM."""
+    found = _caches()
+    return found.get("l2", Machine.l2) * threads, found.get("l3", Machine.l3) // SHARE
 
 
 def _caches() -> dict[str, Any]:

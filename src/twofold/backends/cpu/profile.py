@@ -22,6 +22,7 @@ from twofold.backends.cpu.lowering.assemble import layers
 from twofold.backends.cpu.lowering.steps import HostStep
 from twofold.backends.cpu.machine import host
 from twofold.backends.cpu.program import ProgramBuilder, Ref
+from twofold.backends.cpu.staged import StagedProgram
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.backend import CpuProgram
@@ -111,8 +112,32 @@ def of(function: Any, arguments: Sequence[Any], rounds: int = 5) -> Recording:
     return record(compiled.program, [a._own.buffer for a in [*arguments, *runner.variables]], rounds)
 
 
-def record(program: CpuProgram, buffers: Sequence[Any], rounds: int = 5) -> Recording:
-    """The quickest of ``rounds`` steps, after one that warms up. What the program overwrites is copied first."""
+def record(program: CpuProgram | StagedProgram, buffers: Sequence[Any], rounds: int = 5) -> Recording:
+    """The quickest of ``rounds`` steps, after one that warms up. What the program overwrites is copied first. Of a program in
+    stages each turn of each stage is recorded so, and they follow each other."""
+    if not isinstance(program, StagedProgram):
+        return _record(program, buffers, rounds)
+    turns: list[Recording] = []
+
+    def turn(part: CpuProgram, arrays: Sequence[Any], version: int | None) -> Sequence[Any]:
+        turns.append(_record(part, arrays, rounds))
+        return part(arrays, version)
+
+    program.run(buffers, None, turn)
+    return _joined(turns)
+
+
+def _joined(turns: Sequence[Recording]) -> Recording:
+    """Recordings as one, each starting where the one before it ends."""
+    spans: list[Span] = []
+    start = 0.0
+    for turn in turns:
+        spans += [replace(span, times=span.times + start) for span in turn.spans]
+        start += turn.seconds
+    return Recording(spans, start, turns[0].threads)
+
+
+def _record(program: CpuProgram, buffers: Sequence[Any], rounds: int) -> Recording:
     program = program.opened
     copies = [b.copy() if i in program.donated else b for i, b in enumerate(buffers)]
     clocks = np.zeros((program.threads, len(program.calls), _STAMPS, 2), np.int64)  # seconds and nanoseconds

@@ -11,9 +11,9 @@ import itertools
 import math
 from dataclasses import dataclass, field, replace
 
+from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.steps import Placed, row_strides
-from twofold.backends.cpu.lowering.views import CHANNELS_LAST
 from twofold.ir import Graph, Node, Value
 
 IMAGES = frozenset(("conv", "pool"))

@@ -15,6 +15,7 @@ import numpy as np
 
 from twofold.backends.cpu import jit
 from twofold.backends.cpu.kernels.epilogue import Rounded, Statistics, Stored
+from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import (
     Accumulator,
     Affine,
@@ -45,7 +46,7 @@ from twofold.backends.cpu.lowering.steps import (
     Step,
     row_strides,
 )
-from twofold.backends.cpu.lowering.views import CHANNELS_LAST, pixel_distance, view
+from twofold.backends.cpu.lowering.views import pixel_distance, view
 from twofold.backends.cpu.program import Kernel
 from twofold.base.dtypes import DType, float32
 from twofold.base.errors import UnsupportedOpError

@@ -9,8 +9,6 @@ import numpy as np
 from twofold.backends.cpu.lowering.steps import Placed
 from twofold.ir import Node
 
-CHANNELS_LAST = (0, 2, 3, 1)
-
 
 def view(node: Node, source: Placed) -> Placed | None:
     """The result of a movement op as a view of its placed input; None where elements would have to move."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Affine, Expr, const, constant, floordiv, in_range, mod
 from twofold.backends.cpu.loops.expr import TRUE, both, select, with_guard
 from twofold.backends.cpu.lowering.concat import slices
 from twofold.backends.cpu.lowering.rules.elementwise import broadcast_index
 from twofold.backends.cpu.lowering.steps import At, row_strides
-from twofold.backends.cpu.lowering.views import CHANNELS_LAST
 from twofold.ir import Node
 
 if TYPE_CHECKING:

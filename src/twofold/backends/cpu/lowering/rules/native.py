@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.kernels import choose, gemm, outer, pool, weights
 from twofold.backends.cpu.kernels.shapes import Conv
+from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.packing import pack, unpack
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed
-from twofold.backends.cpu.lowering.views import CHANNELS_LAST, matrix, pixel_distance
+from twofold.backends.cpu.lowering.views import matrix, pixel_distance
 from twofold.backends.cpu.machine import Machine
 from twofold.base import flags
 from twofold.base.dtypes import bfloat16, float16, float32
