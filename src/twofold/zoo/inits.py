@@ -57,7 +57,9 @@ SCHEMES: dict[str, tuple[Row, ...]] = {
     "he_fan_in": (Row(nn.Conv2d, he_fan_in), Row(nn.Linear, keep, 0.0)),
     "he_fan_out": (Row(nn.Conv2d, he_fan_out), Row(nn.Linear, keep, 0.0)),
     "he_torchvision": (Row(nn.Conv2d, he_fan_out),),
-    "squeezenet": (
+    # The authors' Caffe files, and torchvision's, whose signals with bypasses would grow from Fire to Fire
+    "squeezenet": (Row(nn.Conv2d, normal(0.01), 0.0, r"^classifier\b"), Row(nn.Conv2d, init.caffe_xavier_)),
+    "squeezenet_torchvision": (
         Row(nn.Conv2d, normal(0.01), 0.0, r"^classifier\b"),
         Row(nn.Conv2d, functools.partial(init.kaiming_uniform_, mode="fan_in", nonlinearity="relu")),
     ),

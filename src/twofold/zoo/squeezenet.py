@@ -82,15 +82,16 @@ class SqueezeNet(nn.Module):
 RECIPE = Recipe(
     lr=0.04, epochs=68, batch_size=512, momentum=0.9, weight_decay=2e-4, schedule=Schedule("poly", power=1.0),
     augmentation=CROP, evaluation=CENTRE, init="squeezenet",
-    notes="170,000 iterations; 227x227 crops; the published solver lists no mirroring.",
+    notes="Of the authors' Caffe files, first values included: 170,000 iterations; 227x227 crops; no mirroring is listed.",
 )  # fmt: skip
 squeezenet = Family(
     SqueezeNet,
     PAPER,
     Domain((3, 224, 224), 1000, 21, 8),
     {"paper": RECIPE, "quick": QUICK_UNNORMALISED.but(init="quick_squeezenet")},
-    init="squeezenet",
+    init="squeezenet_torchvision",
 )
+bypassed = squeezenet.but(init="squeezenet")
 
 squeezenet1_0 = squeezenet(
     "squeezenet1_0", params=1_248_424, macs=818_924_576, error=Error(42.5, 19.7), about="the paper's"
@@ -99,11 +100,11 @@ squeezenet1_1 = squeezenet(
     "squeezenet1_1", params=1_235_496, macs=349_151_936, error=Error(41.822, 19.376, "ImageNet val, torchvision"),
     about="a smaller first layer, earlier pooling", first=(64, 3), pools=(3, 5),
 )  # fmt: skip
-squeezenet_bypass = squeezenet(
+squeezenet_bypass = bypassed(
     "squeezenet_bypass", params=1_248_424, macs=818_924_576, error=Error(39.6, 17.5),
     about="identities around fire3, 5, 7, 9", bypass="simple",
 )  # fmt: skip
-squeezenet_complex_bypass = squeezenet(
+squeezenet_complex_bypass = bypassed(
     "squeezenet_complex_bypass", params=1_589_672, macs=1_165_298_720, error=Error(41.2, 18.0),
     about="and 1x1 convolutions around fire2, 4, 6, 8", bypass="complex",
 )  # fmt: skip

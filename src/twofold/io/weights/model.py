@@ -111,7 +111,9 @@ def _refuse(report: MatchReport, path: str | os.PathLike, strict: bool, reshaped
             "num_classes you want), or build the model with the file's num_classes"
         )
     if strict and (report.missing or report.unexpected):
-        advice.append("for entries that are not wanted pass ignore=['aux1.*'], or strict=False to load what fits")
+        advice.append(
+            "for entries that are not wanted pass ignore=['aux1.*'] to tw.load_weights, or strict=False to load what fits"
+        )
     if not report.matched and not advice:
         advice.append("no entry fits: this is another network's file")
     if advice:
