@@ -305,3 +305,15 @@ def test_xla_is_given_convolutions_and_products_in_16_bits(name):
     short = {"bf16": "bf16", "fp16": "f16"}[name]
     assert made and {dtype for dtype, _ in made} == {short}
     assert sum(kind == "convolution" for _, kind in made) == 5  # two forward, three backward: images need no gradient
+
+
+def test_without_gradients_a_bias_is_cast_before_it_meets_the_images():
+    """So that no array of the whole batch stands between a graph and its images."""
+    layer, x = tw.nn.Conv2d(2, 3, 1), tensor(4, 2, 5, 5)
+    run = tw.compile(layer, precision="bf16")
+    names = lambda: [node.op.name for node in run.graph(x).nodes]
+    assert "broadcast_to" in names()
+    known = run(x).numpy()
+    with tw.no_grad():
+        assert "broadcast_to" not in names()
+        assert np.array_equal(run(x).numpy(), known)

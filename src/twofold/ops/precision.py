@@ -116,9 +116,11 @@ def rounded_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def beside(parameter: Value, x: Value) -> Value:
     """A float32 parameter (a bias, a slope) as it meets ``x``: inside ``autocast`` it goes down with a 16-bit ``x``, so
-    that the result stays in 16 bits. It is laid over ``x`` before, so that its gradient is added up after the cast back."""
-    narrow = context.precision is not None and x.dtype in _NARROW and parameter.dtype is float32
-    return cast(broadcast_to(parameter, x.shape), x.dtype) if narrow else parameter
+    that the result stays in 16 bits. For its gradient it is laid over ``x`` before, so that this is added up after the cast
+    back."""
+    if context.precision is None or x.dtype not in _NARROW or parameter.dtype is not float32:
+        return parameter
+    return cast(broadcast_to(parameter, x.shape) if context.grad_enabled else parameter, x.dtype)
 
 
 __all__ = ["FULL", "LOW", "PRECISIONS", "Policy", "autocast", "beside", "in_float32", "policy_of", "rounded_once"]
