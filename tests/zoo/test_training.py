@@ -49,10 +49,11 @@ SEEDS = {
     "resnext29_8x64d": 4, "vgg11_bn": 5, "wrn_40_4": 1,
 }  # of the weights, where 0 is too near a tie  # fmt: skip
 
-# not here: on images this small the smallest error in its weights becomes a large part of what a step moves, with any seed and
-# at any rate tried; a step of it is compared in float64, in tests/xla
+# Not in float32: an error of rounding in the weights becomes 0.3 % of what the first step moves and more, with other seeds, rates,
+# first values, images of 64x64 and eight of them, too. In float64 it is in test_every_network.py; its modules, without batch
+# norm, are those of googlenet_2014.
 BEYOND = ["googlenet"]
-WHOLE = ["resnet20_cifar", "vgg11_bn"]  # at their published depth
+WHOLE = ["resnet20_cifar", "vgg11_bn", "googlenet_2014"]  # at their published depth
 WITH_WINOGRAD = ["resnet20_cifar", "nin_imagenet"]
 NETWORKS: dict[str, Entry] = {
     **{name: entry for name, entry in FAMILIES.items() if name not in BEYOND},
