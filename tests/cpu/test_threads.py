@@ -46,8 +46,17 @@ def _normalised(x, w, scale, shift):
     return tw.gradients(F.relu(y + x).mean(), [x, w, scale, shift])
 
 
+def _between(x, w, scale, shift):
+    """Sums of batch norm's gradient gathered by the kernels of the data gradients that follow."""
+    for _ in range(2):
+        x = F.conv2d(F.relu(F.batch_norm(x, None, None, scale, shift, training=True)), w, padding=w.shape[2] // 2)
+    return tw.gradients((x * x).mean(), [w, scale, shift])
+
+
 COMPOSED = {
     "batch norm": (_normalised, [(3, 24, 9, 11), (24, 24, 3, 3), (24,), (24,)]),
+    "batch norm between 3x3": (_between, [(3, 64, 14, 13), (64, 64, 3, 3), (64,), (64,)]),
+    "batch norm between 1x1": (_between, [(3, 40, 14, 13), (40, 40, 1, 1), (40,), (40,)]),
     "cross-entropy": (
         lambda x: tw.gradients(F.cross_entropy(x, tw.arange(70) % 11), [x])[0],
         [(70, 11)],

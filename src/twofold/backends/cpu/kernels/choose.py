@@ -105,17 +105,20 @@ def forward(
     return Choice("direct", kernel, packed, prepare)
 
 
-def parts(machine: Machine, conv: Conv, constant: bool = False, ldx: int = 0, dtype: DType = float32) -> int:
-    """How many parts an epilogue's Statistics of the forward kernel of the same arguments writes."""
-    machine = _fitted(machine, conv, conv.o)
+def parts(
+    machine: Machine, conv: Conv, constant: bool = False, ldx: int = 0, dtype: DType = float32, forward: bool = True
+) -> int:
+    """In how many parts an epilogue gathers sums, in the forward kernel of the same arguments or the data gradient."""
+    machine = _fitted(machine, conv, conv.o if forward else conv.c)
     if lanes.fits(machine, conv):
-        return lanes.parts(conv)
-    if scheme := winograd_scheme(machine, conv, constant, dtype=dtype):
-        return winograd_conv.plan_forward(machine, conv, scheme).parts
+        return lanes.parts(conv, forward)
+    if scheme := (winograd_scheme if forward else winograd_scheme_backward)(machine, conv, constant, dtype=dtype):
+        same = conv if forward else winograd_conv.reversed_conv(conv)
+        return winograd_conv.plan_forward(machine, same, scheme).parts
     if dtype is bfloat16:
-        work = halved(conv)
-        return direct.parts(machine, work, direct.packing(machine, work, pairs=True), (ldx or conv.c) // 2)
-    return direct.parts(machine, conv, direct.packing(machine, conv), ldx)
+        work, ldx = halved(conv, forward), (ldx or (conv.c if forward else conv.o)) // 2
+        return direct.parts(machine, work, direct.packing(machine, work, forward, pairs=True), ldx)
+    return direct.parts(machine, conv, direct.packing(machine, conv, forward), ldx)
 
 
 def data_gradient(

@@ -37,10 +37,7 @@ def data_gradient(
     machine: Machine, conv: Conv, packed: Packed, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0
 ) -> Kernel:
     """Kernel (x = output's gradient, w, y = input's gradient, ...epilogue); ``packed`` must be backward packing."""
-    ldx, ldy = ldx or conv.o, ldy or conv.c
-    passes = [Pass(conv.n, v, h, ldx, ldy) for v in gradient_axes(conv, 0) for h in gradient_axes(conv, 1)]
-    whole = flattened(machine, passes[0], packed) if is_pointwise(conv) else passes
-    return _build(machine, "conv_dx", whole, packed, epilogue, conv.flops)
+    return _build(machine, "conv_dx", _backward_passes(machine, conv, packed, ldx, ldy), packed, epilogue, conv.flops)
 
 
 def packing(machine: Machine, conv: Conv, forward: bool = True, pairs: bool = False) -> Packed:
@@ -56,8 +53,8 @@ def packing(machine: Machine, conv: Conv, forward: bool = True, pairs: bool = Fa
 
 
 def parts(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0) -> int:
-    """Parts that an epilogue's Statistics of the forward kernel writes."""
-    passes = _forward_passes(machine, conv, packed, ldx)
+    """Parts that an epilogue's sums are gathered in, by the forward kernel or the data gradient, whichever reads ``packed``."""
+    passes = (_forward_passes if packed.forward else _backward_passes)(machine, conv, packed, ldx)
     return sum(p.n * -(-p.v.outputs // row_block(machine, p, packed)) for p in passes)
 
 
@@ -65,6 +62,12 @@ def _forward_passes(machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy:
     v, h = forward_axes(conv)
     one = Pass(conv.n, v, h, ldx or conv.c, ldy or conv.o)
     return flattened(machine, one, packed) if is_pointwise(conv) else [one]
+
+
+def _backward_passes(machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int = 0) -> Sequence[Pass]:
+    ldx, ldy = ldx or conv.o, ldy or conv.c
+    passes = [Pass(conv.n, v, h, ldx, ldy) for v in gradient_axes(conv, 0) for h in gradient_axes(conv, 1)]
+    return flattened(machine, passes[0], packed) if is_pointwise(conv) else passes
 
 
 def _build(

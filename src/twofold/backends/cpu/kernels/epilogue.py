@@ -41,8 +41,10 @@ class Step:
     def begin(self, f: Function, part: Index, channel: Index, count: int) -> None:
         """Called for each column before the tiles of one part (rows of the output that one thread does in turn)."""
 
-    def finish(self, f: Function, part: Index, channel: Index, count: int, values: Sequence[Value]) -> None:
-        """Called with all results of a column of a tile."""
+    def finish(
+        self, f: Function, part: Index, sites: Sequence[Site], values: Sequence[Value], columns: list[Value]
+    ) -> None:
+        """Called with all results of a column of a tile, and what ``columns`` gave for it."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class Statistics(Step):
         for place in self._places(f, part, channel):
             f.vstore(const(f.vec(), 0.0), place, count)
 
-    def finish(self, f, part, channel, count, values):
+    def finish(self, f, part, sites, values, columns):
+        channel, count = sites[0].channel, sites[0].count
         places = self._places(f, part, channel)
         seen, shift, total, squares = (f.vload(place, count) for place in places)
         zero = const(f.vec(), 0.0)
@@ -191,5 +194,5 @@ def finish_column(
     for step in epilogue:
         columns = step.columns(f, channel, count)
         done = [step.apply(f, value, site, columns) for value, site in zip(done, sites)]
-        step.finish(f, part, channel, count, done)
+        step.finish(f, part, sites, done, columns)
     return done

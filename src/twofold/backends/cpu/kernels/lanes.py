@@ -94,9 +94,9 @@ def data_gradient(
     return _build(machine, "conv_lanes_dx", passes, conv, packed, epilogue)
 
 
-def parts(conv: Conv) -> int:
-    """Parts that an epilogue's Statistics of the forward kernel writes: the rows of the output."""
-    return conv.n * conv.oh
+def parts(conv: Conv, forward: bool = True) -> int:
+    """Parts that an epilogue's sums are gathered in: the rows of the output, or of all phases of the input's gradient."""
+    return conv.n * conv.oh if forward else conv.n * conv.h * len(gradient_axes(conv, 1))
 
 
 def _build(

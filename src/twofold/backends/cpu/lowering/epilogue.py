@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from twofold.backends.cpu.emit.body import Body
 from twofold.backends.cpu.kernels.epilogue import Site, Step
-from twofold.backends.cpu.llvm import Function, Index, Value
+from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.loops import Affine, Buffer, Expr, Var, acc, constant, load, var
 from twofold.backends.cpu.loops.expr import loads, rewrite_loads
 from twofold.backends.cpu.lowering.steps import Placed
@@ -49,6 +49,44 @@ class Formula(Step):
             body.vector_accumulators = True
             body.accumulators = [[x]]
             return body.spread(body.emit(self.value))
+
+
+@dataclass(frozen=True, eq=False)
+class Totals(Formula):
+    """Adds up the expression over the pixels of each part, for every channel: float32 ``[part][channel]``. Results stay as
+    they are. A part is written by one thread in a fixed order, and parts follow from the shape alone."""
+
+    @property
+    def params(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*super().params, self._sums)
+
+    @property
+    def _sums(self) -> str:
+        return f"{self.name}sums"
+
+    def apply(self, f: Function, x: Value, site: Site, columns: list[Value]) -> Value:
+        return x
+
+    def begin(self, f: Function, part: Index, channel: Index, count: int) -> None:
+        f.vstore(const(f.vec(), 0.0), self._place(f, part, channel), count)
+
+    def finish(
+        self, f: Function, part: Index, sites: Sequence[Site], values: Sequence[Value], columns: list[Value]
+    ) -> None:
+        terms = [super(Totals, self).apply(f, x, site, columns) for x, site in zip(values, sites)]
+        while len(terms) > 1:  # in pairs: a chain would wait for each addition
+            terms = [*map(f.fadd, terms[::2], terms[1::2]), *terms[len(terms) & ~1 :]]
+        place = self._place(f, part, sites[0].channel)
+        f.vstore(f.fadd(f.vload(place, sites[0].count), terms[0]), place, sites[0].count)
+
+    def _place(self, f: Function, part: Index, channel: Index) -> Value:
+        return f.gep(f.arg(self._sums), f.dot([(part, self.channel.extent), (channel, 1)]))
+
+
+def totals(value: Expr, variables: Sequence[Var], result: Placed, number: int = 0) -> Totals | None:
+    """The step that adds up ``value`` for every channel; as ``formula``."""
+    step = formula(value, variables, result, number)
+    return Totals(step.value, step.pixel, step.channel, step.buffers, step.name) if step is not None else None
 
 
 def formula(value: Expr, variables: Sequence[Var], result: Placed, number: int = 0) -> Formula | None:
@@ -117,4 +155,4 @@ def _flattened(a: Affine, outer: Sequence[Var], last: Var, pixel: Var, channel: 
     return var(pixel) * ld + var(channel) * step + a.const
 
 
-__all__ = ["Formula", "constant", "formula", "loads"]
+__all__ = ["Formula", "Totals", "constant", "formula", "loads", "totals"]

@@ -24,16 +24,18 @@ from twofold.backends.cpu.loops import (
     Nest,
     Store,
     Var,
+    acc,
     const,
     constant,
     in_range,
+    op,
     select,
     var,
     with_guard,
 )
-from twofold.backends.cpu.loops.expr import loads, work
+from twofold.backends.cpu.loops.expr import converted, loads, work
 from twofold.backends.cpu.lowering.concat import homes
-from twofold.backends.cpu.lowering.epilogue import formula
+from twofold.backends.cpu.lowering.epilogue import formula, totals
 from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, VIEWS
 from twofold.backends.cpu.lowering.steps import (
     At,
@@ -48,7 +50,7 @@ from twofold.backends.cpu.lowering.steps import (
 )
 from twofold.backends.cpu.lowering.views import pixel_distance, view
 from twofold.backends.cpu.program import Kernel
-from twofold.base.dtypes import DType, float32
+from twofold.base.dtypes import DType, float32, float64
 from twofold.base.errors import UnsupportedOpError
 from twofold.ir import Graph, Node, Spec, Value
 from twofold.ir.interpret import run_reference
@@ -80,8 +82,8 @@ class Pending:
 
     ``value`` is what the result is (None: nothing that has a name). ``steps`` are already its epilogue, ``extra`` the
     places of their parameters, ``aligned`` the buffers that they read just where they write. ``parts`` says how many parts
-    its epilogue's Statistics would have (None: it takes none), ``narrows`` whether it can store what its epilogue makes in
-    another dtype.
+    its epilogue's sums would have (None: it takes none), ``narrows`` whether it can store what its epilogue makes in
+    another dtype. ``sums`` are those that it gathers besides: their parts, where they go, and the nodes that ask for them.
     """
 
     target: Placed
@@ -93,6 +95,7 @@ class Pending:
     extra: list[tuple[Buffer, int]] = field(default_factory=list)
     aligned: frozenset[Buffer] = frozenset()
     narrows: bool = True
+    sums: list[tuple[Placed, Placed, list[Node]]] = field(default_factory=list)
 
 
 @dataclass
@@ -118,6 +121,7 @@ class Lowering:
         self.reads = self._count_reads()
         self.orders: dict[Value, tuple[int, ...]] = {}  # the order in memory that a value should have
         self.pending: dict[Buffer, list[Pending]] = {}
+        self.summed: dict[Buffer, Buffer] = {}  # sums that a kernel which waits gathers, and where its result will lie
         self.homes = homes(graph)
         self.filled: set[Placed] = set()  # slices of concatenations that are written
         self.moments: dict[Buffer, Moments] = {}
@@ -141,7 +145,7 @@ class Lowering:
     def _lower(self, node: Node) -> None:
         name = node.op.name
         if name in INLINE:
-            ats = [self.at(v) for v in node.inputs]
+            ats = [(self.again if name == "greater" else self.at)(v) for v in node.inputs]
             self.formula(node, node.outputs[0], lambda index: INLINE[name](node, ats, tuple(index)))
         elif name in NESTS:
             NESTS[name](self, node)
@@ -155,6 +159,16 @@ class Lowering:
         """A function from an index to the element there, reading memory or computing the formula."""
         placed = self.places.get(value)
         return placed.at if placed is not None else self.formulas[value]
+
+    def again(self, value: Value) -> At:
+        """``at``; but what ReLU left of a batch norm is computed once more from the image that was normalised, though it is
+        stored. This is for the mask of ReLU's gradient: batch norm's gradient, which follows, reads that image anyway."""
+        relu = value.producer
+        norm = relu.inputs[0].producer if relu is not None and relu.op.name == "relu" else None
+        if norm is None or norm.op.name != "batch_norm_train":
+            return self.at(value)
+        image = self.places.get(norm.inputs[0])
+        return self.formulas[value] if image is not None and image.order == CHANNELS_LAST else self.at(value)
 
     def formula(self, node: Node, out: Value, at: At) -> None:
         """An output given by a formula of one element; stored now if that pays."""
@@ -316,7 +330,7 @@ class Lowering:
     def flush(self, buffers: Sequence[Buffer]) -> None:
         """Emit kernels that are waiting, as they are."""
         for buffer in buffers:
-            for waiting in self.pending.pop(buffer, ()):
+            for waiting in self.pending.pop(self.summed.get(buffer, buffer), ()):
                 self._call(waiting)
 
     def _call(self, waiting: Pending) -> KernelStep:
@@ -325,6 +339,10 @@ class Lowering:
         waiting.emit(steps, waiting.target, waiting.extra, waiting.nodes)
         step: KernelStep = self.plan.steps[-1]
         step.aligned = waiting.aligned
+        step.written += [parts.buffer for parts, _, _ in waiting.sums]
+        for parts, target, nodes in waiting.sums:
+            self.summed.pop(target.buffer)
+            self._join(parts, target, nodes)
         return step
 
     def _wait(self, waiting: Pending) -> None:
@@ -357,6 +375,38 @@ class Lowering:
             self.pending[waiting.target.buffer] = later
         return parts
 
+    def total(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
+        """Let a kernel that waits add up ``value``, over an image's index, for every channel, if it can; it goes on
+        waiting. So batch norm's backward needs no pass over memory for its sums."""
+        read = {l.extra[0] for l in loads(value)}
+        for waiting in reversed([p for b, known in self.pending.items() if b in read for p in known]):
+            out = waiting.target
+            same = out.shape == tuple(v.extent for v in variables)
+            step = totals(value, variables, out, len(waiting.steps)) if same and waiting.parts is not None else None
+            if step is None or waiting.parts is None or value.dtype is not float32:
+                continue
+            self.flush(step.buffers)
+            if waiting not in self.pending.get(out.buffer, ()):
+                return False  # something that it would read came after it
+            parts = self.temporary(Spec((waiting.parts(), out.shape[1]), float32), "sums")
+            read_so = _aligned(value, out, [var(v) for v in variables])
+            waiting.steps += (step,)
+            waiting.extra += [*((b, 0) for b in step.buffers), (parts.buffer, 0)]
+            waiting.aligned = (waiting.aligned | read_so) - (set(step.buffers) - read_so)
+            waiting.nodes = [*waiting.nodes, *nodes]
+            waiting.sums.append((parts, target, nodes))
+            self.summed[target.buffer] = out.buffer
+            self.plan.notes.append(f"sum {nodes[0].outputs[0].spec} is gathered by the kernel that makes {out.shape}")
+            return True
+        return False
+
+    def _join(self, parts: Placed, target: Placed, nodes: list[Node]) -> None:
+        """The sums of all parts, added up in order."""
+        part, channel = (Var(d, name) for d, name in zip(parts.shape, "pc"))
+        value = converted(parts.at([var(part), var(channel)]), float64)
+        total = Accumulator(float64, const(float64, 0), op("add", float64, acc(0, float64), value), "add")
+        self.reduce([channel], [part], [total], [(target, converted(acc(0, float64), target.buffer.dtype))], nodes)
+
     def moments_of(self, buffer: Buffer, dtype: DType) -> Moments:
         """Where the means and variances of a concatenation's channels lie."""
         if buffer not in self.moments:
@@ -373,7 +423,7 @@ class Lowering:
             alone = waiting.value is not None and self.reads.get(waiting.value, 0) <= 1
             dtypes = (value.dtype, out.buffer.dtype)
             fits = dtypes[0] is dtypes[1] or (waiting.narrows and all(d.is_floating and d.bits <= 32 for d in dtypes))
-            if not _same_form(out, target) or not alone or not fits:
+            if not _same_form(out, target) or not alone or not fits or waiting.sums:
                 continue
             step = formula(value, variables, out, len(waiting.steps))
             if step is None:

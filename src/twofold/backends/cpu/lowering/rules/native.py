@@ -134,8 +134,8 @@ def _convolve(low: Lowering, node: Node, pick: Any) -> bool:
         places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
         low.kernel(choice.kernel, places, place.buffer, nodes)
 
-    parts = functools.partial(choose.parts, low.machine, shape, constant, ldx, dtype)
-    low.defer(node, target, emit, parts if pick is choose.forward else None)
+    parts = functools.partial(choose.parts, low.machine, shape, constant, ldx, dtype, pick is choose.forward)
+    low.defer(node, target, emit, parts)
     return True
 
 
