@@ -96,3 +96,9 @@ def test_epilogue_sees_every_result_once(conv):
     mean, variance = moments(stats)
     assert error(mean, expected.mean((0, 1, 2))) < 1e-5
     assert error(variance, expected.var((0, 1, 2))) < 1e-5
+
+
+def test_an_epilogue_names_each_array_once_that_it_reads_or_writes_along_with_the_results():
+    twice = (ep.Bias(), ep.Residual(40), ep.Relu(), ep.Residual(40), ep.Residual(48, "other"), ep.Statistics(24))
+    found = [(s.param, s.pitch, s.written) for s in ep.streams(twice, 32)]
+    assert found == [("residual", 40, False), ("other", 48, False), ("y", 32, True)]

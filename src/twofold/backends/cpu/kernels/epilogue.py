@@ -25,10 +25,32 @@ class Site:
     count: int  # lanes in use
 
 
+@dataclass(frozen=True)
+class Stream:
+    """An array that is read or written along with the results, ``pitch`` elements from pixel to pixel. Where two steps read
+    the same, their ``key`` is equal."""
+
+    param: str
+    pitch: int
+    key: object
+    first: int = 0
+    element: str = "float"
+    written: bool = False
+
+    def fetch(self, f: Function, pixel: Index, channel: Index) -> None:
+        """Prefetch into L2 the line of a pixel and channel."""
+        place = f.add(f.add(f.mul(pixel, self.pitch), channel), self.first)
+        f.prefetch(f.gep(f.arg(self.param), place, self.element), 2, write=self.written)
+
+
 class Step:
     """One step; the default does nothing."""
 
     params: tuple[str, ...] = ()  # pointer parameters it adds to the kernel
+
+    def streams(self) -> list[Stream]:
+        """What it reads for every pixel and channel."""
+        return []
 
     def columns(self, f: Function, channel: Index, count: int) -> list[Value]:
         """Values shared by the pixels of a column, such as a vector of biases."""
@@ -87,6 +109,9 @@ class Residual(Step):
     @property
     def params(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.name,)
+
+    def streams(self) -> list[Stream]:
+        return [Stream(self.name, self.ld, self.name)]
 
     def apply(self, f, x, site, columns):
         place = f.gep(f.arg(self.name), f.add(f.mul(site.pixel, self.ld), site.channel))
@@ -183,6 +208,12 @@ def element(epilogue: Epilogue) -> str:
 def params_of(epilogue: Epilogue) -> tuple[str, ...]:
     """The pointer parameters of all steps, in order."""
     return tuple(name for step in epilogue for name in step.params)
+
+
+def streams(epilogue: Epilogue, ldy: int) -> list[Stream]:
+    """What a kernel with this epilogue reads along with its results, each array once, and what it writes."""
+    found = {stream.key: stream for step in epilogue for stream in step.streams()}
+    return [*found.values(), Stream("y", ldy, "y", element=element(epilogue), written=True)]
 
 
 def finish_column(

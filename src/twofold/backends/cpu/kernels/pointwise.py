@@ -4,8 +4,9 @@ SCHEDULE
     Within a unit the inputs are cut into blocks of at most 256, so that a block's weights (16 KB on AVX2) stay in L1 while
     all tiles of the unit pass by; in between the sums rest in a scratch of the thread's own. Without blocks every tile
     fetches all of its weights from L2 again, which held 1x1 layers to 60-80 % of the peak on two threads.
-    On the way two things are prefetched, a line or less with every step of the loop, so that both are there when their
-    turn comes: the weights that lie behind (the next block's), into L1, and the pixels of the next unit, into L2.
+    On the way three things are prefetched, few lines with every step of the loop, so that they are there when their turn
+    comes: the weights that lie behind (the next block's), into L1; the pixels of the next unit, and what the tile's epilogue
+    will read and write, into L2.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import partition
 from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, blocks, runs, split
 from twofold.backends.cpu.kernels.sweep import UNITS, Sweep, row_block
-from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, most_pixels, zeros
+from twofold.backends.cpu.kernels.tile import LINE, Operands, Tile, accumulate, most_pixels, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -145,6 +146,8 @@ class Pointwise(Sweep):
         w = f.gep(self.w, f.mul(f.add(first, self._tap_offset()), self.width))
         ops = Operands(x, w, 1, one.h.step * one.ldx, self.width, (lanes,) * vectors, pairs=self.packed.pairs)
         ahead = self._ahead(w, part, steps, done, size)
+        if final:
+            ahead = self._and_streams(ahead, at, size, steps)
         tile = accumulate(f, tile, ops, steps, range(size), UNROLL, ahead)
         if final:
             self._store(tile, at, size)
@@ -177,5 +180,25 @@ class Pointwise(Sweep):
         def fetch(step: Index) -> None:
             for place, rate, level in wanted:
                 f.prefetch(f.gep(place, f.mul(step, max(1, -(-size * rate // steps))), "i8"), level)
+
+        return fetch
+
+    def _and_streams(
+        self, ahead: Callable[[Index], None], at: Index, size: int, steps: int
+    ) -> Callable[[Index], None]:
+        """``ahead``, and what this tile's end reads and writes: an even share of the lines in every round."""
+        f, one = self.f, self.one
+        lines, streams = -(-self.width // LINE), ep.streams(self.epilogue, one.ldy)
+        share = -(-size * lines // max(1, steps // UNROLL))
+        first = f.add(self.pixel, f.mul(at, one.h.out_step))
+
+        def fetch(step: Index) -> None:
+            ahead(step)
+            for k in range(share):
+                number = f.add(f.mul(f.div(step, UNROLL), share), k)
+                pixel = f.add(first, f.mul(f.div(number, lines), one.h.out_step))
+                channel = f.add(self.channel, f.mul(f.rem(number, lines), LINE))
+                for stream in streams:
+                    stream.fetch(f, pixel, channel)
 
         return fetch

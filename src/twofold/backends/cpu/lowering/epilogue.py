@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofold.backends.cpu.emit.body import Body
-from twofold.backends.cpu.kernels.epilogue import Site, Step
+from twofold.backends.cpu.kernels.epilogue import Site, Step, Stream
 from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.llvm.types import memory_type
 from twofold.backends.cpu.loops import Affine, Buffer, Expr, Var, acc, constant, load, var
 from twofold.backends.cpu.loops.expr import loads, rewrite_loads
 from twofold.backends.cpu.lowering.steps import Placed
@@ -31,6 +32,14 @@ class Formula(Step):
     @property
     def params(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(f"{self.name}{i}" for i in range(len(self.buffers)))
+
+    def streams(self) -> list[Stream]:
+        names, found = dict(zip(self.buffers, self.params)), []
+        for l in loads(self.value):
+            buffer, address = l.extra
+            if (pitch := address.coefficient(self.pixel)) and address.coefficient(self.channel):
+                found.append(Stream(names[buffer], pitch, (buffer, address.const), address.const, memory_type(buffer.dtype)))
+        return found
 
     def columns(self, f: Function, channel: Index, count: int) -> list[Value]:
         """A fresh body, with what depends on the channel alone computed."""
