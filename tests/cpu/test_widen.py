@@ -9,7 +9,8 @@ import pytest
 import twofold as tw
 from twofold import nn
 from twofold.backends.cpu.backend import CpuProgram
-from twofold.backends.cpu.lowering import KernelStep, lower
+from twofold.backends.cpu.lowering.lower import lower
+from twofold.backends.cpu.lowering.steps import KernelStep
 from twofold.backends.cpu.lowering.widen import widened
 from twofold.backends.cpu.machine import AVX512, AVX512_BF16
 from twofold.ir.interpret import run_reference
