@@ -59,6 +59,9 @@ def kernels(machine: Machine):
             yield winograd.transform_weights(machine, back, True, scheme), [back.size, v]
             yield winograd_conv.forward(machine, conv, fwd, EPILOGUE, scheme=scheme), [x, u, y, conv.o]
             yield winograd_conv.data_gradient(machine, conv, back, scheme=scheme), [y, v, x]
+            if scheme is winograd.F4:
+                yield winograd_conv.forward(machine, conv, fwd, EPILOGUE, inside=True), [x, fwd.size, y, conv.o]
+                yield winograd_conv.data_gradient(machine, conv, back, inside=True), [y, back.size, x]
         if winograd.fits(conv, winograd.F4):
             yield winograd_wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
     for many in (

@@ -74,6 +74,31 @@ def test_forward_and_data_gradient(conv, scheme):
     assert all(np.array_equal(a, b) for a, b in zip(*results))
 
 
+INSIDE = [
+    Conv(1, 7, 7, 64, 72, 3, 3, pad=ONE),
+    Conv(2, 6, 9, 96, 24, 3, 3),
+    Conv(1, 14, 14, 48, 96, 3, 3, pad=ONE),
+    Conv(3, 5, 5, 5, 13, 3, 3, pad=ONE),
+]
+
+
+@pytest.mark.parametrize("conv", INSIDE, ids=str)
+def test_weights_transformed_inside_give_the_same_bits(conv):
+    x, dy = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.n, conv.oh, conv.ow, conv.o), 2)
+    w = normal((conv.o, conv.c, 3, 3), 1)
+    packed, backward = direct.packing(HOST, conv), direct.packing(HOST, conv, forward=False)
+    assert winograd_conv.plan_forward(HOST, conv).staged
+    expected = unset(dy.shape), unset(x.shape)
+    run(winograd_conv.forward(HOST, conv, packed), [x, transformed(conv, w, packed), expected[0]])
+    run(winograd_conv.data_gradient(HOST, conv, backward), [dy, transformed(conv, w, backward, True), expected[1]])
+    for threads in (1, 3):
+        y, dx = unset(dy.shape), unset(x.shape)
+        run(winograd_conv.forward(HOST, conv, packed, inside=True), [x, pack(conv, w, packed), y], threads)
+        run(winograd_conv.data_gradient(HOST, conv, backward, inside=True), [dy, pack(conv, w, backward), dx], threads)
+        np.testing.assert_array_equal(y, expected[0])
+        np.testing.assert_array_equal(dx, expected[1])
+
+
 @pytest.mark.parametrize("conv", CASES, ids=str)
 def test_weight_gradient(conv):
     x, dy = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.n, conv.oh, conv.ow, conv.o), 2)

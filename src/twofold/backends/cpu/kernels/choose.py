@@ -20,7 +20,7 @@ from twofold.backends.cpu.kernels.epilogue import Epilogue
 from twofold.backends.cpu.kernels.shapes import Conv, halved, split
 from twofold.backends.cpu.kernels.tile import most_pixels, step_cycles
 from twofold.backends.cpu.kernels.weights import Packed, Plain
-from twofold.backends.cpu.machine import Machine
+from twofold.backends.cpu.machine import Machine, num_threads
 from twofold.backends.cpu.program import Kernel
 from twofold.base import flags
 from twofold.base.dtypes import DType, bfloat16, float32
@@ -32,6 +32,9 @@ Source = Packed | Plain
 # is waiting for L2), and bytes a core reads per cycle from L3 and from memory, and writes; measured on Zen 3.
 _TRANSFORM = 300.0 / winograd.F4.points
 _WEIGHT_TRANSFORM = 110.0 / winograd.F4.points
+_HUGE = 4  # times L3: transformed weights that are made anew at every call though they are constant
+_LEAN = 0.85  # and these may take a sixth longer than the best, for half the memory or a quarter
+_INSIDE = 190.0 / winograd.F4.points  # the same into L2, on the way; measured on Zen 4
 _STREAM = 8.0
 _FETCH = 3.5
 _WRITE = 3.0
@@ -99,8 +102,9 @@ def forward(
         kernel = lanes.forward(machine, conv, packed, epilogue, ldx, ldy)
         return Choice("lanes", kernel, packed, prepare)
     if scheme:
-        kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype)
-        return Choice("winograd", kernel, packed, (*prepare, _transformed(machine, packed, False, scheme)))
+        inside = _inside(machine, conv, packed, constant, scheme)
+        kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype, inside)
+        return Choice("winograd", kernel, packed, prepare + _transformed(machine, packed, False, scheme, inside))
     kernel = direct.forward(machine, conv, packed, epilogue, ldx, ldy)
     return Choice("direct", kernel, packed, prepare)
 
@@ -148,8 +152,9 @@ def data_gradient(
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)
     if scheme:
-        kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype)
-        return Choice("winograd", kernel, packed, (*prepare, _transformed(machine, packed, True, scheme)))
+        inside = _inside(machine, winograd_conv.reversed_conv(conv), packed, constant, scheme)
+        kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype, inside)
+        return Choice("winograd", kernel, packed, prepare + _transformed(machine, packed, True, scheme, inside))
     return Choice("direct", direct.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
 
 
@@ -227,13 +232,27 @@ def winograd_cycles(machine: Machine, conv: Conv, constant: bool, scheme: winogr
     rounds = 1 if plan.staged else sum(blocks for _, blocks, _ in plan.sizes)
     size = 4 * winograd.weights_size(packed, scheme)
     read = max(rounds * size / _STREAM if size > machine.l2 // 2 else 0.0, size / _FETCH)
+    if _inside(machine, conv, packed, constant, scheme):
+        products += columns[1] * conv.c * scheme.points * _INSIDE
+        return (max(products, 4 * packed.size / _FETCH) + transforms) * (_LEAN if constant else 1.0)
     written = 0.0 if constant else columns[1] * conv.c * scheme.points * _WEIGHT_TRANSFORM + size / _WRITE
     return max(products, read) + transforms + written
 
 
-def _transformed(machine: Machine, packed: Packed, flip: bool, scheme: winograd.Scheme) -> Prepare:
-    kernel = winograd.transform_weights(machine, packed, flip, scheme)
-    return Prepare(kernel, winograd.weights_size(packed, scheme))
+def _inside(machine: Machine, conv: Conv, packed: Packed, constant: bool, scheme: winograd.Scheme) -> bool:
+    """Whether the kernel that computes this forward convolution transforms its weights on the way: those that change at every
+    call where L3 does not keep them until they are read, constant ones only where it keeps little of them, so that reading
+    a quarter of the bytes makes up for the work (and they are not kept four times as large)."""
+    large = 4 * winograd.weights_size(packed, scheme) > (_HUGE if constant else 1) * machine.l3
+    return large and winograd_conv.stretch(machine, conv, packed, scheme, num_threads()) > 0
+
+
+def _transformed(
+    machine: Machine, packed: Packed, flip: bool, scheme: winograd.Scheme, inside: bool
+) -> tuple[Prepare, ...]:
+    if inside:
+        return ()
+    return (Prepare(winograd.transform_weights(machine, packed, flip, scheme), winograd.weights_size(packed, scheme)),)
 
 
 def _repack(machine: Machine, conv: Conv, source: Source | None, packed: Packed) -> tuple[Prepare, ...]:

@@ -217,17 +217,33 @@ def _transform_weights(f: Function, packed: Packed, flip: bool, stream: bool, sc
             source = f.gep(f.arg("w"), f.add(packed.panel(f, 0, block), f.mul(row, width)))
             target = f.gep(f.arg("u"), f.dot([(block, packed.ins * packed.block), (row, width)]))
             base, step = (parked, rows * width) if parked else (target, panel_size(packed))
-            with f.loop(0, rows * width, lanes) as piece:
-                taps = [f.vload(f.gep(source, f.add(piece.index, t * packed.ins * width))) for t in range(packed.taps)]
-                taps = taps[::-1] if flip else taps
-                grid = apply2(f, scheme.g, [taps[at : at + packed.kw] for at in range(0, packed.taps, packed.kw)])
-                for point, value in enumerate(value for line in grid for value in line):
-                    f.vstore(value, f.gep(base, f.add(piece.index, point * step)))
+            emit_weights(f, packed, flip, scheme, source, rows, width, base, step)
             if parked:
                 with f.loop(0, scheme.points) as matrix:
                     line = f.gep(target, f.mul(matrix.index, panel_size(packed)))
                     for at in range(0, rows * width, lanes):
                         f.stream(f.vload(f.gep(parked, f.add(f.mul(matrix.index, step), at))), f.gep(line, at))
+
+
+def emit_weights(
+    f: Function,
+    packed: Packed,
+    flip: bool,
+    scheme: Scheme,
+    source: Value,
+    rows: int,
+    width: int,
+    target: Value,
+    step: int,
+) -> None:
+    """``target[point] = (G g G')[point]`` for ``rows`` inputs of a block of ``width`` outputs, the points ``step`` elements
+    apart."""
+    with f.loop(0, rows * width, f.machine.lanes) as piece:
+        taps = [f.vload(f.gep(source, f.add(piece.index, t * packed.ins * width))) for t in range(packed.taps)]
+        taps = taps[::-1] if flip else taps
+        grid = apply2(f, scheme.g, [taps[at : at + packed.kw] for at in range(0, packed.taps, packed.kw)])
+        for point, value in enumerate(value for line in grid for value in line):
+            f.vstore(value, f.gep(target, f.add(piece.index, point * step)))
 
 
 class TileGrid:

@@ -9,6 +9,8 @@ SCHEDULE
     A row of v has 16 elements more than its channels, so that the rows of a tile fall into different cache sets. The
     panel of weights that is next is prefetched into L2 while one is used, an equal piece with every run of tiles: all of it
     with the first run would come faster than memory gives it.
+    *inside* (staged, F(4x4)): plain weights come in, a quarter of the bytes. A thread takes whole blocks of outputs and goes
+    through their inputs in stretches: it transforms the weights of one into L2, multiplies, and adds to m.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import winograd as wg
+from twofold.backends.cpu.kernels.partition import idle
 from twofold.backends.cpu.kernels.shapes import Conv, blocks, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, accumulate, most_pixels, zeros
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.llvm import Function, Index, Value
+from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 from twofold.base.dtypes import DType, float32
 
 STAGED_BELOW = 8  # blocks: with fewer, threads would stand idle or read all the weights for little
 FEW_BLOCKS = 32  # with more, one block does not matter
+UNEVEN = 0.06  # more than an even share, of the thread with most blocks
+SHORTEST = 16  # inputs of a stretch: with fewer, sums would go to memory and back too often
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ def forward(
     ldy: int = 0,
     scheme: wg.Scheme = wg.F4,
     dtype: DType = float32,
+    inside: bool = False,
 ) -> Kernel:
-    """Kernel (x, u, y, ...epilogue, workspace or scratch): x of ``dtype``, ``u`` from ``transform_weights`` of the same
-    scheme."""
+    """Kernel (x, u, y, ...epilogue, workspace, scratch): x of ``dtype``, ``u`` from ``transform_weights`` of the same scheme;
+    with ``inside`` (see ``stretch``) packed weights."""
     plan = plan_forward(machine, conv, scheme)
     ends = ldx or conv.c, ldy or conv.o, dtype
-    return _Builder(machine, "winograd", plan, conv, packed, epilogue, *ends).kernel(conv.flops)
+    return _Builder(machine, "winograd", plan, conv, packed, epilogue, *ends, inside).kernel(conv.flops)
 
 
 def data_gradient(
@@ -73,14 +79,15 @@ def data_gradient(
     ldy: int = 0,
     scheme: wg.Scheme = wg.F4,
     dtype: DType = float32,
+    inside: bool = False,
 ) -> Kernel:
-    """Kernel (dy, u, dx, ...epilogue, workspace or scratch) named (x, u, y, ...); ``u`` is flipped, from backward
-    packing.
+    """Kernel (dy, u, dx, ...epilogue, workspace, scratch) named (x, u, y, ...); ``u`` is flipped, from backward packing, or
+    that itself if ``inside``.
     """
     back = reversed_conv(conv)
     plan = plan_forward(machine, back, scheme)
     ends = ldx or conv.o, ldy or conv.c, dtype
-    return _Builder(machine, "winograd_dx", plan, back, packed, epilogue, *ends).kernel(conv.flops)
+    return _Builder(machine, "winograd_dx", plan, back, packed, epilogue, *ends, inside, True).kernel(conv.flops)
 
 
 def reversed_conv(conv: Conv) -> Conv:
@@ -88,6 +95,24 @@ def reversed_conv(conv: Conv) -> Conv:
     (top, bottom), (left, right) = conv.pad
     v, h = conv.kh - 1, conv.kw - 1
     return Conv(conv.n, conv.oh, conv.ow, conv.o, conv.c, conv.kh, conv.kw, pad=((v - top, v - bottom), (h - left, h - right)))
+
+
+def stretch(machine: Machine, conv: Conv, packed: Packed, scheme: wg.Scheme, threads: int) -> int:
+    """Inputs whose weights a thread transforms at a time, where kernels do that *inside*: if tiles are few, so that all the
+    transformed weights would be read for little, and each of ``threads`` has blocks of outputs of its own. Else 0."""
+    if scheme is not wg.F4 or 4 * wg.weights_size(packed, scheme) <= machine.l2:
+        return 0
+    if not plan_forward(machine, conv, scheme).staged:
+        return 0
+    if idle([(count, outs) for _, count, outs in packed.kinds()], threads) > UNEVEN:
+        return 0
+    rows = _stretch(machine, packed)
+    return rows if rows >= SHORTEST else 0
+
+
+def _stretch(machine: Machine, packed: Packed) -> int:
+    most = 3 * machine.l2 // 8 // (4 * wg.F4.points * packed.block)
+    return max(rows for rows in range(1, packed.ins + 1) if packed.ins % rows == 0 and rows <= max(1, most))
 
 
 def plan_forward(machine: Machine, conv: Conv, scheme: wg.Scheme = wg.F4) -> Plan:
@@ -120,13 +145,16 @@ class _Builder:
         ldx: int,
         ldy: int,
         dtype: DType,
+        inside: bool = False,
+        flip: bool = False,
     ):
-        self.dtype = dtype
+        self.dtype, self.inside, self.flip = dtype, inside, flip
         self.machine, self.plan, self.conv, self.packed = machine, plan, conv, packed
         self.scheme = plan.grid.scheme
         self.epilogue, self.ldx, self.ldy, self.lanes = epilogue, ldx, ldy, machine.lanes
         self.memory = "workspace" if plan.staged else "scratch"
-        self.k = KernelBuilder(machine, name, ["x", "u", "y", *ep.params_of(epilogue), self.memory])
+        own = ["scratch"] * inside
+        self.k = KernelBuilder(machine, name, ["x", "u", "y", *ep.params_of(epilogue), self.memory, *own])
         self.f: Function = self.k.f
         self.v_pitch = -(-conv.c // 16) * 16 + 16
         self.m_pitch = packed.whole * packed.block + packed.rest_width + 16
@@ -138,9 +166,9 @@ class _Builder:
         if plan.staged:
             self._place(f.arg("workspace"))
             self._stages(0, plan.grid.count, 0)
-            return self.k.finish(
-                flops=flops, workspace=self.bytes, note=f"Winograd {self.scheme}, staged, {plan.grid.count} tiles"
-            )
+            scratch = 4 * self.scheme.points * self._apart() if self.inside else 0
+            note = f"Winograd {self.scheme}, {'weights inside' if self.inside else 'staged'}, {plan.grid.count} tiles"
+            return self.k.finish(flops=flops, workspace=self.bytes, scratch=scratch, note=note)
         self._place(f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.bytes), "i8"))
         part = 0
         low, high = f.share(plan.parts, f.arg("tid"), f.arg("n"))
@@ -164,7 +192,10 @@ class _Builder:
         self._transform_input(first, tiles)
         if self.plan.staged:
             self.k.barrier()
-        self._products(tiles)
+        if self.inside:
+            self._products_inside(tiles)
+        else:
+            self._products(tiles)
         if self.plan.staged:
             self.k.barrier()
         self._transform_output(first, tiles, part)
@@ -210,10 +241,67 @@ class _Builder:
                         )
                     passed += many
 
-    def _product(self, v: Value, u: Value, m: Value, size: int, width: int, ahead: tuple[Value, int]) -> None:
-        f, vectors, ins = self.f, width // self.lanes, self.packed.ins
+    def _apart(self) -> int:
+        """Elements from a point's transformed weights of a stretch to the next's."""
+        return wg.apart(_stretch(self.machine, self.packed) * self.packed.block)
+
+    def _products_inside(self, tiles: int) -> None:
+        f, packed, scheme = self.f, self.packed, self.scheme
+        rows = _stretch(self.machine, packed)
+        own = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), 4 * scheme.points * self._apart()), "i8")
+        between = wg.apart(tiles * self.m_pitch)
+        for first, count, outs in packed.kinds():
+            vectors = -(-outs // self.lanes)
+            width = vectors * self.lanes
+            cuts = split(tiles, most_pixels(self.machine, vectors))
+            # four points read as much of the next stretch as one tap has of it, a quarter each
+            quarter = rows * width * packed.taps // scheme.points
+            piece = -(-quarter // (rows * len(cuts)))
+            with f.loop(*self._share(count)) as unit:
+                block = f.add(unit.index, first)
+                w = f.gep(f.arg("u"), packed.panel(f, 0, block))
+                results = f.gep(self.m, f.mul(block, packed.block))
+                self._clear(results, tiles, vectors)
+                with f.loop(0, packed.ins, rows) as part:
+                    source = f.gep(w, f.mul(part.index, width))
+                    wg.emit_weights(f, packed, self.flip, scheme, source, rows, width, own, wg.apart(rows * width))
+                    following = f.gep(source, rows * width)
+                    with f.loop(0, scheme.points) as point:
+                        tap, share = f.divmod_chain(point.index, [packed.taps, scheme.points // packed.taps])
+                        ahead = f.gep(following, f.dot([(tap, packed.ins * width), (share, quarter)]))
+                        u = f.gep(own, f.mul(point.index, wg.apart(rows * width)))
+                        v = f.gep(self.v, f.add(f.mul(point.index, wg.apart(tiles * self.v_pitch)), part.index))
+                        m, passed = f.gep(results, f.mul(point.index, between)), 0
+                        for at, many, size in runs(cuts):
+                            with f.loop(0, many) as run:
+                                row = f.add(f.mul(run.index, size), at)
+                                near = f.gep(ahead, f.mul(f.add(run.index, passed), rows * piece))
+                                places = f.gep(v, f.mul(row, self.v_pitch)), u, f.gep(m, f.mul(row, self.m_pitch))
+                                self._product(*places, size, width, (near, piece), rows)
+                            passed += many
+
+    def _clear(self, m: Value, tiles: int, vectors: int) -> None:
+        f = self.f
+        with f.loop(0, self.scheme.points) as point, f.loop(0, tiles) as tile:
+            place = f.dot([(point.index, wg.apart(tiles * self.m_pitch)), (tile.index, self.m_pitch)])
+            for j in range(vectors):
+                f.vstore(const(f.vec(), 0.0), f.gep(m, f.add(place, j * self.lanes)))
+
+    def _product(
+        self, v: Value, u: Value, m: Value, size: int, width: int, ahead: tuple[Value, int], rows: int = 0
+    ) -> None:
+        """``m = v @ u``; with ``rows`` of them ``m += v @ u``."""
+        f, vectors = self.f, width // self.lanes
         ops = Operands(v, u, 1, self.v_pitch, width, (self.lanes,) * vectors, ahead=ahead)
-        tile = accumulate(f, zeros(f, size, vectors), ops, ins, range(size), 2)
+        at = lambda p, j: f.gep(m, p * self.m_pitch + j * self.lanes)
+        start = [[f.vload(at(p, j)) for j in range(vectors)] for p in range(size)] if rows else zeros(f, size, vectors)
+
+        def fetch(step: Index) -> None:
+            """Of the next tiles: their stretches are too short for the core to see them come."""
+            row, column = f.divmod_chain(f.mul(step, size), [size, rows])
+            f.prefetch(f.gep(v, f.add(f.mul(f.add(row, size), self.v_pitch), column)))
+
+        tile = accumulate(f, start, ops, rows or self.packed.ins, range(size), 2, fetch if rows else None)
         for p, row in enumerate(tile):
             for j, value in enumerate(row):
                 f.vstore(value, f.gep(m, p * self.m_pitch + j * self.lanes))
