@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import twofold as tw
-from twofold.backends.cpu import batches, profile
+from twofold.backends.cpu import apart, batches, profile, room
 from twofold.backends.cpu.backend import CpuProgram
 from twofold.backends.cpu.batches import stages
 from twofold.backends.cpu.staged import StagedProgram
@@ -96,6 +96,88 @@ def test_where_images_meet_late_the_rest_is_done_with_all(name, monkeypatch):
     program = in_stages(graph, monkeypatch, lambda k: 1)
     assert program is not None and [stage.images for stage, _ in program.stages] == [1, BATCH]
     check(graph, program)
+
+
+@pytest.mark.parametrize("images", [(1, 6, 6), (1, 2, 6), (2, 2, 6), (1, 1, 3), (3, 3, 3)], ids=str)
+def test_what_goes_out_may_also_go_on(images, monkeypatch):
+    def f(x):
+        first = tw.nn.functional.max_pool2d(tw.nn.functional.relu(conv(x)), 4)
+        second = conv(first[:, :3])
+        return first, second, conv(second[:, 1:4]) + first, first
+
+    graph = graph_of(f)
+    program = in_stages(graph, monkeypatch, lambda k: images[max(k - 1, 0)])
+    assert [stage.images for stage, _ in program.stages] == sorted({*images})
+    check(graph, program)
+
+
+def random_network(rng):
+    """A function of images that grows by random layers; some mix the images."""
+    weights = [tw.tensor(rng.normal(size=(int(rng.integers(1, 9)), 9, 3, 3)).astype(np.float32) / 8) for _ in range(8)]
+    choices = [[int(n) for n in rng.integers(0, 1 << 30, 3)] for _ in range(int(rng.integers(4, 14)))]
+    F = tw.nn.functional
+
+    def step(values, kind, a, b):
+        x = values[a % len(values)]
+        alike = [v for v in values if v.shape == x.shape]
+        beside = [v for v in values if v.shape[2:] == x.shape[2:]]
+        other, near = alike[b % len(alike)], beside[b % len(beside)]
+        return [
+            lambda: F.conv2d(x, weights[b % 8][:, : x.shape[1]], padding=1, stride=1 + b % 2),
+            lambda: F.conv2d(x, weights[b % 8][:, : x.shape[1]], padding=1),
+            lambda: F.max_pool2d(x, 2, ceil_mode=True) if x.shape[2] > 1 else F.relu(x),
+            lambda: F.relu(x),
+            lambda: x + other,
+            lambda: tw.concat([x, near], axis=1)[:, :9],
+            lambda: x[:, : 1 + b % x.shape[1]],
+            lambda: x * x.mean(axis=(2, 3), keepdims=True),
+            lambda: tw.flip(x, axis=(3,)),
+            lambda: tw.flip(x, axis=(0,)) if b % 4 == 0 else F.relu(x),
+            lambda: x - x.mean(axis=(0, 2), keepdims=True) if b % 4 == 0 else x * 2,
+        ][kind % 11]()
+
+    def network(x):
+        values = [x, F.conv2d(x, weights[0][:, :3], padding=1)]
+        for choice in choices:
+            values.append(step(values, *choice))
+        return values[-1], values[1 + choices[0][1] % (len(values) - 1)], values[-2]
+
+    return network
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_networks_cut_at_random(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    graph = graph_of(random_network(rng))
+    images = sorted(int(n) for n in rng.choice([1, 2, 3, 6], 12))
+    monkeypatch.setattr(batches, "_maps", lambda node: 1 << 40)  # however large the outputs are
+    program = in_stages(graph, monkeypatch, lambda k: images[k % 12] if k < 12 else 6)
+    if program is not None:
+        check(graph, program)
+    else:
+        assert images[0] == 6 or any(v in graph.inputs for v in graph.outputs)
+
+
+def test_a_stage_made_elsewhere_is_not_cut_again(monkeypatch):
+    monkeypatch.setattr(batches, "_together", lambda heavy, *_: {n: 1 if k < len(heavy) // 2 else 2 for k, n in enumerate(heavy)})
+    monkeypatch.setattr(apart._State, "vain", False)
+    model = tw.zoo.create("squeezenet1_1", num_classes=3).eval()
+    x = tw.tensor(RNG.normal(size=(2, 3, 33, 33)).astype(np.float32))
+    made = []
+    real = apart.make
+    monkeypatch.setattr(apart, "make", lambda graph: made.append(real(graph)) or made[-1])
+    with tw.no_grad():
+        compiled = tw.compile(model)
+        np.testing.assert_allclose(compiled(x).numpy(), model(x).numpy(), rtol=1e-4, atol=1e-4)
+    assert len(made) == 2 and not apart._State.vain
+
+
+def test_memory_is_asked_for_before_the_first_stage(staged_resnet, monkeypatch):
+    _, inference = staged_resnet
+    monkeypatch.setattr(room, "SMALL", 0)
+    monkeypatch.setattr(room, "available", lambda: 300_000)
+    with pytest.raises(tw.OutOfMemoryError, match=r"planned for a batch of 8, .* fit"):
+        inference(tw.zeros((8, 3, 32, 32)))
 
 
 @pytest.mark.parametrize("name", EARLY)

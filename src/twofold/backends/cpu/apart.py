@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 from twofold.backends.cpu import cache
+from twofold.backends.cpu.batches import HEAVY
 from twofold.ir import Graph
 from twofold.ir.text import parse_graph, print_graph
 
-HEAVY = frozenset(("conv", "matmul", "pool"))  # kinds of ops with kernels that take LLVM longest
-LARGE = 20  # such ops of a graph from which on it is always worth half a second to start an interpreter
+LARGE = 20  # heavy ops of a graph from which on it is always worth half a second to start an interpreter
 FEW = 3  # smaller graphs for which one is started, as long as this process has no LLVM
 
 _START = "import sys; sys.path[:] = sys.argv[1:]; from twofold.backends.cpu import apart; apart.main()"
@@ -81,5 +81,5 @@ def main() -> None:
     gc.disable()  # it does not live long
     team.runtime_object()  # whoever links the program looks for it among objects made as usual
     jit.leave_out_strength_reduction()
-    BACKEND.remembered(parse_graph(sys.stdin.read()), optimise, BACKEND.devices()[0])
+    BACKEND.whole(parse_graph(sys.stdin.read()), optimise)
     os._exit(0)  # nobody needs what it holds taken down piece by piece

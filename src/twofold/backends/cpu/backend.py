@@ -192,11 +192,11 @@ class CpuBackend(HostBackend):
 
         found = batches.stages(graph, *rooms(num_threads()))
         if not found:
-            return self._remembered(graph, passes)
-        return StagedProgram(graph, found, [self._remembered(stage.graph, passes)[0] for stage in found]), graph
+            return self.whole(graph, passes)
+        return StagedProgram(graph, found, [self.whole(stage.graph, passes)[0] for stage in found]), graph
 
-    def _remembered(self, graph: Graph, passes: Callable[[Graph], Graph]) -> tuple[CpuProgram, Graph]:
-        """A program in one piece."""
+    def whole(self, graph: Graph, passes: Callable[[Graph], Graph]) -> tuple[CpuProgram, Graph]:
+        """A program in one piece, from disk or for it."""
         from twofold.backends.cpu import apart, remember
         from twofold.backends.cpu.machine import num_threads
 

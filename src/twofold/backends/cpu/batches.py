@@ -19,7 +19,7 @@ from twofold.ir import Graph, Node, Spec, Value
 from twofold.ir.rewrite import Rebuilt
 from twofold.ir.values import State
 
-HEAVY = frozenset(("conv", "pool", "matmul"))  # kinds of ops whose maps count: the others' are fused away, mostly
+HEAVY = frozenset(("conv", "matmul", "pool"))  # kinds of ops with kernels of their own: the others are fused, mostly
 LAST = 0.3  # what a byte from the last cache costs, by one from memory
 COPY = 2  # bytes moved for each byte that is copied
 Attrs = dict[str, Any]
@@ -222,11 +222,16 @@ def _made(graph: Graph) -> list[Value]:
     return [v for node in graph.nodes for v in node.outputs]
 
 
+def _turned(value: Value, graph: Graph) -> bool:
+    """Whether a value lies channels-last between stages: images that are neither what came in nor what goes out."""
+    return value.ndim == 4 and value not in graph.inputs and value not in graph.outputs
+
+
 def _graph(stage: Stage, graph: Graph, kinds: _Kinds, batch: int) -> Graph:
     """The nodes of a stage as a graph for its number of images."""
     new = Rebuilt(graph.name)
     for value in stage.inputs:
-        turned = value not in graph.inputs and value.ndim == 4
+        turned = _turned(value, graph)
         shape = (stage.images, *value.shape[1:])
         leaf = new.leaf(value, Spec(tuple(shape[d] for d in CHANNELS_LAST) if turned else shape, value.dtype))
         new.graph.inputs.append(leaf)
@@ -242,6 +247,6 @@ def _graph(stage: Stage, graph: Graph, kinds: _Kinds, batch: int) -> Graph:
             new.stand_for(old, value)
     for value in stage.outputs:
         out = new.values[value]
-        turned = value not in graph.outputs and value.ndim == 4
-        new.graph.outputs.append(new.emit("permute_dims", (out,), {"axes": CHANNELS_LAST})[0] if turned else out)
+        turned = new.emit("permute_dims", (out,), {"axes": CHANNELS_LAST}) if _turned(value, graph) else (out,)
+        new.graph.outputs += turned
     return new.graph

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from twofold.backends.cpu import room
 from twofold.backends.cpu.batches import Stage
 from twofold.backends.cpu.recycle import POOL
 from twofold.backends.interface import Memory, Program
@@ -24,43 +25,61 @@ class StagedProgram(Program):
     def __init__(self, graph: Graph, found: Sequence[Stage], programs: Sequence[CpuProgram]):
         self.stages, self.programs = list(zip(found, programs)), list(programs)
         self.name, self.threads = graph.name, programs[0].threads
-        self._inputs, self._outputs = list(graph.inputs), list(graph.outputs)
         self.batch = int(graph.inputs[0].shape[0])
-        self._between = [v for stage, _ in self.stages for v in stage.outputs if v not in self._outputs]
+        self._graph, self._asked = graph, False
+        between = [v for stage in found for v in stage.outputs if v not in graph.outputs]
+        self._between = sum(v.spec.nbytes for v in between)
+        last = {v: k for k, stage in enumerate(found) for v in stage.inputs}
+        self._done = [[v for v in between if last[v] == k] for k in range(len(found))]  # after each stage
 
     def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[Any]:
         return self.run(buffers, version, lambda program, arrays, version: program(arrays, version))
 
     def run(self, buffers: Sequence[Any], version: int | None, run: Run) -> list[Any]:
         """The outputs, with each call of a stage's program made by ``run``."""
-        values: dict[Value, Any] = dict(zip(self._inputs, buffers))
-        state = buffers[len(self._inputs) :]
-        for stage, program in self.stages:
-            read = [state[i] for i in stage.state]
+        self._ask()
+        graph = self._graph
+        values: dict[Value, Any] = dict(zip(graph.inputs, buffers))
+        state = buffers[len(graph.inputs) :]
+        for (stage, program), done in zip(self.stages, self._done):
             taken = [np.asarray(values[v]) for v in stage.inputs]
-            whole: list[Any] = []
-            for first in range(0, self.batch, stage.images):
-                rows = slice(first, first + stage.images)
-                made = run(program, [*(a[rows] for a in taken), *read], version)[: len(stage.outputs)]
-                if stage.images == self.batch:
-                    whole = list(made)
-                    break
-                whole = whole or [POOL.empty((self.batch, *a.shape[1:]), a.dtype) for a in made]
-                for target, part in zip(whole, made):
-                    target[rows] = part
-            values |= zip(stage.outputs, whole)
-        return [*(values[v] for v in self._outputs), *state]
+            turn = lambda rows: run(program, [*(a[rows] for a in taken), *(state[i] for i in stage.state)], version)  # noqa: B023 - called at once
+            values |= zip(stage.outputs, self._turns(stage, turn))
+            for value in done:
+                del values[value]
+        return [*(values[v] for v in graph.outputs), *state]
+
+    def _turns(self, stage: Stage, turn: Callable[[slice], Sequence[Any]]) -> list[Any]:
+        """What a stage gives for the whole batch."""
+        if stage.images == self.batch:
+            return list(turn(slice(None)))[: len(stage.outputs)]
+        whole: list[Any] = []
+        for first in range(0, self.batch, stage.images):
+            rows = slice(first, first + stage.images)
+            made = turn(rows)[: len(stage.outputs)]
+            whole = whole or [POOL.empty((self.batch, *a.shape[1:]), a.dtype) for a in made]
+            for target, part in zip(whole, made):
+                target[rows] = part
+        return whole
+
+    def _ask(self) -> None:
+        """See once that there is memory for all stages, before the first begins."""
+        if not self._asked:
+            memory = self.memory
+            needed = max(memory.temporaries, memory.preparing) + memory.kept
+            room.require(f"{self.name} on the CPU", needed, self.batch, memory.kept)
+            self._asked = True
 
     @property
     def memory(self) -> Memory:
-        """What waits between stages counts as temporary: all of it, though some is gone before the rest is made."""
+        """What waits between stages, and what one turn gives, counts as temporary."""
         parts = [program.memory for program in self.programs]
         size = lambda values: sum(v.spec.nbytes for v in values)
         return Memory(
-            arguments=size(self._inputs),
-            state=sum(p.state for p in parts),
-            results=size(self._outputs),
-            temporaries=size(self._between) + sum(p.temporaries for p in parts) + sum(p.results for p in parts[:-1]),
+            arguments=size(self._graph.inputs),
+            state=size(s.input for s in self._graph.state),
+            results=size(self._graph.outputs),
+            temporaries=self._between + sum(p.temporaries for p in parts) + max(p.results for p in parts),
             kept=sum(p.kept for p in parts),
             preparing=max(p.preparing for p in parts),
         )

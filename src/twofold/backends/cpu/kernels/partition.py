@@ -1,7 +1,8 @@
 """Units of work that come in several loops, shared among threads as one list: a loop's share alone would leave the odd unit
 of every loop to the last thread.
 
-A loop is (units, work of each unit). Thread ``t`` of ``n`` does the units whose middle lies in its ``n``-th of all the work.
+A loop is (units, work of each unit, at least 1). Thread ``t`` of ``n`` does the units whose middle lies in its ``n``-th of all
+the work.
 """
 
 from __future__ import annotations
