@@ -155,7 +155,9 @@ def test_random_networks_cut_at_random(seed, monkeypatch):
     if program is not None:
         check(graph, program)
     else:
-        assert images[0] == 6 or any(v in graph.inputs for v in graph.outputs)
+        rows = batches._kinds(graph, BATCH).rows
+        heavy = any(n.op.kind in batches.HEAVY and n.outputs[0] in rows for n in graph.nodes)
+        assert images[0] == 6 or not heavy or any(v in graph.inputs for v in graph.outputs)
 
 
 def test_a_stage_made_elsewhere_is_not_cut_again(monkeypatch):

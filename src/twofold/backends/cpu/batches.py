@@ -247,6 +247,5 @@ def _graph(stage: Stage, graph: Graph, kinds: _Kinds, batch: int) -> Graph:
             new.stand_for(old, value)
     for value in stage.outputs:
         out = new.values[value]
-        turned = new.emit("permute_dims", (out,), {"axes": CHANNELS_LAST}) if _turned(value, graph) else (out,)
-        new.graph.outputs += turned
+        new.graph.outputs += new.emit("permute_dims", (out,), {"axes": CHANNELS_LAST}) if _turned(value, graph) else (out,)
     return new.graph

@@ -28,7 +28,7 @@ class StagedProgram(Program):
         self.batch = int(graph.inputs[0].shape[0])
         self._graph, self._asked = graph, False
         between = [v for stage in found for v in stage.outputs if v not in graph.outputs]
-        self._between = sum(v.spec.nbytes for v in between)
+        self._between = sum(int(v.spec.nbytes) for v in between)
         last = {v: k for k, stage in enumerate(found) for v in stage.inputs}
         self._done = [[v for v in between if last[v] == k] for k in range(len(found))]  # after each stage
 
