@@ -39,13 +39,32 @@ def test_enough_and_unknown_pass(needed, free, monkeypatch):
     room.require("step", needed)
 
 
+@pytest.mark.parametrize(
+    ("unified", "limit", "used", "files"),
+    [
+        (True, "memory.max", "memory.current", "inactive_file"),
+        (False, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_the_narrowest_of_nested_control_groups_counts(unified, limit, used, files, tmp_path, monkeypatch):
+    """What it holds of files that can be read again is free."""
+    (tmp_path / "inner").mkdir()
+    for folder, most, taken in ((tmp_path, 9 << 40, 1 << 20), (tmp_path / "inner", 300 << 20, 250 << 20)):
+        (folder / limit).write_text(f"{most}\n")
+        (folder / used).write_text(f"{taken}\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{files} {40 << 20}\n")
+    monkeypatch.setattr(room, "control_groups", lambda _: [(tmp_path, unified), (tmp_path / "inner", unified)])
+    monkeypatch.setattr(room, "_machine", lambda: 1 << 50)
+    assert room.available() == (300 - 250 + 40) << 20
+
+
 def test_what_is_available_is_less_than_the_machine_has():
     free = room.available()
     assert free is None or 0 < free < 1 << 50
 
 
 def test_a_program_that_does_not_fit_is_refused_before_it_takes_anything(monkeypatch):
-    monkeypatch.setattr(room, "available", lambda: 20 << 20)
+    monkeypatch.setattr(room, "available", lambda: 1 << 20)
     monkeypatch.setattr(room, "SMALL", 0)
     f = tw.compile(
         lambda x: tw.nn.functional.conv2d(tw.nn.functional.relu(tw.exp(x).sum(axis=1, keepdims=True) + x), w)

@@ -166,24 +166,29 @@ def available_cores() -> int:
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """The smallest CPU quota, in cores, of the control groups above this process (v2, then v1); None if unlimited."""
+    groups = control_groups("cpu", root, membership)
+    quotas = [_quota_v2(folder) if unified else _quota_v1(folder) for folder, unified in groups]
+    return min((quota for quota in quotas if quota), default=None)
+
+
+def control_groups(
+    controller: str, root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> list[tuple[Path, bool]]:
+    """The folders of this process's control groups, from the outermost to its own, and whether each is of version 2."""
     if platform.system() != "Linux":
-        return None
+        return []
     try:
         rows = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
-        return None
-    quotas = []
+        return []
+    found = []
     for _, controllers, path in (row for row in rows if len(row) == 3):
-        if controllers == "":
-            base, read = root, _quota_v2
-        elif "cpu" in controllers.split(","):
-            base, read = root / "cpu", _quota_v1
-        else:
+        if controllers and controller not in controllers.split(","):
             continue
+        base = root / controller if controllers else root
         parts = [p for p in path.split("/") if p and p != ".."]
-        folders = [base.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
-        quotas += [quota for quota in map(read, folders) if quota]
-    return min(quotas, default=None)
+        found += [(base.joinpath(*parts[:depth]), not controllers) for depth in range(len(parts) + 1)]
+    return found
 
 
 def _quota_v2(folder: Path) -> float | None:

@@ -7,14 +7,16 @@ import ctypes
 import platform
 from pathlib import Path
 
+from twofold.backends.cpu.machine import control_groups
 from twofold.backends.cpu.recycle import POOL
 from twofold.base.errors import OutOfMemoryError
 
 SMALL = 32 << 20  # bytes for which nobody asks
-_LIMITS = (  # files of control groups: the limit and what is used of it (v2, v1)
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+# Of a control group (version 2 or not): the limit, what is used of it, and how much of that are files that can be read again
+_FILES = {
+    True: ("memory.max", "memory.current", "inactive_file"),
+    False: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def require(name: str, needed: int, batch: int = 0, fixed: int = 0) -> None:
@@ -47,7 +49,7 @@ def give_back() -> None:
 
 def available() -> int | None:
     """Bytes this process may still take: of the machine, its control group and its own limits. None if that is not told."""
-    known = [_machine(), *(_group(*files) for files in _LIMITS), _process()]
+    known = [_machine(), *(_group(*group) for group in control_groups("memory")), _process()]
     return min((max(0, k) for k in known if k is not None), default=None)
 
 
@@ -55,11 +57,14 @@ def _machine() -> int | None:
     return _field("/proc/meminfo", "MemAvailable")
 
 
-def _group(limit: str, used: str) -> int | None:
+def _group(folder: Path, unified: bool) -> int | None:
+    limit, used, files = _FILES[unified]
     try:
-        return int(Path(limit).read_text()) - int(Path(used).read_text())
+        left = int((folder / limit).read_text()) - int((folder / used).read_text())
+        rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):  # none, or "max"
         return None
+    return left + int(rows.get(files, 0))
 
 
 def _process() -> int | None:
