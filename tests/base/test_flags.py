@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -57,3 +58,11 @@ def test_the_environment_is_read_in_one_place():
     }
     direct = {n for n in readers if re.search(r"(environ|getenv)\b[^\n]*TWOFOLD_", (root / n).read_text("utf-8"))}
     assert direct == set()  # flags.py reads by the names of its table
+
+
+def test_a_user_without_a_home_has_a_folder_of_its_own(monkeypatch):
+    def nowhere(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    assert str(os.getuid()) in flags._home().name and flags._home().is_absolute()

@@ -21,10 +21,18 @@ def _switch(text: str) -> bool:
     return text.strip().lower() not in ("", "0", "false", "no", "off")
 
 
+def _home() -> Path:
+    """The user's folder for caches; among temporary files for a user without a home, as in some containers."""
+    try:
+        return Path("~/.cache/twofold").expanduser()
+    except RuntimeError:
+        import tempfile
+
+        return Path(tempfile.gettempdir()) / f"twofold-{os.getuid()}"
+
+
 FLAGS: dict[str, Flag] = {
-    "TWOFOLD_HOME": Flag(
-        lambda t: Path(t).expanduser(), Path("~/.cache/twofold").expanduser(), "folder for data sets and caches"
-    ),
+    "TWOFOLD_HOME": Flag(lambda t: Path(t).expanduser(), _home(), "folder for data sets and caches"),
     "TWOFOLD_DEVICE": Flag(str, "cpu", "default device"),
     "TWOFOLD_DEBUG": Flag(int, 0, "1 devices and timings, 2 schedule, 3 graph after each pass, 4 loops, 5 LLVM, 6 asm"),
     "TWOFOLD_VERIFY": Flag(_switch, False, "run the reference beside every compiled program and compare"),
