@@ -57,6 +57,7 @@ def test_the_job_is_found(arguments: Any, environment: dict[str, str], expected:
         (("host:1", 2, 2), {}, "rank 2 of 2 processes; expected 0 <= rank"),
         ((), {**TORCHRUN, "RANK": "first"}, "rank is 'first'; expected an integer"),
         ((), {**SLURM, "SLURM_NTASKS": "1"}, "unknown"),
+        ((), {**SLURM, "SLURM_NTASKS": "four"}, "SLURM_NTASKS is 'four'; expected an integer"),
     ],
 )
 def test_a_job_that_makes_no_sense_is_refused(arguments: Any, environment: dict[str, str], message: str) -> None:

@@ -22,7 +22,7 @@ ort = pytest.importorskip("onnxruntime")
 
 STEPS = 2
 LR = 0.01
-# Where a step of that length is too long: signals that every bypass makes larger; bottlenecks on images of 8x8
+# Where a step of that length is too long: signals that every bypass makes larger; bottlenecks on small images
 SLOWER = dict.fromkeys(["squeezenet_complex_bypass", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "preact_resnet50"], 0.001)
 # Where the last batch norms of a deep network would see four numbers: the smallest error becomes a large one
 LARGER = dict.fromkeys(["resnet50", "resnext50_32x4d", "wide_resnet50_2"], 16)

@@ -70,11 +70,12 @@ def find_job(
     return job
 
 
-def _number(name: str, found: Mapping[str, str]) -> int:
+def _number(name: str, found: Mapping[str, str], default: str = "") -> int:
+    value = found.get(name) or default
     try:
-        return int(found[name])
+        return int(value)
     except ValueError:
-        raise ArgumentError(f"distributed: {name} is {found[name]!r}; expected an integer") from None
+        raise ArgumentError(f"distributed: {name} is {value!r}; expected an integer") from None
 
 
 def _from_variables(env: Mapping[str, str]) -> dict[str, str]:
@@ -93,20 +94,21 @@ def _from_jax(env: Mapping[str, str]) -> dict[str, str]:
 
 def _own_device(env: Mapping[str, str]) -> int | None:
     """The accelerator that a launcher gave this process, where it started several on the machine."""
-    if int(env.get("LOCAL_WORLD_SIZE", "1") or 1) > 1 and "LOCAL_RANK" in env:
-        return int(env["LOCAL_RANK"])
-    if "SLURM_LOCALID" in env and int(re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1") or "1")[0]) > 1:  # type: ignore[index]
-        return int(env["SLURM_LOCALID"])
+    if _number("LOCAL_WORLD_SIZE", env, "1") > 1 and "LOCAL_RANK" in env:
+        return _number("LOCAL_RANK", env)
+    tasks = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if "SLURM_LOCALID" in env and tasks and int(tasks[0]) > 1:
+        return _number("SLURM_LOCALID", env)
     return None
 
 
 def _from_slurm(env: Mapping[str, str]) -> dict[str, str]:
-    if int(env.get("SLURM_NTASKS", "1") or 1) < 2 or "SLURM_PROCID" not in env:
+    if _number("SLURM_NTASKS", env, "1") < 2 or "SLURM_PROCID" not in env:
         return {}
     first = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))
     if not first:
         return {}
-    port = DEFAULT_PORT + int(env.get("SLURM_JOB_ID", "0") or 0) % 4096  # two jobs on a node do not meet
+    port = DEFAULT_PORT + _number("SLURM_JOB_ID", env, "0") % 4096  # two jobs on a node do not meet
     return {"coordinator": f"{first}:{port}", "processes": env["SLURM_NTASKS"], "rank": env["SLURM_PROCID"]}
 
 
