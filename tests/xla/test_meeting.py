@@ -241,9 +241,8 @@ def test_who_ends_its_program_while_others_compute_with_it_is_named(early: int, 
     if already_waiting:
         watches[late].begins()
     (end,) = end_together(watches[early])
-    assert wait_for(lambda: all(early in watch.through for watch in watches))
-    assert already_waiting or said == [[], [], []]
-    if not already_waiting:
+    if not already_waiting:  # where somebody is, the job may end before everybody has heard who is through
+        assert wait_for(lambda: all(early in watch.through for watch in watches)) and said == [[], [], []]
         watches[late].begins()
     why = f"process {early} of 3 has ended its program, and others wait for it"
     others = [i for i in range(3) if i != early]
