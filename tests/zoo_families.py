@@ -57,6 +57,19 @@ def small(entry: Entry, side: int, classes: int = 5) -> nn.Module:
     return entry(classes, **entry.options_for((entry.input_shape[0], side, side)), **options)
 
 
+def training_step(model: nn.Module, loss_of: Any, optimizer: Any) -> Any:
+    """A step as the README writes it; gives the loss."""
+
+    def step(x: Any, y: Any) -> Any:
+        loss = loss_of(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
 @functools.cache
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Four scanned digits, float32 (4, 1, 8, 8) in 0..1, and which of the first five they are."""

@@ -8,7 +8,6 @@ statistics, against how far they moved.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +17,7 @@ import twofold as tw
 from twofold import zoo
 from twofold.train.evaluate import criterion_of
 from twofold.zoo.registry import Entry
-from zoo_families import FAMILIES, least_side, small
+from zoo_families import FAMILIES, least_side, small, training_step
 
 # of the largest movement of an array. float64 rounds at 1e-16; sums in another order, and batch norms over a few numbers
 # that nearly agree, make a million times that of it
@@ -43,14 +42,7 @@ def one_step(entry: Entry, dtype: str, where: str) -> tuple[float, dict[str, tup
     with tw.device("reference"):
         model = small(entry, side).to(dtype=dtype)
         loss_of, optimizer = criterion_of(model), tw.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-
-    def step(x: Any, y: Any) -> Any:
-        loss = loss_of(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = training_step(model, loss_of, optimizer)
     arrays = lambda: {name: np.array(v.numpy(), np.float64) for name, v in model.state_dict().items()}
     x = np.random.default_rng(1).normal(size=(4, entry.input_shape[0], side, side)).astype(dtype)
     before = arrays()

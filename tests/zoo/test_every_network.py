@@ -16,7 +16,7 @@ import twofold as tw
 from twofold import nn, zoo
 from twofold.data import transforms as T
 from twofold.train.evaluate import criterion_of
-from zoo_families import digits, least_side, small
+from zoo_families import digits, least_side, small, training_step
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -65,14 +65,7 @@ class Trained:
         self.before = self.parameters()
         criterion = criterion_of(self.model)
         optimizer = tw.optim.SGD(self.model.parameters(), lr=SLOWER.get(name, LR), momentum=0.9, weight_decay=1e-3)
-
-        def step(x: Any, y: Any) -> Any:
-            loss = criterion(self.model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
+        step = training_step(self.model, criterion, optimizer)
         step = tw.compile(step) if compiled else step
         first = tw.random.get_state()
         self.losses = [float(step(x, y)) for _ in range(STEPS)]

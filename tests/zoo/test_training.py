@@ -25,7 +25,7 @@ from twofold import zoo
 from twofold.data import transforms as T
 from twofold.train.evaluate import criterion_of
 from twofold.zoo.registry import Entry
-from zoo_families import FAMILIES, digits, least_side, small
+from zoo_families import FAMILIES, digits, least_side, small, training_step
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -79,14 +79,7 @@ class Trained:
         self.model.to(where)
         criterion = criterion_of(self.model)
         optimizer = tw.optim.SGD(self.model.parameters(), lr=SLOWER.get(entry.name, LR), momentum=0.9, weight_decay=1e-3)
-
-        def step(x: Any, y: Any) -> Any:
-            loss = criterion(self.model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
+        step = training_step(self.model, criterion, optimizer)
         step = tw.compile(step) if compiled else step
         first, self.losses = tw.random.get_state(), []
         with tw.device(where):

@@ -304,7 +304,7 @@ class _Builder:
         tile = accumulate(f, start, ops, rows or self.packed.ins, range(size), 2, fetch if rows else None)
         for p, row in enumerate(tile):
             for j, value in enumerate(row):
-                f.vstore(value, f.gep(m, p * self.m_pitch + j * self.lanes))
+                f.vstore(value, at(p, j))
 
     def _transform_output(self, first: Index, tiles: int, part: Index) -> None:
         f, conv, lanes = self.f, self.conv, self.lanes
