@@ -55,6 +55,24 @@ def row_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> tup
     return tuple(strides)
 
 
+def size_of(spec: Spec) -> int:
+    """Elements of a concrete spec."""
+    return int(np.prod(spec.shape, dtype=np.int64))  # type: ignore[arg-type]
+
+
+def remembered(at: At) -> At:
+    """The formula, computed once for each index asked for."""
+    known: dict[tuple[Affine, ...], Expr] = {}
+
+    def recall(index: Sequence[Affine]) -> Expr:
+        key = tuple(index)
+        if key not in known:
+            known[key] = at(key)
+        return known[key]
+
+    return recall
+
+
 class NestStep:
     """A loop nest to be emitted; ``nodes`` are the graph's nodes it computes. What it touches is worked out once."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twofold.backends.cpu.loops import Affine, Expr, Nest, Store, Var, const, from_index, load, op, var
 from twofold.backends.cpu.loops.expr import both, converted, select
 from twofold.backends.cpu.loops.index import dynamic
-from twofold.backends.cpu.lowering.steps import Placed
+from twofold.backends.cpu.lowering.steps import Placed, remembered
 from twofold.base.dtypes import bool_, int64, sum_dtype
 from twofold.ir import Node, Spec, Value
 
@@ -35,13 +35,9 @@ def _formula(rule: Any) -> Any:
     """A rule that makes a formula of its own (it needs the lowering, for error codes)."""
 
     def lower(low: Lowering, node: Node) -> None:
-        from twofold.backends.cpu.lowering.lower import _remembered
-
         out = node.outputs[0]
-        low.formulas[out] = _remembered(rule(low, node))
-        reason = low._why_place(node, out)
-        if reason:
-            low.placed(out, reason)
+        low.formulas[out] = remembered(rule(low, node))
+        low.settle(node, out)
 
     return lower
 

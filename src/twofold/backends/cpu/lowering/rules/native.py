@@ -1,6 +1,6 @@
 """Convolutions, products and pools through the generated kernels: what they take, in which layout, and which algorithm.
 
-Each function returns whether it took the node; if not, the plain loops do. A kernel's call waits (``Lowering.defer``) until
+Each function returns whether it took the node; if not, the plain loops do. A kernel's call waits (``Waiting.defer``) until
 its result is read, so that elementwise work on the result can go into its epilogue.
 """
 
@@ -135,7 +135,7 @@ def _convolve(low: Lowering, node: Node, pick: Any) -> bool:
         low.kernel(choice.kernel, places, place.buffer, nodes)
 
     parts = functools.partial(choose.parts, low.machine, shape, constant, ldx, dtype, pick is choose.forward)
-    low.defer(node, target, emit, parts)
+    low.waiting.defer(node, target, emit, parts)
     return True
 
 
@@ -185,7 +185,7 @@ def matmul(low: Lowering, node: Node) -> bool:
         refs = [*((p.buffer, p.offset) for p in places), (place.buffer, place.offset), *extra]
         low.kernel(kernel, refs, place.buffer, nodes)
 
-    low.defer(node, target, emit, narrows=pairs or gemm.once(low.machine, shape))
+    low.waiting.defer(node, target, emit, narrows=pairs or gemm.once(low.machine, shape))
     return True
 
 
@@ -211,7 +211,7 @@ def pool_forward(low: Lowering, node: Node) -> bool:
         kernel = pool.forward(low.machine, _pool(node, x, y), kind, epilogue, ldx, ldy)
         low.kernel(kernel, [(source.buffer, source.offset), (place.buffer, place.offset), *extra], place.buffer, nodes)
 
-    low.defer(node, target, emit)
+    low.waiting.defer(node, target, emit)
     return True
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.loops import Accumulator, Expr, Var, acc, const, constant, op, var
+from twofold.backends.cpu.loops import Accumulator, Buffer, Expr, Var, acc, const, constant, op, var
 from twofold.backends.cpu.loops.expr import converted
 from twofold.backends.cpu.lowering.steps import Placed
 from twofold.base.dtypes import DType, float64
-from twofold.ir import Node, Value
+from twofold.ir import Node, Spec, Value
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
@@ -54,12 +54,29 @@ def _moments(low: Lowering, node: Node, x: Value) -> tuple[Placed, Placed]:
         mean, var_ = low.allocate(average), low.allocate(variance)
         _gather(low, node, x, None, mean, var_)
         return mean, var_
-    whole = low.moments_of(parts[0][1].buffer, average.dtype)
+    whole = _moments_of(low, parts[0][1].buffer, average.dtype)
     for part, slot in parts:
         if slot.offset not in whole.done:
             whole.done.add(slot.offset)
             _gather(low, node, part, slot, *(_channels(m, slot) for m in (whole.mean, whole.variance)))
     return _channels(whole.mean, low.places[x]), _channels(whole.variance, low.places[x])
+
+
+@dataclass
+class Moments:
+    """Means and variances of the channels of one buffer of images, and the first channels of the parts that are there."""
+
+    mean: Placed
+    variance: Placed
+    done: set[int] = field(default_factory=set)
+
+
+def _moments_of(low: Lowering, buffer: Buffer, dtype: DType) -> Moments:
+    """Where the means and variances of a concatenation's channels lie."""
+    if buffer not in low.moments:
+        channels = Spec((max(p.offset + p.shape[1] for p in low.homes.of.values() if p.buffer is buffer),), dtype)
+        low.moments[buffer] = Moments(low.temporary(channels, "means"), low.temporary(channels, "variances"))
+    return low.moments[buffer]
 
 
 def _channels(moments: Placed, slot: Placed) -> Placed:
@@ -69,7 +86,7 @@ def _channels(moments: Placed, slot: Placed) -> Placed:
 
 def _gather(low: Lowering, node: Node, x: Value, slot: Placed | None, mean: Placed, variance: Placed) -> None:
     """The moments of ``x`` (which lies in ``slot``, if given) into their places."""
-    gathered = low.statistics(x) if slot is None or low.places.get(x) == slot else None
+    gathered = low.waiting.statistics(x) if slot is None or low.places.get(x) == slot else None
     if gathered is not None:
         _join(low, node, gathered, mean, variance)
     else:

@@ -53,7 +53,7 @@ def _reduction(low: Lowering, node: Node) -> None:
         combine = OF_BOOLS.get(name, COMBINE[name]) if dtype is bool_ else COMBINE[name]
         total = Accumulator(dtype, start, op(combine, dtype, acc(0, dtype), value), combine)
         by_channel = name == "sum" and x.ndim == 4 and variables == [everything[1]]
-        if not (by_channel and low.total(value, everything, target, [node])):
+        if not (by_channel and low.waiting.total(value, everything, target, [node])):
             low.reduce(variables, rdims, [total], [(target, converted(acc(0, dtype), out.dtype))], [node])
     low.result(out, target)
 

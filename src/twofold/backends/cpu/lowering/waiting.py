@@ -1,0 +1,190 @@
+"""Kernels that wait: a kernel's result is asked for before the kernel is called, so that what is done with it next can be
+done in the kernel's epilogue, while the result is in registers. It is called when something else first reads the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from twofold.backends.cpu.kernels.epilogue import Rounded, Statistics, Stored
+from twofold.backends.cpu.layout import CHANNELS_LAST
+from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Var, acc, const, op, var
+from twofold.backends.cpu.loops.expr import converted, loads
+from twofold.backends.cpu.lowering.epilogue import formula, totals
+from twofold.backends.cpu.lowering.steps import KernelStep, Placed
+from twofold.backends.cpu.lowering.views import pixel_distance
+from twofold.base.dtypes import float32, float64
+from twofold.ir import Node, Spec, Value
+
+if TYPE_CHECKING:
+    from twofold.backends.cpu.lowering.lower import Lowering
+
+Emit = Callable[[Any, Placed, list[tuple[Buffer, int]], list[Node]], None]
+
+
+@dataclass
+class Pending:
+    """A kernel not yet called: where its result will lie, and ``emit(epilogue, place, epilogue's places, nodes)``.
+
+    ``value`` is what the result is (None: nothing that has a name). ``steps`` are already its epilogue, ``extra`` the
+    places of their parameters, ``aligned`` the buffers that they read just where they write. ``parts`` says how many parts
+    its epilogue's sums would have (None: it takes none), ``narrows`` whether it can store what its epilogue makes in
+    another dtype. ``sums`` are those that it gathers besides: their parts, where they go, and the nodes that ask for them.
+    """
+
+    target: Placed
+    emit: Emit
+    value: Value | None
+    nodes: list[Node]
+    parts: Callable[[], int] | None = None
+    steps: tuple[Any, ...] = ()
+    extra: list[tuple[Buffer, int]] = field(default_factory=list)
+    aligned: frozenset[Buffer] = frozenset()
+    narrows: bool = True
+    sums: list[tuple[Placed, Placed, list[Node]]] = field(default_factory=list)
+
+
+class Waiting:
+    """The kernels of a lowering that are not yet called, by where their results will lie."""
+
+    def __init__(self, low: Lowering):
+        self.low = low
+        self.pending: dict[Buffer, list[Pending]] = {}
+        self.summed: dict[Buffer, Buffer] = {}  # sums that a kernel which waits gathers, and where its result will lie
+
+    def __contains__(self, buffer: Buffer) -> bool:
+        """Whether a kernel that waits will write the buffer."""
+        return buffer in self.pending
+
+    def defer(
+        self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None, narrows: bool = True
+    ) -> None:
+        """The result of a kernel that takes an epilogue: ``emit`` is called when the result is first read."""
+        dtype = node.outputs[0].dtype
+        steps = (Rounded(dtype),) if dtype.bits == 16 else ()
+        self._wait(Pending(target, emit, node.outputs[0], [node], parts, steps, narrows=narrows))
+        self.low.result(node.outputs[0], target)
+
+    def flush(self, buffers: Sequence[Buffer]) -> None:
+        """Emit kernels that are waiting, as they are."""
+        for buffer in buffers:
+            for waiting in self.pending.pop(self.summed.get(buffer, buffer), ()):
+                self._call(waiting)
+
+    def _call(self, waiting: Pending) -> KernelStep:
+        dtype = waiting.target.buffer.dtype
+        steps = (*waiting.steps, Stored(dtype)) if dtype.bits == 16 else waiting.steps
+        waiting.emit(steps, waiting.target, waiting.extra, waiting.nodes)
+        step: KernelStep = self.low.plan.steps[-1]
+        step.aligned = waiting.aligned
+        step.written += [parts.buffer for parts, _, _ in waiting.sums]
+        for parts, target, nodes in waiting.sums:
+            self.summed.pop(target.buffer)
+            self._join(parts, target, nodes)
+        return step
+
+    def _wait(self, waiting: Pending) -> None:
+        self.pending.setdefault(waiting.target.buffer, []).append(waiting)
+
+    def _stop_waiting(self, waiting: Pending) -> None:
+        buffer = waiting.target.buffer
+        self.pending[buffer].remove(waiting)
+        if not self.pending[buffer]:
+            del self.pending[buffer]
+
+    def statistics(self, value: Value) -> Placed | None:
+        """The parts of the value's statistics per channel, float32 [part][4][channel] (``kernels.epilogue.Statistics``),
+        if the kernel that makes it still waits and can gather them."""
+        placed = self.low.places.get(value)
+        known = self.pending.get(placed.buffer, ()) if placed is not None else ()
+        waiting = next((p for p in known if p.value is value), None)
+        if waiting is None or waiting.parts is None:
+            return None
+        channels = int(value.shape[1])
+        parts = self.low.temporary(Spec((waiting.parts(), Statistics.rows, channels), float32), "statistics")
+        waiting.steps += (Statistics(channels),)
+        waiting.extra.append((parts.buffer, 0))
+        waited = self.pending.pop(waiting.target.buffer)
+        at = waited.index(waiting)
+        for earlier in waited[:at]:
+            self._call(earlier)
+        self._call(waiting).written.append(parts.buffer)
+        if later := waited[at + 1 :]:  # they may read what this one writes
+            self.pending[waiting.target.buffer] = later
+        return parts
+
+    def total(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
+        """Let a kernel that waits add up ``value``, over an image's index, for every channel, if it can; it goes on
+        waiting. So batch norm's backward needs no pass over memory for its sums."""
+        read = {l.extra[0] for l in loads(value)}
+        for waiting in reversed([p for b, known in self.pending.items() if b in read for p in known]):
+            out = waiting.target
+            same = out.shape == tuple(v.extent for v in variables)
+            step = totals(value, variables, out, len(waiting.steps)) if same and waiting.parts is not None else None
+            if step is None or waiting.parts is None or value.dtype is not float32:
+                continue
+            self.flush(step.buffers)
+            if waiting not in self.pending.get(out.buffer, ()):
+                return False  # something that it would read came after it
+            parts = self.low.temporary(Spec((waiting.parts(), out.shape[1]), float32), "sums")
+            read_so = _aligned(value, out, [var(v) for v in variables])
+            waiting.steps += (step,)
+            waiting.extra += [*((b, 0) for b in step.buffers), (parts.buffer, 0)]
+            waiting.aligned = (waiting.aligned | read_so) - (set(step.buffers) - read_so)
+            waiting.nodes = [*waiting.nodes, *nodes]
+            waiting.sums.append((parts, target, nodes))
+            self.summed[target.buffer] = out.buffer
+            self.low.plan.notes.append(f"sum {nodes[0].outputs[0].spec} is gathered by the kernel that makes {out.shape}")
+            return True
+        return False
+
+    def into_epilogue(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
+        """Let a kernel that waits compute ``value`` from its result, if it can; it goes on waiting."""
+        read = {l.extra[0] for l in loads(value)}
+        found = [p for b, waiting in self.pending.items() if b in read for p in waiting]
+        for waiting in reversed(found):
+            out = waiting.target
+            alone = waiting.value is not None and self.low.reads.get(waiting.value, 0) <= 1
+            dtypes = (value.dtype, out.buffer.dtype)
+            fits = dtypes[0] is dtypes[1] or (waiting.narrows and all(d.is_floating and d.bits <= 32 for d in dtypes))
+            if not _same_form(out, target) or not alone or not fits or waiting.sums:
+                continue
+            step = formula(value, variables, out, len(waiting.steps))
+            if step is None:
+                continue
+            self._stop_waiting(waiting)
+            self.flush(step.buffers)
+            extra = [*waiting.extra, *((b, 0) for b in step.buffers)]
+            made = next((v for n in nodes for v in n.outputs if v.spec.shape == target.shape), None)
+            steps, made_by = (*waiting.steps, step), [*waiting.nodes, *nodes]
+            aligned = waiting.aligned | _aligned(value, target, [var(v) for v in variables])
+            self._wait(replace(waiting, target=target, value=made, nodes=made_by, steps=steps, extra=extra, aligned=aligned))
+            return True
+        return False
+
+    def _join(self, parts: Placed, target: Placed, nodes: list[Node]) -> None:
+        """The sums of all parts, added up in order."""
+        part, channel = (Var(d, name) for d, name in zip(parts.shape, "pc"))
+        value = converted(parts.at([var(part), var(channel)]), float64)
+        total = Accumulator(float64, const(float64, 0), op("add", float64, acc(0, float64), value), "add")
+        self.low.reduce([channel], [part], [total], [(target, converted(acc(0, float64), target.buffer.dtype))], nodes)
+
+
+def _aligned(value: Expr, target: Placed, index: Sequence[Affine]) -> frozenset[Buffer]:
+    """The buffers that ``value`` reads only where ``target`` has the same element."""
+    own, read = target.address(index), loads(value)
+    return frozenset(l.extra[0] for l in read) - {l.extra[0] for l in read if l.extra[1] != own}
+
+
+def _same_form(a: Placed, b: Placed) -> bool:
+    """Whether a kernel that writes ``a`` could write ``b``: images with any distance of pixels, else the same strides."""
+    if a.shape != b.shape:
+        return False
+    if len(a.shape) == 4 and a.order == CHANNELS_LAST == b.order:
+        return pixel_distance(a) is not None and pixel_distance(b) is not None
+    return a.strides == b.strides and b.offset == 0
+
+
+__all__ = ["Pending", "Waiting"]
