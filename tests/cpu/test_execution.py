@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,55 @@ def test_results_of_earlier_calls_stay():
     first = f(tw.zeros((8,)))
     f(tw.ones((8,)))
     np.testing.assert_array_equal(first.numpy(), np.ones(8))
+
+
+def test_as_many_results_as_one_likes_stay():
+    f, _ = compiled(lambda x: x + 1.0, tw.ones((8,)))
+    results = [f(tw.full((8,), float(i))) for i in range(12)]
+    views = [f(tw.full((8,), float(i))).numpy()[2:] for i in range(12)]
+    for i, (result, view) in enumerate(zip(results, views)):
+        np.testing.assert_array_equal(result.numpy(), np.full(8, i + 1.0))
+        np.testing.assert_array_equal(view, np.full(6, i + 1.0))
+
+
+def test_calls_that_follow_each_other_read_the_state_as_it_is():
+    weight, bias = tw.Variable(np.ones((300, 300), np.float32)), tw.Variable(np.zeros(300, np.float32))
+    f = tw.compile(lambda x: x @ weight + bias)
+    for number in range(6):
+        for _ in range(3):
+            x = tw.tensor(np.full((4, 300), number, np.float32))
+            np.testing.assert_array_equal(f(x).numpy(), 300.0 * number * weight.numpy()[0, 0] + bias.numpy()[0])
+        bias.assign(tw.full((300,), number + 1.0))
+        if number % 2:
+            weight.assign(tw.full((300, 300), number + 2.0))
+        gc.collect()
+        junk = [np.full(300 * 300, -1.0, np.float32) for _ in range(4)]  # where old numbers were
+        del junk
+
+
+def test_calls_that_follow_each_other_take_arguments_that_are_not_dense():
+    f, _ = compiled(lambda x: x * 2.0, tw.ones((8, 4)))
+    for number in range(4):
+        x = tw.tensor(np.full((4, 8), number, np.float32)).T
+        np.testing.assert_array_equal(f(x).numpy(), np.full((8, 4), 2.0 * number))
+
+
+def test_a_step_that_trains_may_overwrite_what_inference_has_seen():
+    weight = tw.Variable(np.ones((64, 64), np.float32))
+    look = tw.compile(lambda x: x @ weight)
+
+    @tw.compile
+    def step():
+        weight.assign(weight * 2.0)
+
+    x = tw.ones((2, 64))
+    for number in range(4):
+        for _ in range(2):
+            np.testing.assert_array_equal(look(x).numpy(), np.full((2, 64), 64.0 * 2**number))
+        before = weight.value.buffer.ctypes.data
+        step()
+        if number:  # the first buffer is the caller's
+            assert weight.value.buffer.ctypes.data == before
 
 
 def test_quick_calls_tell_apart_what_a_trace_depends_on():

@@ -54,6 +54,27 @@ def test_what_is_held_is_never_given_out_again(steps):
             np.testing.assert_array_equal(np.asarray(alive), numbers)
 
 
+@given(st.lists(st.tuples(st.sampled_from(sorted(LOOKS)), st.integers(0, 7), st.booleans()), max_size=40))
+def test_small_results_that_are_held_are_never_given_out_again(steps):
+    make, held = Pool().maker((6,), FLOAT), {}
+    for number, (look, place, drops) in enumerate(steps):
+        array, address = make()
+        assert array.ctypes.data == address
+        array.fill(number)
+        seen = LOOKS[look](array)
+        held[place] = seen, np.array(seen)
+        if drops:
+            held.pop((place + 1) % 8, None)
+        del array, seen
+        for alive, numbers in held.values():
+            np.testing.assert_array_equal(np.asarray(alive), numbers)
+
+
+def test_small_results_that_nobody_sees_serve_again():
+    make = Pool().maker((6,), FLOAT)
+    assert len({make()[1] for _ in range(8)}) == 1
+
+
 def test_memory_that_nobody_sees_serves_again_and_begins_at_a_cache_line():
     pool = Pool()
     first = pool.empty((LEAST, 3), FLOAT)

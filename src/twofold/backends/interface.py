@@ -122,6 +122,11 @@ class Program(ABC):
     @abstractmethod
     def __call__(self, buffers: Sequence[Any], version: int | None = None) -> list[Any]: ...
 
+    def again(self, arguments: Sequence[Any], version: int) -> list[Any] | None:
+        """The graph's outputs for these inputs and the state of the last call, which is only read; None if that call had
+        another version, or if the program cannot tell. The caller holds the buffers of that state."""
+        return None
+
     @property
     def memory(self) -> Memory | None:
         """What a call takes, known before the first; None where the backend cannot tell."""

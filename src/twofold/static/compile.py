@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +19,12 @@ from twofold.backends import Device, Program, device_group
 from twofold.backends.interface import Memory
 from twofold.base import flags, garbage
 from twofold.base.tree import Structure, flatten, unflatten
-from twofold.ir import Graph, Spec, context, current_builder, precision_mode
+from twofold.ir import Graph, Spec, context, precision_mode
 from twofold.ir.assumed import changes, difference, exactly, reads
 from twofold.ops.precision import Policy, policy_of
 from twofold.passes import optimise
 from twofold.static.differentiate import DifferentiableRunner
-from twofold.static.runner import GraphRunner, as_array
+from twofold.static.runner import Compiled, GraphRunner, as_array
 from twofold.static.trace import Traced, argument_names, is_array_like, spec_of, trace
 from twofold.tensor.eager import Array
 from twofold.tensor.tensor import Tensor
@@ -81,27 +81,34 @@ class CompiledFunction:
         )
         self.retraces: list[str] = []
         self._entries: dict[Signature, list[_Entry]] = {}
-        self._quick: dict[Any, _Entry] = {}  # the entry last used for arguments like these, see `_quick_key`
+        self._quick: dict[Any, tuple[_Entry, Compiled | None]] = {}  # what arguments like these ran last, see `_quick_key`
         self._last: Signature | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if current_builder() is not None:  # inside another trace: part of that program
+        if context.builders:  # inside another trace: part of that program
             with self.in_precision():
                 return self.function(*args, **kwargs)
         key = None if kwargs else _quick_key(args)
-        entry = self._quick.get(key)
+        entry, compiled = self._quick.get(key, (None, None))
         if entry is None or _broken_guard(entry.traced):
             leaves, signature = self._signature(args, kwargs)
             entry = self._entry(signature, args, kwargs)
-            if key is not None:
-                self._quick[key] = entry
-            arguments = [as_array(leaf) for leaf in leaves]
+            arguments, compiled = [as_array(leaf) for leaf in leaves], None
         else:
             arguments = [a._own for a in args]
-        arguments += [leaf._grad.value for leaf in entry.traced.gradient_inputs]
-        for leaf in entry.traced.replaced:  # their memory serves the new ones
+        traced, runner = entry.traced, entry.runner
+        arguments += [leaf._grad.value for leaf in traced.gradient_inputs]
+        for leaf in traced.replaced:  # their memory serves the new ones
             leaf._grad = None
-        return self._deliver(entry.traced, self._run(entry, arguments))
+        if compiled is not None and runner.runs_on(compiled.device, arguments):
+            results = runner.run(compiled, arguments)
+            return Tensor(results[0]) if traced.is_one_tensor else self._deliver(traced, results)
+        differentiable = context.grad_enabled and traced.any_differentiable
+        compiled = None if differentiable else runner.compiled(arguments)
+        if key is not None:
+            self._quick[key] = entry, compiled
+        results = runner.run(compiled, arguments) if compiled else self._differentiable(entry)(arguments)
+        return self._deliver(traced, results)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)  # a decorated method
@@ -134,7 +141,7 @@ class CompiledFunction:
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Trace and compile for these arguments, if that is to be done yet, so that a call only runs the program."""
-        entry = None if kwargs else self._quick.get(_quick_key(args))
+        entry, _ = (None, None) if kwargs else self._quick.get(_quick_key(args), (None, None))
         if entry is None or _broken_guard(entry.traced):  # else it has been called
             self._program(args, kwargs)
 
@@ -219,24 +226,20 @@ class CompiledFunction:
         (log.warning if len(self.retraces) == MANY_RETRACES else log.info)(text)
 
     # -- running -------------------------------------------------------------------------------------------------------
-    def _run(self, entry: _Entry, arguments: Sequence[Array]) -> list[Array]:
-        traced = entry.traced
-        if not (context.grad_enabled and any(traced.differentiable)):
-            return entry.runner(arguments)
+    def _differentiable(self, entry: _Entry) -> DifferentiableRunner:
         if entry.differentiable is None:
+            traced = entry.traced
             values = traced.graph.all_inputs
             wanted = [i for i, v in enumerate(values) if v.requires_grad]
             outputs = [i for i, flag in enumerate(traced.differentiable) if flag]
             entry.differentiable = DifferentiableRunner(
                 traced.graph, traced.variables, wanted, outputs, self._device(), self.verify
             )
-        return entry.differentiable(arguments)
+        return entry.differentiable
 
     @staticmethod
     def _deliver(traced: Traced, results: list[Array]) -> Any:
         values: list[Any] = [Tensor(r) for r in results]
-        if len(values) == 1 and traced.outputs.kind == "leaf" and not traced.gradients:
-            return values[0]
         gradients = iter(values[traced.returned :])
         for leaf, present in traced.gradients:
             leaf.grad = next(gradients) if present else None

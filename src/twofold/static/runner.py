@@ -5,6 +5,7 @@ runs through here.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import weakref
@@ -39,21 +40,37 @@ class Compiled:
         self.constant = [i for i, state in enumerate(graph.state) if not state.written]
         first = len(graph.outputs)
         self.written = [(i, first + i) for i, state in enumerate(graph.state) if state.written]  # variable, result
-        self._seen: tuple[list[Any], int] = [], 0  # the constant state's leaves (weakly), and their version
+        self._seen = _Seen((), device)
 
     def version(self, state: Sequence[Array]) -> int:
         """A number that changes when a constant variable has been given another value. A value never changes: it is
-        enough that the leaf is the same. Leaves are held weakly, or no program could overwrite their buffers."""
-        known, number = self._seen
-        if number:
-            for i, leaf in zip(self.constant, known):
-                if leaf() is not state[i]:
-                    break
-            else:
-                return number
-        number = next(_versions)
-        self._seen = [weakref.ref(state[i]) for i in self.constant], number
-        return number
+        enough that the leaf is the same."""
+        constant, seen = [state[i] for i in self.constant] if self.written else state, self._seen
+        if seen.ids != [*map(id, constant)]:
+            seen = self._seen = _Seen(constant, self.device)
+        return seen.version
+
+    def again(self, arguments: Sequence[Array], state: Sequence[Array]) -> list[Any] | None:
+        """The results, if the program can take the state for what it was in the last call."""
+        if self.written:
+            return None
+        version = self.version(state)
+        if not self._seen.here:
+            return None
+        buffers = [a.buffer for a in arguments if a.device is self.device]
+        return self.program.again(buffers, version) if len(buffers) == len(arguments) else None
+
+
+class _Seen:
+    """Leaves by their ids, which hold as long as none of them is gone: held strongly, no program could overwrite their buffers.
+    ``here``: whether all are on the program's device."""
+
+    def __init__(self, leaves: Sequence[Array], device: Device):
+        self.version = next(_versions)
+        self.ids: list[int | None] = [*map(id, leaves)]
+        self.here = all(leaf.device is device for leaf in leaves)
+        gone = functools.partial(self.ids.append, None)
+        self._refs = [weakref.ref(leaf, lambda _: gone()) for leaf in leaves]
 
 
 class GraphRunner:
@@ -74,12 +91,19 @@ class GraphRunner:
 
     def __call__(self, arguments: Sequence[Array]) -> list[Array]:
         """Outputs for these inputs; the state variables are updated."""
-        device = self.device or self._device_of(arguments)
-        return self._run(self._compiled([a.spec for a in arguments], device), arguments)
+        return self.run(self.compiled(arguments), arguments)
 
     def prepare(self, specs: Sequence[Spec]) -> Program:
         """The program for arguments like these. It is compiled, not run."""
         return self._compiled(specs, self.device or self._device_of(())).program
+
+    def compiled(self, arguments: Sequence[Array]) -> Compiled:
+        """The program for these inputs."""
+        return self._compiled([a.spec for a in arguments], self.device or self._device_of(arguments))
+
+    def runs_on(self, device: Device, arguments: Sequence[Array]) -> bool:
+        """Whether that is where these inputs would be taken to."""
+        return (self.device or self._device_of(arguments)) is device
 
     def _compiled(self, specs: Sequence[Spec], device: Device) -> Compiled:
         """The program for arguments like these, compiled at the first time."""
@@ -92,10 +116,16 @@ class GraphRunner:
                 compiled = self.programs[tuple(key)] = self._compile(specs, device)
         return compiled
 
-    def _run(self, compiled: Compiled, arguments: Sequence[Array]) -> list[Array]:
+    def run(self, compiled: Compiled, arguments: Sequence[Array]) -> list[Array]:
+        """Outputs of a program for these inputs; the state variables are updated."""
+        device, state = compiled.device, [v._own for v in self.variables]
+        results = compiled.again(arguments, state)
+        if results is None:
+            results = self._whole(compiled, arguments, state)
+        return [Array(spec, buffer, device) for spec, buffer in zip(compiled.specs, results)]
+
+    def _whole(self, compiled: Compiled, arguments: Sequence[Array], state: list[Array]) -> list[Any]:
         program, device = compiled.program, compiled.device
-        state = [v._own for v in self.variables]
-        version = compiled.version(state)
         buffers = [
             a.buffer if a.device is device else _buffer(i, a, device, program)
             for i, a in enumerate([*arguments, *state])
@@ -105,10 +135,10 @@ class GraphRunner:
         if compiled.verify or self.verify:
             results = check_against_reference(compiled.graph, program, buffers, device)
         else:
-            results = program(buffers, version)
+            results = program(buffers, compiled.version(state))
         for i, at in compiled.written:
             self.variables[i].set_buffer(results[at], device)
-        return [Array(spec, buffer, device) for spec, buffer in zip(compiled.specs, results)]
+        return results
 
     def _device_of(self, arguments: Sequence[Array]) -> Device:
         if self._anchor is not None:

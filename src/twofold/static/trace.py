@@ -43,6 +43,16 @@ class Traced:
         read = set(map(id, self.gradient_inputs))
         return [leaf for leaf, _ in self.gradients if id(leaf) not in read]
 
+    @functools.cached_property
+    def any_differentiable(self) -> bool:
+        """Whether gradients may flow through an output."""
+        return any(self.differentiable)
+
+    @functools.cached_property
+    def is_one_tensor(self) -> bool:
+        """Whether a call returns one tensor and changes no gradient."""
+        return self.returned == 1 and self.outputs.kind == "leaf" and not self.constants and not self.gradients
+
     def same_program(self, other: Traced) -> bool:
         """Whether both are the same computation on the same variables, so that a program for one serves the other."""
         facts = lambda t: (

@@ -133,7 +133,8 @@ class Tensor(ArrayOperators):
     # -- numbers out ---------------------------------------------------------------------------------------------------
     def numpy(self) -> np.ndarray:
         """The numbers as a NumPy array (read-only; shares memory on a CPU)."""
-        view = self._array("numpy()").numpy().view()
+        value = self._own  # a variable has its own way
+        view = (value if type(value) is Array else self._array("numpy()")).numpy().view()
         view.setflags(write=False)
         return view
 

@@ -51,7 +51,7 @@ class CpuProgram(Program):
         sizes = {shape[0] for shape in shapes[: self._arguments] if shape}
         batch = sizes.pop() if len(sizes) == 1 else 0
         name = f"{self.name} on the CPU"
-        self._execution = Execution(self._built, self.threads, shapes, orders or {}, name, batch, borrows)
+        self._execution = Execution(self._built, self.threads, shapes, orders or {}, name, batch, borrows, self._arguments)
         self._lock = locks.renewed()
         self._timed = flags.get("TWOFOLD_DEBUG") >= 1
         if flags.get("TWOFOLD_DEBUG") >= 2:
@@ -95,6 +95,15 @@ class CpuProgram(Program):
                 self._raise_error(*failed)
         if self._timed:
             debug.timing(self, time.perf_counter() - start)
+        return results
+
+    def again(self, arguments: Sequence[Any], version: int) -> list[np.ndarray] | None:
+        if self._timed:
+            return None
+        with self._lock:
+            results = self._execution.again(arguments, version)
+            if failed := self._execution.failed:
+                self._raise_error(*failed)
         return results
 
     @property

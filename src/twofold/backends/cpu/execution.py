@@ -23,8 +23,8 @@ class Execution:
     """The memory of one program. One call at a time: the caller holds a lock.
 
     ``shapes`` are the inputs'; ``orders`` gives the order in memory of the dimensions of those that are not row-major; ``name``
-    and ``batch`` (0: unknown) are for errors. One that ``borrows`` takes its arena anew for each call from what all such
-    programs share.
+    and ``batch`` (0: unknown) are for errors. The first ``arguments`` of the inputs are no state. One that ``borrows`` takes
+    its arena anew for each call from what all such programs share.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Execution:
         name: str = "program",
         batch: int = 0,
         borrows: bool = False,
+        arguments: int = 0,
     ):
         self.built, self.threads, self.name, self.batch, self._borrows = built, threads, name, batch, borrows
         plan = built.plan
@@ -58,6 +59,14 @@ class Execution:
         self._address = ctypes.addressof(self._table)
         self._memory: dict[int, np.ndarray] = {}  # slot -> bytes
         self._version: int | None = None  # of the state that the kept results were made of
+        self._bound: int | None = None  # of the state that the table points to, if ``again`` may be asked for it
+        first, self._arguments = len(plan.inputs), arguments
+        self._outputs = [(r, r.at - first) for r in self._results[: arguments - first or None]]
+        self._repeats = (
+            not borrows
+            and not any(isinstance(segment, HostStep) for segment in built.segments)
+            and all(0 <= at < len(self._made) for _, at in self._outputs)
+        )
         self._errors = (ctypes.c_int64 * 2)()
         self._table[ERRORS] = ctypes.addressof(self._errors)
         for buffer, array in self._constants.items():
@@ -71,6 +80,16 @@ class Execution:
             self._memory.pop(ARENA, None)
         return [arrays[r.at] if r.plain else r.of(arrays[r.at]) for r in self._results]
 
+    def again(self, arguments: Sequence[Any], version: int) -> list[np.ndarray] | None:
+        """The graph's outputs for these inputs and the state of the last call; None if that had another version, or if there
+        is more to it than to point at the inputs, and run."""
+        if version != self._bound:
+            return None
+        held = [self._point(i, x) for i, x in enumerate(arguments) if self._known[i]() is not x]
+        made = self._make()
+        self._run(self.built.segments, held)
+        return [made[at] if r.plain else r.of(made[at]) for r, at in self._outputs]
+
     def record(self, buffers: Sequence[Any], segments: Sequence[Segment], clock: int) -> None:
         """Run ``segments`` in the place of the program's own: such as store times at the address ``clock``."""
         arrays = self.bind(buffers)
@@ -80,20 +99,27 @@ class Execution:
     def bind(self, buffers: Sequence[Any], version: int | None = None) -> list[np.ndarray]:
         """Point the table at these inputs and at fresh outputs, see that what is kept is up to date; the arrays that the
         table points to."""
-        table, arrays = self._table, list(buffers)
+        arrays, self._bound = list(buffers), None
         for i, known in enumerate(self._known):
             if known() is not arrays[i]:
                 arrays[i] = self._point(i, arrays[i])
-        for slot, make in self._fresh:
-            array = make()
-            table[slot] = address_of(array)
-            arrays.append(array)
+        arrays += self._make()
         arrays += self._constants.values()
         if ARENA not in self._memory:
             self._reserve_all()
         if self.built.prepare and (version is None or version != self._version):
             self._prepare(arrays, version)
+        if self._repeats and not any(known is _nobody for known in self._known[self._arguments :]):  # nor copies
+            self._bound = version
         return arrays
+
+    def _make(self) -> list[np.ndarray]:
+        """Fresh outputs, to which the table points."""
+        table, made = self._table, []
+        for slot, make in self._fresh:
+            array, table[slot] = make()
+            made.append(array)
+        return made
 
     @property
     def failed(self) -> tuple[int, int] | None:
