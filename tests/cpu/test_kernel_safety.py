@@ -18,6 +18,7 @@ from twofold.backends.cpu.kernels import (
     gemm,
     lanes,
     pool,
+    repack,
     weights,
     wgrad,
     winograd,
@@ -64,6 +65,12 @@ def kernels(machine: Machine):
                 yield winograd_conv.data_gradient(machine, conv, back, inside=True), [y, back.size, x]
         if winograd.fits(conv, winograd.F4):
             yield winograd_wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
+    for conv in (Conv(1, 6, 5, 32, 48, 3, 3), Conv(1, 5, 7, 64, 32, 1, 1, groups=2)):
+        fwd, back = direct.packing(machine, conv), direct.packing(machine, conv, forward=False)
+        size = weights.plain(conv).size
+        yield repack.pack(machine, fwd), [size, size]
+        yield repack.pack(machine, back), [size, size]
+        yield repack.unpack(machine, fwd), [size, size]
     for many in (
         Conv(1, 5, 6, 24, 24, 3, 2, (1, 2), PAD, (1, 1), 6),
         Conv(2, 5, 6, 21, 21, 3, 3, pad=PAD, groups=21),

@@ -1,4 +1,5 @@
-"""Weights between their plain order (O, I, KH, KW) and the packed order of the kernels, as loop nests.
+"""Weights between their plain order (O, I, KH, KW) and the packed order of the kernels, as loop nests: where a vector would be
+cut, or weights are computed on the way. ``kernels/repack.py`` does the others.
 
 Both walk tiles of 16 inputs x all taps, so that what is read across and what is written along stay in the first cache.
 """

@@ -10,7 +10,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.kernels import choose, gemm, outer, pool, weights
+from twofold.backends.cpu.kernels import choose, gemm, outer, pool, repack, weights
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Buffer
@@ -99,17 +99,30 @@ def _weights(low: Lowering, w: Value, shape: Conv, choice: choose.Choice) -> Buf
         if choice.algorithm == "lanes":
             source = low.rows(w)
             at = source.buffer, source.offset
-        else:  # plain to packed goes quicker in tiles than row by row
-            packed, steps = choice.weights, steps[1:]
-            out = Buffer(bfloat16, 2 * packed.size, "packed") if packed.pairs else Buffer(float32, packed.size, "packed")
-            pack(low, low.at(w), packed, shape.cg if packed.forward else shape.og, out)
-            at = out, 0
+        else:
+            at, steps = (_packed(low, w, shape, choice.weights), 0), steps[1:]
         for step in steps:
             out = Buffer(float32, step.size, "weights")
             low.kernel(step.kernel, [at, (out, 0)], out)
             at = out, 0
         low.packs[key] = at[0]
     return low.packs[key]
+
+
+def _by_bricks(plain: Placed, packed: weights.Packed) -> bool:
+    return plain.is_rows and plain.buffer.dtype is float32 and repack.fits(packed)
+
+
+def _packed(low: Lowering, w: Value, shape: Conv, packed: weights.Packed) -> Buffer:
+    """The weights in packed order: brick by brick where they lie as users see them, else by a nest."""
+    placed = low.places.get(w)
+    out = Buffer(bfloat16, 2 * packed.size, "packed") if packed.pairs else Buffer(float32, packed.size, "packed")
+    if placed is not None and _by_bricks(placed, packed):
+        kernel = _generated(repack.pack, low.machine, packed)
+        low.kernel(kernel, [(placed.buffer, 0), (out, 0)], out)
+    else:
+        pack(low, low.at(w), packed, shape.cg if packed.forward else shape.og, out)
+    return out
 
 
 def conv(low: Lowering, node: Node) -> bool:
@@ -152,6 +165,9 @@ def weight_grad(low: Lowering, node: Node) -> bool:
     target = low.allocate(dw)
     if choice.algorithm == "lanes":
         plain = weights.repack(low.machine, choice.weights, choose.plain_weights(low.machine, shape))
+        low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
+    elif _by_bricks(target, choice.weights):
+        plain = _generated(repack.unpack, low.machine, choice.weights)
         low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
     else:
         unpack(low, order, choice.weights, target)
