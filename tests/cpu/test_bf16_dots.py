@@ -16,6 +16,7 @@ from twofold.backends.cpu.kernels import choose, direct, gemm, wgrad
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv, halved
 from twofold.backends.cpu.machine import AVX512, AVX512_BF16
+from twofold.backends.cpu.program import TEAM
 from twofold.base.dtypes import bfloat16
 from twofold.ir import Graph
 from twofold.ir.interpret import run_reference
@@ -109,7 +110,7 @@ def test_same_bits_on_any_number_of_threads(case, monkeypatch):
         monkeypatch.setenv("TWOFOLD_NUM_THREADS", str(threads))
         program = CpuProgram(graph)
         for segment in program.segments:
-            segment.small = False
+            segment.crew = TEAM
         found.append([a.tobytes() for a in program([a.copy() for a in given])])
     assert found[0] == found[1] == found[2]
 

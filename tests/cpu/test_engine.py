@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -237,6 +238,39 @@ def test_a_team_stops_and_starts_again():
         own.run(program.address, ctypes.addressof(table))
         own.stop()
         assert (a == 4.0**round).all()
+
+
+def test_little_work_is_done_by_a_team_that_is_awake_or_will_stay_so(monkeypatch):
+    own, program, now = team.Team(2), chain(2), [0.0]
+    monkeypatch.setattr(team.time, "monotonic", lambda: now[0])
+    spin = ctypes.c_int32.from_address(own._state + team.BARRIER_OFFSET + 128)
+    own._shares_small = True  # as with two cores
+    a, b = np.ones(COUNT, np.float32), np.zeros(COUNT, np.float32)
+    table = (ctypes.c_void_p * 2)(a.ctypes.data, b.ctypes.data)
+
+    def asked(seconds: float) -> bool:
+        now[0] += seconds
+        before = a.copy()
+        done = own.run_awake(program.address, ctypes.addressof(table))
+        np.testing.assert_array_equal(a, before * 4 if done else before)
+        return done
+
+    spin.value = 0
+    assert not asked(0.0), "nobody is there yet"
+    assert not asked(1.0), "the last time was long ago"
+    spin.value = 2**31 - 1
+    assert asked(team.OFTEN / 2)
+    assert asked(1.0), "its threads spin"
+    with own._lock:
+        assert not asked(0.0), "somebody else has it"
+    spin.value = 0
+    own.run(program.address, ctypes.addressof(table))
+    until = time.perf_counter() + 20
+    while not own._asleep.value and time.perf_counter() < until:
+        time.sleep(0.001)
+    assert not asked(1.0), "it sleeps"
+    assert asked(team.OFTEN / 2)
+    own.stop()
 
 
 FORK = """

@@ -10,6 +10,7 @@ import pytest
 import twofold as tw
 from twofold import nn
 from twofold.backends.cpu.backend import CpuProgram
+from twofold.backends.cpu.program import ALONE, AWAKE, TEAM
 from twofold.ir import Builder, Spec
 from twofold.ir.op import OPS
 
@@ -25,18 +26,25 @@ def compiled(f, *args):
     return g, program
 
 
-@pytest.mark.parametrize(("batch", "small"), [(1, True), (64, False)])
-def test_little_work_does_not_wake_the_team_and_gives_the_same_bits(batch, small):
+@pytest.mark.parametrize(("batch", "crew"), [(1, AWAKE), (64, TEAM)])
+def test_little_work_does_not_wake_the_team_and_gives_the_same_bits(batch, crew):
     with tw.device("cpu"), tw.no_grad():
         model = tw.zoo.create("lenet5").eval()
         x = tw.tensor(RNG.standard_normal((batch, 1, 32, 32)).astype(np.float32))
         f, program = compiled(model, x)
         segments = program._built.segments
-        assert [s.small for s in segments] == [small] * len(segments)
+        assert [s.crew for s in segments] == [crew] * len(segments)
         first = f(x).numpy().copy()
-        for segment in segments:
-            segment.small = not small
-        np.testing.assert_array_equal(f(x).numpy(), first)
+        for other in ALONE, AWAKE, TEAM:
+            for segment in segments:
+                segment.crew = other
+            for _ in range(3):
+                np.testing.assert_array_equal(f(x).numpy(), first)
+
+
+def test_next_to_no_work_is_the_callers():
+    _, program = compiled(lambda x: x + 1.0, tw.ones((8,)))
+    assert [s.crew for s in program._built.segments] == [ALONE]
 
 
 def test_buffers_that_come_again_change_or_are_not_dense():

@@ -29,6 +29,7 @@ from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.llvm.runtime import runtime_ir
 from twofold.backends.cpu.machine import AVX2, AVX512, NEON, Machine
+from twofold.backends.cpu.program import TEAM
 from twofold.ir import Graph
 from twofold.ir.text import parse_graph
 
@@ -148,7 +149,7 @@ def _guarded(graph: Graph, seed: int, after: bool) -> None:
         arrays[i] = outputs[-1].array
         execution._table[slot] = outputs[-1].array.ctypes.data
     for segment in execution.built.segments:
-        segment.small = False
+        segment.crew = TEAM
     execution._run(execution.built.segments, arrays)
     for result, want in zip(execution._results, expected, strict=True):
         assert result.of(arrays[result.at]).tobytes() == want.tobytes()

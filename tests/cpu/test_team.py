@@ -12,6 +12,7 @@ from fuzz_check import FAMILIES, arguments
 
 from twofold.backends.cpu import machine
 from twofold.backends.cpu.backend import CpuProgram
+from twofold.backends.cpu.program import TEAM
 
 HEAD = """
 import multiprocessing, os, signal, sys, threading, time, warnings
@@ -107,7 +108,7 @@ def program(seed: int) -> tuple[CpuProgram, list[bytes]]:
     """The program of a random network, woken up however small, and its results."""
     made = CpuProgram(FAMILIES["images"].graph(seed))
     for segment in made._built.segments:
-        segment.small = False
+        segment.crew = TEAM
     return made, results(made, seed)
 
 
@@ -126,7 +127,8 @@ def in_child(seed: int) -> list[bytes]:
 def test_a_process(name, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(HEAD + SCRIPTS[name])
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "TWOFOLD_NUM_THREADS": "2"}
+    paths = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths, "TWOFOLD_NUM_THREADS": "2"}
     if name == "one core":
         del environment["TWOFOLD_NUM_THREADS"]
     done = subprocess.run([sys.executable, str(script)], env=environment, timeout=120, capture_output=True)

@@ -9,6 +9,7 @@ from kernel_paths import PATHS
 
 import twofold as tw
 from twofold.backends.cpu.backend import CpuProgram
+from twofold.backends.cpu.program import TEAM
 from twofold.ir.text import parse_graph
 from twofold.nn import functional as F
 
@@ -20,7 +21,7 @@ def _outcomes(graph, monkeypatch, given) -> list[list[np.ndarray]]:
         monkeypatch.setenv("TWOFOLD_NUM_THREADS", str(threads))
         program = CpuProgram(graph)
         for segment in program._built.segments:
-            segment.small = False
+            segment.crew = TEAM
         found += [program([a.copy() for a in given]) for _ in range(2)]
     return found
 

@@ -16,6 +16,7 @@ import numpy as np
 from twofold.backends.cpu import room, team
 from twofold.backends.cpu.assembled import ARENA, CLOCK, ERRORS, FIRST, KEPT, Assembled, Segment
 from twofold.backends.cpu.lowering.steps import HostStep, Placed
+from twofold.backends.cpu.program import ALONE, TEAM
 from twofold.backends.cpu.recycle import POOL
 
 
@@ -175,10 +176,10 @@ class Execution:
                 results = segment.run(*(self._view(p, arrays) for p in segment.inputs))
                 for place, result in zip(segment.outputs, results):
                     self._view(place, arrays)[...] = result
-            elif segment.small:
-                segment.run_alone(self._address)
-            else:
+            elif segment.crew == TEAM:
                 team.get(self.threads).run(segment.address, self._address)
+            elif segment.crew == ALONE or not team.get(self.threads).run_awake(segment.address, self._address):
+                segment.run_alone(self._address)
 
     def _view(self, placed: Placed, arrays: list[np.ndarray]) -> np.ndarray:
         """A place as a NumPy array."""

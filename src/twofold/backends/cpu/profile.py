@@ -171,7 +171,7 @@ def _timed_segments(program: CpuProgram, python: list[Span]) -> list[Any]:
                     _stamp(builder, len(program.calls), i, _STARTED)
                 builder.call(call.kernel, call.refs)
                 _stamp(builder, len(program.calls), i, _ENDED)
-        segments.append(builder.finish(small=segment.small))
+        segments.append(builder.finish(segment.crew))
     return segments
 
 

@@ -28,6 +28,7 @@ from twofold.backends.cpu.machine import Machine, host
 from twofold.base.errors import GraphError
 
 _PLACEHOLDER = "tw_kernel_symbol"
+ALONE, AWAKE, TEAM = "alone", "awake", "team"  # who runs a program: the caller; the team, if it is awake; the team
 MANY = 64  # kernels of a program from which on the code that calls them is not worth LLVM's care
 
 
@@ -113,24 +114,24 @@ class ProgramBuilder:
         """Append instructions of one's own to ``run``; straight-line or structured (``f.when``, ``f.loop``)."""
         emit(self.f)
 
-    def finish(self, small: bool = False) -> Program:
+    def finish(self, crew: str = TEAM) -> Program:
         """Compile what is new, link, and return the program."""
         self._module.plain = len(self.kernels) >= MANY
         modules = [(k.ir, k.level) for k in self.kernels] + [(self._module.text(), 0)]
         objects = jit.compile_all(modules, self.machine)
         library = jit.link([*objects.values(), team.runtime_object()])
-        return Program(library, list(self.kernels), small, tuple(objects))
+        return Program(library, list(self.kernels), crew, tuple(objects))
 
 
 class Program:
     """A linked program. ``run`` is safe to call from several threads only with separate memory in the table.
 
-    ``small`` ones are quicker on the caller's thread than with a team (``run_alone``). ``objects`` are the cache's keys of
-    what it is linked from.
+    ``crew`` is who runs it: little work is done sooner on the caller's thread (``run_alone``) than a team is woken.
+    ``objects`` are the cache's keys of what it is linked from.
     """
 
-    def __init__(self, library: jit.Library, kernels: list[Kernel], small: bool = False, objects: Sequence[str] = ()):
-        self._library, self.kernels, self.small, self.objects = library, kernels, small, objects
+    def __init__(self, library: jit.Library, kernels: list[Kernel], crew: str = TEAM, objects: Sequence[str] = ()):
+        self._library, self.kernels, self.crew, self.objects = library, kernels, crew, objects
         self.address = library.address("run")
         i64, pointer = ctypes.c_int64, ctypes.c_void_p
         self._alone = ctypes.CFUNCTYPE(None, i64, i64, pointer, pointer)(self.address)

@@ -129,14 +129,14 @@ def _constants(rows: Sequence[Any], buffers: Sequence[Buffer], data: bytes) -> d
 
 
 def _of_program(program: Any) -> list[Any]:
-    return [list(program.objects), program.small]
+    return [list(program.objects), program.crew]
 
 
 def _program(row: list[Any]) -> Program | None:
     """A native part linked again, or None if one of its objects is gone."""
-    names, small = row
+    names, crew = row
     objects = [jit.known(name) for name in names]
     found = [o for o in objects if o is not None]
     if len(found) < len(objects):
         return None
-    return Program(jit.link([*found, team.runtime_object()]), [], small, tuple(names))
+    return Program(jit.link([*found, team.runtime_object()]), [], crew, tuple(names))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+import math
 import os
 import threading
+import time
 
 from twofold.backends.cpu import jit
-from twofold.backends.cpu.llvm.runtime import BARRIER_OFFSET, STATE_BYTES, runtime_ir
+from twofold.backends.cpu.llvm.runtime import BARRIER_OFFSET, SLEEPERS_OFFSET, STATE_BYTES, runtime_ir
 from twofold.backends.cpu.machine import available_cores, host, num_threads
 from twofold.base import locks
 
@@ -22,6 +24,7 @@ from twofold.base import locks
 # microseconds to wake a core that sleeps, so threads stay awake through the Python between two eager ops or two steps: the
 # compiled training step of LeNet-5 takes 8.8 ms after a pause if they wait 2,000 rounds, 3.3 to 4.3 with 20,000 to 50,000.
 SPIN_ROUNDS = 40_000
+OFTEN = 500e-6  # seconds from one small program to the next within which a team that spins stays awake
 
 
 @functools.cache
@@ -52,6 +55,9 @@ class Team:
         self._launch = _runtime().function("tw_launch", pointer, pointer, pointer, i64)
         self._work = _runtime().function("tw_worker", pointer, i64, i32)
         self._workers: list[threading.Thread] = []
+        self._shares_small = spin > 0 and self.threads > 1
+        self._asleep = ctypes.c_int32.from_address(self._state + SLEEPERS_OFFSET)
+        self._asked = -math.inf  # when a small program last found it asleep
 
     def _start(self) -> None:
         for tid in range(1, self.threads):
@@ -65,6 +71,24 @@ class Team:
             if not self._workers and self.threads > 1:
                 self._start()
             self._launch(self._state, address, table, self.threads)
+
+    def run_awake(self, address: int, table: int) -> bool:
+        """Run it as ``run`` does if nobody has to be woken or waited for; whether that was so. The threads are woken all the
+        same where such work comes so often that they will then stay awake."""
+        if not self._shares_small or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if not self._workers or self._asleep.value:
+                now = time.monotonic()
+                often, self._asked = now - self._asked < OFTEN, now
+                if not often:
+                    return False
+                if not self._workers:
+                    self._start()
+            self._launch(self._state, address, table, self.threads)
+        finally:
+            self._lock.release()
+        return True
 
     def stop(self) -> None:
         """End the workers; the next ``run`` would start new ones."""
@@ -85,10 +109,11 @@ _teams_lock = locks.renewed()
 def get(threads: int = 0) -> Team:
     """The process's team of ``threads`` threads (0: TWOFOLD_NUM_THREADS, or the cores the process may use)."""
     threads = threads or num_threads()
-    with _teams_lock:
-        if threads not in _teams:
-            _teams[threads] = Team(threads)
-        return _teams[threads]
+    team = _teams.get(threads)
+    if team is None:
+        with _teams_lock:
+            team = _teams.setdefault(threads, Team(threads))
+    return team
 
 
 def _stop_all() -> None:

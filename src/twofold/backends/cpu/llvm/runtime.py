@@ -22,7 +22,8 @@ from twofold.backends.cpu.machine import Machine
 BARRIER = "tw_barrier"
 STATE_BYTES = 320
 BARRIER_OFFSET = 128
-_JOB, _JOB_SLEEPERS, _FUNCTION, _TABLE, _THREADS, _STOP = 0, 4, 64, 72, 80, 88
+SLEEPERS_OFFSET = _JOB_SLEEPERS = 4
+_JOB, _FUNCTION, _TABLE, _THREADS, _STOP = 0, 64, 72, 80, 88
 _PHASE, _PHASE_SLEEPERS, _SPIN = 64, 68, 128  # from the barrier's own base
 
 _FUTEX = {"x86_64": 202, "aarch64": 98}

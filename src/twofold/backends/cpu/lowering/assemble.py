@@ -15,9 +15,10 @@ from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered
 from twofold.backends.cpu.lowering.split import split_reduction
 from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
 from twofold.backends.cpu.machine import Machine
-from twofold.backends.cpu.program import Kernel, ProgramBuilder, Ref
+from twofold.backends.cpu.program import ALONE, AWAKE, TEAM, Kernel, ProgramBuilder, Ref
 
 SMALL = 100e-6  # seconds of work for which no team is woken: that may take as long
+MEETING = 3e-6  # seconds of work for each time all wait that a team is worth which need not be woken
 
 
 def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
@@ -130,8 +131,15 @@ class _Assembler:
     def close(self) -> None:
         """Finish the native segment that is open."""
         if self._builder is not None:
-            self.segments.append(self._builder.finish(small=self._work < SMALL))
+            self.segments.append(self._builder.finish(self._crew()))
             self._builder = None
+
+    def _crew(self) -> str:
+        """Who runs the open segment."""
+        if self._work >= SMALL:
+            return TEAM
+        waits = sum(c.waits for c in self.calls if c.segment == len(self.segments))
+        return AWAKE if self._work > MEETING * (waits + 2) else ALONE
 
     def _range(self, buffer: Buffer, written: bool) -> tuple[int, int, int, bool]:
         slot, start = self.places[buffer]
