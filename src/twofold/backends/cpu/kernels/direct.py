@@ -21,7 +21,7 @@ from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, forward_axes, 
 from twofold.backends.cpu.kernels.sweep import Sweep, row_block, slab_of
 from twofold.backends.cpu.kernels.tile import best_shape
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.llvm import Function, const
+from twofold.backends.cpu.llvm import Function, Index, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
@@ -117,10 +117,10 @@ def _untouched(f: Function, one: Pass, channels: int, rows: int, epilogue: ep.Ep
         top = f.mul(block, rows)
         with f.loop(top, f.imin(f.add(top, rows), one.v.outputs)) as row:
             line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row.index, one.v.out_step)))
-            start = f.add(f.add(one.pixel_first, f.mul(line, one.h.extent)), one.h.out_first)
+            left = f.add(f.add(one.pixel_first, f.mul(line, one.h.extent)), one.h.out_first)
             for first, count, size in runs(split(one.h.outputs, TOGETHER)):
                 with f.loop(first, first + count * size, size) as column:
-                    pixel = f.add(start, f.mul(column.index, one.h.out_step))
+                    pixel = f.add(left, f.mul(column.index, one.h.out_step))
                     pixels = [f.add(pixel, p * one.h.out_step) for p in range(size)]
                     for low, high, lanes_used in kinds:
                         with f.loop(low, high, lanes) as channel:

@@ -184,8 +184,8 @@ class Sweep:
             kernel = one.h.kernel + t * one.h.kernel_step
             if pixels:
                 moved = replace(ops, x=f.gep(x, t * one.h.spacing * one.ldx), w=f.gep(w, kernel * ins * self.width))
-                fetch = self._streams(at, size, tap, ins) if t == one.h.taps // 2 else None
-                tile = accumulate(f, tile, moved, ins, pixels, UNROLL, fetch)
+                ahead = self._streams(at, size, tap, ins) if t == one.h.taps // 2 else None
+                tile = accumulate(f, tile, moved, ins, pixels, UNROLL, ahead)
         return tile
 
     def _streams(self, at: Index, size: int, tap: Index, steps: int) -> Callable[[Index], None]:
