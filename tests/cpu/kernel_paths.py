@@ -71,6 +71,15 @@ PATHS = {
     "dilated": (conv((2, 8, 13, 13), (24, 8, 3, 3), pad=1, dilation=2), CONV),
     "stem": (conv((2, 3, 33, 31), (16, 3, 7, 7), 2, 3), CONV),
     "few outputs": (conv((2, 5, 19, 15), (6, 5, 5, 5), pad=2), CONV),
+    "one channel": (conv((2, 1, 19, WIDE + 5), (6, 1, 5, 4)), "conv_planes conv_dx conv_dw"),
+    "one channel, pooled": (
+        f"graph f(%x: f32[3,1,12,{2 * WIDE + 8}], %w: f32[6,1,3,3]) {{\n"
+        "  %0 = conv(%x, %w) {strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1} : "
+        f"f32[3,6,10,{2 * WIDE + 6}]\n  %1 = relu(%0) : f32[3,6,10,{2 * WIDE + 6}]\n"
+        "  %2 = max_pool(%1) {window=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)), dilation=(1, 1), ceil_mode=false} : "
+        f"f32[3,6,5,{WIDE + 3}]\n  return %2\n}}",
+        "conv_planes",
+    ),
     "winograd": (conv((4, 64, 28, 28), (64, 64, 3, 3), pad=1), "winograd winograd_dx winograd_dw"),
     "winograd, staged": (conv((2, 128, 14, 14), (128, 128, 3, 3), pad=1), "winograd winograd_dx winograd_dw"),
     "slabs": (conv((2, 48, 14, 14), (36, 12, 3, 3), pad=1, groups=4), CONV),

@@ -17,6 +17,7 @@ from twofold.backends.cpu.kernels import (
     direct,
     gemm,
     lanes,
+    planes,
     pool,
     repack,
     weights,
@@ -97,6 +98,10 @@ def kernels(machine: Machine):
             gemm.matmul(machine, shape, EPILOGUE),
             [*(shape.batch * s for s in (shape.m * shape.k, shape.k * shape.n, shape.m * shape.n)), shape.n],
         )
+    plane = Conv(2, 8, machine.lanes + 7, 1, 5, 3, 3)
+    x, y = plane.n * plane.h * plane.w, plane.n * plane.oh * plane.ow * plane.o
+    yield planes.forward(machine, plane, EPILOGUE), [x, 45, y, 5]
+    yield planes.forward(machine, plane, EPILOGUE, True), [x, 45, plane.n * 3 * (plane.ow // 2) * 5, 5]
     window = pool.Pool(2, 7, 9, 13, 4, 5, (3, 3), (2, 2), PAD)
     x, y = 2 * 7 * 9 * 13, 2 * 4 * 5 * 13
     for kind in ("max", "mean"):

@@ -47,6 +47,11 @@ class Step:
     """One step; the default does nothing."""
 
     params: tuple[str, ...] = ()  # pointer parameters it adds to the kernel
+    planar = False  # whether results do not depend on their pixel, so that ``across`` can be asked
+
+    def across(self, f: Function, x: Value, channel: int) -> Value:
+        """``apply`` for a vector of pixels of one channel."""
+        raise NotImplementedError
 
     def streams(self) -> list[Stream]:
         """What it reads for every pixel and channel."""
@@ -85,6 +90,11 @@ class Bias(Step):
     def apply(self, f, x, site, columns):
         return f.fadd(x, columns[0])
 
+    planar = True
+
+    def across(self, f, x, channel):
+        return f.fadd(x, f.broadcast(f.gep(f.arg(self.name), channel)))
+
 
 @dataclass(frozen=True)
 class ScaleShift(Step):
@@ -122,7 +132,12 @@ class Residual(Step):
 class Relu(Step):
     """max(x, 0), keeping NaN."""
 
+    planar = True
+
     def apply(self, f, x, site, columns):
+        return f.relu(x)
+
+    def across(self, f, x, channel):
         return f.relu(x)
 
 

@@ -41,11 +41,26 @@ class Formula(Step):
                 found.append(Stream(names[buffer], pitch, (buffer, address.const), address.const, memory_type(buffer.dtype)))
         return found
 
-    def columns(self, f: Function, channel: Index, count: int) -> list[Value]:
-        """A fresh body, with what depends on the channel alone computed."""
+    @property
+    def planar(self) -> bool:  # type: ignore[override]
+        return self.pixel not in self.value.vars
+
+    def across(self, f: Function, x: Value, channel: int) -> Value:
+        body = self._body(f)
+        body.values[self.channel] = channel
+        body.vector_accumulators, body.accumulators = True, [[x]]
+        return body.spread(body.emit(self.value))
+
+    def _body(self, f: Function) -> Body:
         lanes = f.machine.lanes
         body = Body(f, dict(zip(self.buffers, map(f.arg, self.params))), set(), lanes, None)
-        body.vector, body.lanes = self.channel, lanes
+        body.lanes = lanes
+        return body
+
+    def columns(self, f: Function, channel: Index, count: int) -> list[Value]:
+        """A fresh body, with what depends on the channel alone computed."""
+        body, lanes = self._body(f), f.machine.lanes
+        body.vector = self.channel
         body.count = None if count == lanes else count
         body.values[self.channel] = channel
         body.hoist([self.value])
@@ -64,6 +79,8 @@ class Formula(Step):
 class Totals(Formula):
     """Adds up the expression over the pixels of each part, for every channel: float32 ``[part][channel]``. Results stay as
     they are. A part is written by one thread in a fixed order, and parts follow from the shape alone."""
+
+    planar = False
 
     @property
     def params(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.kernels.epilogue import Rounded, Statistics, Stored
+from twofold.backends.cpu.kernels.pool import Pool
 from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Var, acc, const, op, var
 from twofold.backends.cpu.loops.expr import converted, loads
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from twofold.backends.cpu.lowering.lower import Lowering
 
 Emit = Callable[[Any, Placed, list[tuple[Buffer, int]], list[Node]], None]
+Pools = Callable[[Pool, "Pending", Placed, list[Node]], bool]
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Pending:
     places of their parameters, ``aligned`` the buffers that they read just where they write. ``parts`` says how many parts
     its epilogue's sums would have (None: it takes none), ``narrows`` whether it can store what its epilogue makes in
     another dtype. ``sums`` are those that it gathers besides: their parts, where they go, and the nodes that ask for them.
+    ``pooled`` emits it with a max pooling of its result in it, if there is such a kernel, and says so.
     """
 
     target: Placed
@@ -44,6 +47,7 @@ class Pending:
     aligned: frozenset[Buffer] = frozenset()
     narrows: bool = True
     sums: list[tuple[Placed, Placed, list[Node]]] = field(default_factory=list)
+    pooled: Pools | None = None
 
 
 class Waiting:
@@ -59,12 +63,13 @@ class Waiting:
         return buffer in self.pending
 
     def defer(
-        self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None, narrows: bool = True
-    ) -> None:
+        self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None, narrows: bool = True,
+        pooled: Pools | None = None,
+    ) -> None:  # fmt: skip
         """The result of a kernel that takes an epilogue: ``emit`` is called when the result is first read."""
         dtype = node.outputs[0].dtype
         steps = (Rounded(dtype),) if dtype.bits == 16 else ()
-        self._wait(Pending(target, emit, node.outputs[0], [node], parts, steps, narrows=narrows))
+        self._wait(Pending(target, emit, node.outputs[0], [node], parts, steps, narrows=narrows, pooled=pooled))
         self.low.result(node.outputs[0], target)
 
     def flush(self, buffers: Sequence[Buffer]) -> None:
@@ -163,6 +168,20 @@ class Waiting:
             self._wait(replace(waiting, target=target, value=made, nodes=made_by, steps=steps, extra=extra, aligned=aligned))
             return True
         return False
+
+    def into_pool(self, x: Value, node: Node, pool: Pool, place: Placed, nodes: list[Node]) -> bool:
+        """Let the kernel that waits with ``x`` leave the max pooling of it at ``place``, if nobody else reads it."""
+        placed = self.low.places.get(x)
+        known = self.pending.get(placed.buffer, []) if placed is not None else []
+        if placed is None or len(known) != 1 or known[0].pooled is None or known[0].sums or known[0].target != placed:
+            return False
+        if x in self.low.outputs or any(user is not node for user in self.low.users.get(x, ())):
+            return False
+        if not known[0].pooled(pool, known[0], place, nodes):
+            return False
+        del self.pending[placed.buffer]
+        self.low.plan.notes.append(f"{x.spec} is pooled by the kernel that makes it, and not stored")
+        return True
 
     def _join(self, parts: Placed, target: Placed, nodes: list[Node]) -> None:
         """The sums of all parts, added up in order."""

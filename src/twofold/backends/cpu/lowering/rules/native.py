@@ -10,13 +10,14 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.kernels import choose, gemm, outer, pool, repack, weights
+from twofold.backends.cpu.kernels import choose, gemm, outer, planes, pool, repack, weights
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.packing import pack, unpack
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed
 from twofold.backends.cpu.lowering.views import matrix, pixel_distance
+from twofold.backends.cpu.lowering.waiting import Pending
 from twofold.backends.cpu.machine import Machine
 from twofold.base import flags
 from twofold.base.dtypes import bfloat16, float16, float32
@@ -142,13 +143,33 @@ def _convolve(low: Lowering, node: Node, pick: Any) -> bool:
     target, constant = low.allocate(node.outputs[0], CHANNELS_LAST), w in low.unchanging
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
+        if by_planes(epilogue, pixel_distance(place)):
+            return emit_planes(epilogue, place, extra, nodes, False)
         choice = _generated(pick, low.machine, shape, epilogue, None, constant, ldx, pixel_distance(place), dtype)
         weight = _weights(low, w, shape, choice)
         places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
         low.kernel(choice.kernel, places, place.buffer, nodes)
 
+    def by_planes(epilogue: Any, ldy: int | None) -> bool:
+        suits = pick is choose.forward and dtype is float32 and ldx == 1
+        return suits and planes.fits(low.machine, shape, epilogue, ldy or 0)
+
+    def emit_planes(
+        epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node], pools: bool
+    ) -> None:
+        weight = low.rows(w)
+        kernel = _generated(planes.forward, low.machine, shape, epilogue, pools)
+        places = [(p.buffer, p.offset) for p in (source, weight, place)]
+        low.kernel(kernel, [*places, *extra], place.buffer, nodes)
+
+    def pooled(window: pool.Pool, waiting: Pending, place: Placed, nodes: list[Node]) -> bool:
+        if not by_planes(waiting.steps, shape.o) or not planes.fits_pool(low.machine, shape, window):
+            return False
+        emit_planes(waiting.steps, place, waiting.extra, [*waiting.nodes, *nodes], True)
+        return True
+
     parts = functools.partial(choose.parts, low.machine, shape, constant, ldx, dtype, pick is choose.forward)
-    low.waiting.defer(node, target, emit, parts)
+    low.waiting.defer(node, target, emit, parts, pooled=pooled)
     return True
 
 
@@ -223,8 +244,10 @@ def pool_forward(low: Lowering, node: Node) -> bool:
     target = low.allocate(y, CHANNELS_LAST)
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
-        ldy = pixel_distance(place) or 0
-        kernel = pool.forward(low.machine, _pool(node, x, y), kind, epilogue, ldx, ldy)
+        ldy, shape = pixel_distance(place) or 0, _pool(node, x, y)
+        if kind == "max" and not epilogue and ldy == shape.c and low.waiting.into_pool(x, node, shape, place, nodes):
+            return
+        kernel = pool.forward(low.machine, shape, kind, epilogue, ldx, ldy)
         low.kernel(kernel, [(source.buffer, source.offset), (place.buffer, place.offset), *extra], place.buffer, nodes)
 
     low.waiting.defer(node, target, emit)
