@@ -61,6 +61,7 @@ def _reduction(name: str, axes: str, shape: str) -> str:
 
 
 WIDE = host().lanes  # channels that fill a vector
+STRASSEN = "strassen strassen_dx conv_dw" if (WIDE, host().fma_rate) == (16, 1) else ""  # others may not gain by it here
 CONV, LANES = "conv conv_dx conv_dw", "conv_lanes conv_lanes_dx conv_lanes_dw"
 
 # name: (graph, the kernels it must call)
@@ -68,6 +69,7 @@ PATHS = {
     "direct": (conv((2, 20, 15, 17), (33, 20, 3, 3), 2, 1), CONV),
     "pointwise": (conv((3, 40, 9, 9), (70, 40, 1, 1)), CONV),
     "pointwise, few places": (conv((1, 256, 7, 7), (64, 256, 1, 1)), CONV),
+    "strassen": (conv((8, 512, 14, 14), (512, 512, 1, 1)), STRASSEN),
     "dilated": (conv((2, 8, 13, 13), (24, 8, 3, 3), pad=1, dilation=2), CONV),
     "stem": (conv((2, 3, 33, 31), (16, 3, 7, 7), 2, 3), CONV),
     "few outputs": (conv((2, 5, 19, 15), (6, 5, 5, 5), pad=2), CONV),

@@ -20,6 +20,8 @@ from twofold.backends.cpu.kernels import (
     planes,
     pool,
     repack,
+    strassen,
+    strassen_conv,
     weights,
     wgrad,
     winograd,
@@ -67,6 +69,13 @@ def kernels(machine: Machine):
                 yield winograd_conv.data_gradient(machine, conv, back, inside=True), [y, back.size, x]
         if winograd.fits(conv, winograd.F4):
             yield winograd_wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
+    product = Conv(2, 3, 7, 8 * machine.lanes + 8, 12 * machine.lanes, 1, 1)
+    fwd = direct.packing(machine, product)
+    for levels in (one for one in (1, 2) if strassen.fits(fwd, one)):
+        size, pixels = strassen.weights_size(fwd, levels), product.n * product.h * product.w
+        yield strassen.transform_weights(machine, fwd, levels), [fwd.size, size]
+        kernel = strassen_conv.forward(machine, product, fwd, levels, EPILOGUE)
+        yield kernel, [pixels * product.c, size, pixels * product.o, product.o]
     for conv in (Conv(1, 6, 5, 32, 48, 3, 3), Conv(1, 5, 7, 64, 32, 1, 1, groups=2)):
         fwd, back = direct.packing(machine, conv), direct.packing(machine, conv, forward=False)
         size = weights.plain(conv).size

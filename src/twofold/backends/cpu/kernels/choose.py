@@ -3,8 +3,9 @@
     choice = choose.forward(machine, conv, epilogue)
     # source (plain weights) -> choice.prepare[0] -> ... -> what choice.kernel reads as its second parameter
 
-Each entry estimates the cycles of every kernel that fits and takes the cheapest; TWOFOLD_CONV=direct leaves Winograd
-out (the error of F(4x4) is about ten times that of direct convolution: 1e-5 of the largest value instead of 1e-6).
+Each entry estimates the cycles of every kernel that fits and takes the cheapest; TWOFOLD_CONV=direct leaves Winograd and
+Strassen out (the error of F(4x4) is about ten times that of direct convolution, 1e-5 of the largest value instead of 1e-6,
+Strassen's about twice).
 
 Where ``takes_bf16``, images may be bfloat16 (``dtype``). Direct kernels then add products of pairs, twice as many in a
 cycle; Winograd computes in float32 what it reads and writes in 16 bits, which is still quicker where pixels are many.
@@ -12,10 +13,21 @@ cycle; Winograd computes in float32 what it reads and writes in 16 bits, which i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from twofold.backends.cpu.kernels import direct, lanes, weights, wgrad, winograd, winograd_conv, winograd_wgrad
+from twofold.backends.cpu.kernels import (
+    direct,
+    lanes,
+    strassen,
+    strassen_conv,
+    weights,
+    wgrad,
+    winograd,
+    winograd_conv,
+    winograd_wgrad,
+)
 from twofold.backends.cpu.kernels.epilogue import Epilogue
 from twofold.backends.cpu.kernels.shapes import Conv, halved, split
 from twofold.backends.cpu.kernels.tile import most_pixels, step_cycles
@@ -39,6 +51,9 @@ _STREAM = 8.0
 _FETCH = 3.5
 _WRITE = 3.0
 _SCHEMES = (winograd.F4, winograd.F2, winograd.F2_5)
+_LEVELS = (1, 2)  # of Strassen's algorithm
+_WORTH = 0.96  # of direct kernels' time, at most: less is no reason for larger weights
+_KEPT = 8  # constant transformed weights may be such a part of L3
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Prepare:
 class Choice:
     """A kernel and what it needs. ``weights`` is the packed order that ``prepare`` passes through or ends with."""
 
-    algorithm: str  # direct, winograd or lanes
+    algorithm: str  # direct, winograd, strassen or lanes
     kernel: Kernel
     weights: Packed
     prepare: tuple[Prepare, ...] = ()
@@ -101,6 +116,9 @@ def forward(
     if lanes.fits(machine, conv):
         kernel = lanes.forward(machine, conv, packed, epilogue, ldx, ldy)
         return Choice("lanes", kernel, packed, prepare)
+    if levels := strassen_levels(machine, conv, packed, constant):
+        kernel = strassen_conv.forward(machine, conv, packed, levels, epilogue, ldx, ldy)
+        return Choice("strassen", kernel, packed, prepare + _summed(machine, packed, levels))
     if scheme:
         inside = _inside(machine, conv, packed, constant, scheme)
         kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype, inside)
@@ -122,7 +140,10 @@ def parts(
     if dtype is bfloat16:
         work, ldx = halved(conv, forward), (ldx or (conv.c if forward else conv.o)) // 2
         return direct.parts(machine, work, direct.packing(machine, work, forward, pairs=True), ldx)
-    return direct.parts(machine, conv, direct.packing(machine, conv, forward), ldx)
+    packed = direct.packing(machine, conv, forward)
+    if levels := strassen_levels(machine, conv, packed, constant):
+        return strassen_conv.parts(machine, conv, packed, levels)
+    return direct.parts(machine, conv, packed, ldx)
 
 
 def data_gradient(
@@ -151,6 +172,9 @@ def data_gradient(
         return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)
+    if levels := strassen_levels(machine, conv, packed, constant):
+        kernel = strassen_conv.forward(machine, conv, packed, levels, epilogue, ldx, ldy)
+        return Choice("strassen", kernel, packed, prepare + _summed(machine, packed, levels))
     if scheme:
         inside = _inside(machine, winograd_conv.reversed_conv(conv), packed, constant, scheme)
         kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype, inside)
@@ -168,6 +192,14 @@ def weight_gradient(machine: Machine, conv: Conv, ldx: int = 0, ldy: int = 0, dt
     return Choice("direct", wgrad.weight_gradient(machine, conv, packed, ldx, ldy, dtype), packed)
 
 
+def _mode() -> str:
+    """Which algorithms are allowed."""
+    mode = flags.get("TWOFOLD_CONV")
+    if mode not in ("auto", "direct"):
+        raise ArgumentError(f"TWOFOLD_CONV is {mode!r}; expected 'auto' or 'direct'")
+    return mode
+
+
 def winograd_scheme(
     machine: Machine,
     conv: Conv,
@@ -177,11 +209,8 @@ def winograd_scheme(
 ) -> winograd.Scheme | None:
     """The form of Winograd that is estimated to be fastest; None where it is not allowed, does not fit, or direct
     convolution (of images of ``dtype``) is faster."""
-    mode = flags.get("TWOFOLD_CONV")
-    if mode not in ("auto", "direct"):
-        raise ArgumentError(f"TWOFOLD_CONV is {mode!r}; expected 'auto' or 'direct'")
     schemes = [scheme for scheme in schemes if winograd.fits(conv, scheme)]
-    if mode == "direct" or not schemes:
+    if _mode() == "direct" or not schemes:
         return None
     best = min(schemes, key=lambda scheme: winograd_cycles(machine, conv, constant, scheme))
     rival = halved(conv) if dtype is bfloat16 else conv
@@ -197,19 +226,43 @@ def winograd_scheme_backward(
     return winograd_scheme(machine, winograd_conv.reversed_conv(conv), constant, dtype=dtype)
 
 
+def strassen_levels(machine: Machine, conv: Conv, packed: Packed, constant: bool) -> int:
+    """Levels of Strassen's algorithm that are estimated to be fastest for a 1x1 convolution, or with backward ``packed``
+    weights for its data gradient; 0 where it is not allowed, does not fit, or saves too little."""
+    if _mode() == "direct" or not direct.is_pointwise(conv):
+        return 0
+    found = [(_strassen_cycles(machine, conv, packed, levels, constant), levels) for levels in _LEVELS]
+    least, best = min(found)
+    return best if least < _WORTH * direct_cycles(machine, conv, packed.forward) else 0
+
+
+def _strassen_cycles(machine: Machine, conv: Conv, packed: Packed, levels: int, constant: bool) -> float:
+    """Estimated cycles on one core, those of the weight transform included unless ``constant``; infinite if it does not fit."""
+    if not strassen.fits(packed, levels):
+        return math.inf
+    size = 4 * strassen.weights_size(packed, levels)
+    if constant and size > machine.l3 // _KEPT:
+        return math.inf
+    plan = strassen_conv.plan(machine, conv.n, conv.h * conv.w, packed, levels)
+    return max(plan.cycles * (1 + plan.waiting), size / _FETCH) + (0 if constant else size / _WRITE)
+
+
 def _fitted(machine: Machine, conv: Conv, outs: int) -> Machine:
     """The machine with vectors that suit a kernel of so many output channels."""
     return machine.narrowed(outs) if conv.groups == 1 else machine
 
 
-def direct_cycles(machine: Machine, conv: Conv) -> float:
-    """Estimated cycles of the direct forward kernel on one core."""
-    packed = direct.packing(machine, conv)
-    steps, pitch = conv.kh * conv.kw * conv.cg * conv.groups * conv.n * conv.oh, 4 * conv.c * conv.stride[1]
+def direct_cycles(machine: Machine, conv: Conv, forward: bool = True) -> float:
+    """Estimated cycles of the direct forward kernel on one core, or (without stride) of the data gradient."""
+    packed = direct.packing(machine, conv, forward)
+    rows, width, ins = (conv.n * conv.oh, conv.ow, conv.c) if forward else (conv.n * conv.h, conv.w, conv.o)
+    if direct.is_pointwise(conv):
+        rows, width = 1, rows * width
+    steps, pitch = conv.kh * conv.kw * ins * rows, 4 * ins * conv.stride[1]
     cycles = 0.0
     for _, count, outs in packed.kinds():
         vectors = -(-outs // machine.lanes)
-        tiles = split(conv.ow, most_pixels(machine, vectors, pitch))
+        tiles = split(width, most_pixels(machine, vectors, pitch))
         cycles += count * sum(step_cycles(machine, pixels, vectors) for pixels in tiles)
     return steps * cycles
 
@@ -253,6 +306,10 @@ def _transformed(
     if inside:
         return ()
     return (Prepare(winograd.transform_weights(machine, packed, flip, scheme), winograd.weights_size(packed, scheme)),)
+
+
+def _summed(machine: Machine, packed: Packed, levels: int) -> tuple[Prepare, ...]:
+    return (Prepare(strassen.transform_weights(machine, packed, levels), strassen.weights_size(packed, levels)),)
 
 
 def _repack(machine: Machine, conv: Conv, source: Source | None, packed: Packed) -> tuple[Prepare, ...]:

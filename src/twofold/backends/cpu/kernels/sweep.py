@@ -6,14 +6,13 @@ tile reduces over (kh, kw, i) in registers. ``pointwise.Pointwise`` reduces pass
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import slab
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.shapes import Pass
-from twofold.backends.cpu.kernels.tile import LINE, Operands, accumulate, flatten, most_pixels, shaped, zeros
+from twofold.backends.cpu.kernels.tile import Operands, accumulate, flatten, most_pixels, shaped, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
@@ -21,7 +20,6 @@ from twofold.backends.cpu.machine import Machine
 UNROLL = 2  # steps of the innermost loop written out
 MOST_ROWS = 8
 UNITS = 64  # of a pass, at least: to be shared evenly among many threads
-END = 48  # steps that a pixel's vector takes to be stored, at the speed of memory
 READ_AGAIN = 0.25  # what reading the weights once more for each row costs, by its products
 
 
@@ -85,12 +83,10 @@ class Sweep:
         self.weights_outside = weights_outside(machine, one, packed, self.rows)
 
     def units(self, count: int, outs: int) -> tuple[int, int]:
-        """How many units ``count`` blocks of ``outs`` outputs are, and the work of each (in steps of a pixel's vector: the
-        phases of a strided gradient have 1 to 4 taps of a 3x3 kernel)."""
+        """How many units ``count`` blocks of ``outs`` outputs are, and the work of each (in pixels x vectors)."""
         one = self.one
         units = self.packed.groups * count * one.n * -(-one.v.outputs // self.rows)
-        steps = one.v.taps * one.h.taps * self.packed.ins + END
-        return units, self.rows * one.h.outputs * -(-outs // self.machine.lanes) * steps
+        return units, self.rows * one.h.outputs * -(-outs // self.machine.lanes)
 
     def emit(self, first: int, count: int, outs: int, part: tuple[Index, Index]) -> None:
         """A ``part`` of the units of one kind of block: ``count`` blocks of ``outs`` outputs from block ``first`` on."""
@@ -151,22 +147,22 @@ class Sweep:
 
     def _tile(self, at: Index, size: int, example: int) -> None:
         """``size`` pixels from output ``at`` on; ``example`` is a fixed position with the same taps inside."""
-        f, vectors = self.f, len(self.counts)
+        f, one, vectors = self.f, self.read, len(self.counts)
         tile = zeros(f, size, vectors)
+        column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
         low, high = self.taps
         if (low, high) == (0, 1):
-            tile = self._tap_row(tile, 0, at, size, example)
+            tile = self._tap_row(tile, 0, column, size, example)
         else:
             with f.loop(low, high, carry=flatten(tile)) as tap:
                 inner = shaped(tap.carried, vectors)
-                tap.carry(flatten(self._tap_row(inner, tap.index, at, size, example)))
+                tap.carry(flatten(self._tap_row(inner, tap.index, column, size, example)))
             tile = shaped(tap.results, vectors)
         self._store(tile, at, size)
 
-    def _tap_row(self, tile, tap: Index, at: Index, size: int, example: int):
+    def _tap_row(self, tile, tap: Index, column: Index, size: int, example: int):
         """Add the products of one vertical tap."""
         f, one, ins = self.f, self.read, self.packed.ins
-        column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
         row = f.sub(self.row, self.top)
         line = f.add(f.add(f.mul(row, one.v.step), one.v.first), f.mul(tap, one.v.spacing))
         x = f.gep(self.x, f.add(f.mul(line, one.h.inputs * one.ldx), column))
@@ -177,35 +173,14 @@ class Sweep:
         everywhere = [p for p in range(size) if all(one.h.valid(example + p, t) for t in range(one.h.taps))]
         joined = one.h.spacing == one.h.kernel_step == 1 and one.h.kernel == 0 and ins == one.ldx
         if joined and len(everywhere) == size:  # (kw, i) is contiguous in x and in w: one loop
-            fetch = self._streams(at, size, tap, one.h.taps * ins)
-            return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL, fetch)
+            return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL)
         for t in range(one.h.taps):
             pixels = [p for p in range(size) if one.h.valid(example + p, t)]
             kernel = one.h.kernel + t * one.h.kernel_step
             if pixels:
                 moved = replace(ops, x=f.gep(x, t * one.h.spacing * one.ldx), w=f.gep(w, kernel * ins * self.width))
-                ahead = self._streams(at, size, tap, ins) if t == one.h.taps // 2 else None
-                tile = accumulate(f, tile, moved, ins, pixels, UNROLL, ahead)
+                tile = accumulate(f, tile, moved, ins, pixels, UNROLL)
         return tile
-
-    def _streams(self, at: Index, size: int, tap: Index, steps: int) -> Callable[[Index], None]:
-        """Prefetches what the end of a tile reads and writes, an even share of the lines in every round of ``steps`` steps of
-        each vertical tap."""
-        f, one = self.f, self.one
-        lines, streams = -(-self.width // LINE), ep.streams(self.epilogue, one.ldy)
-        rounds = max(1, steps // UNROLL)
-        share = -(-size * lines // (one.v.taps * rounds))
-        first = f.add(self.pixel, f.mul(at, one.h.out_step))
-
-        def fetch(step: Index) -> None:
-            for k in range(share):
-                number = f.add(f.mul(f.add(f.mul(tap, rounds), f.div(step, UNROLL)), share), k)
-                pixel = f.add(first, f.mul(f.div(number, lines), one.h.out_step))
-                channel = f.add(self.channel, f.mul(f.rem(number, lines), LINE))
-                for stream in streams:
-                    stream.fetch(f, pixel, channel)
-
-        return fetch
 
     def _store(self, tile, at: Index, size: int) -> None:
         f, one = self.f, self.one
