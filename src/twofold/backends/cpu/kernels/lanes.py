@@ -169,7 +169,7 @@ class _Sweep:
             f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy, y), self.outs)
 
     def _ahead(self, at: Index, size: int) -> None:
-        """Prefetch into L2 what the same tile of the next row reads first, and what it writes."""
+        """Prefetch into L2 what the same tile of the next row reads first, and what its end reads and writes."""
         f, one, v, h = self.f, self.one, self.one.v, self.one.h
         line = f.add(f.mul(self.row, v.step), v.first + (v.taps - 1) * v.spacing + 1)  # below this row's last
         column = f.add(f.mul(at, h.step), h.first + (h.taps - 1) * h.spacing)
@@ -177,10 +177,9 @@ class _Sweep:
         for k, p in itertools.product(range(v.step), range(size * h.step)):
             f.prefetch(f.gep(x, (k * h.inputs + p) * one.ldx), 2)
         below = f.add(f.add(self.pixel, v.out_step * h.extent), f.mul(at, h.out_step))
-        kind = ep.element(self.epilogue)
-        y = f.gep(f.arg("y"), f.add(f.mul(below, one.ldy), self.channel), kind)
-        for p in range(size):
-            f.prefetch(f.gep(y, p * h.out_step * one.ldy, kind), 2, write=True)
+        for stream in ep.streams(self.epilogue, one.ldy):
+            for p in range(size):
+                stream.fetch(f, f.add(below, p * h.out_step), self.channel)
 
     def _tap_row(self, sums: list[Value], tap: Index, at: Index, size: int, example: int) -> list[Value]:
         """Add the products of one vertical tap."""
