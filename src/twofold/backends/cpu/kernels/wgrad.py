@@ -130,10 +130,11 @@ def _flattened(conv: Conv, most: int, pairs: bool) -> Conv | None:
 
 
 def chunk(machine: Machine, conv: Conv, inputs: int, width: int, pairs: bool = False) -> tuple[int, int]:
-    """(images, output rows) of a chunk, whose strips have so many channels: that of x takes half of L1."""
+    """(images, output rows) of a chunk, whose strips have so many channels: that of x takes as much as L1,
+    from which dy pushes it, but it is read in order, and the result is read and written once a chunk."""
     vertical, horizontal = copied_strides(conv)
     size = 2 if pairs and conv.kw == 1 else 4  # bytes that a pixel takes in a strip
-    pixels = min(_most_pixels(machine, width, pairs), machine.l1 // 2 // (size * vertical * horizontal * inputs))
+    pixels = min(_most_pixels(machine, width, pairs), machine.l1 // (size * vertical * horizontal * inputs))
     rows = split(conv.oh, max(1, min(conv.oh, pixels // conv.ow)))[0]
     images = 1
     if rows == conv.oh:
