@@ -248,4 +248,34 @@ def test_summary_tells_the_memory_of_a_step(capsys):
     record = json.loads(out)
     assert code == 0 and record["arguments"] == 4 * (28 * 28 * 4 + 8)
     assert record["state"] >= 2 * 61706 * 4 and record["peak"] > record["state"] + record["temporaries"]
+    kept = json.loads(call(capsys, "summary", "lenet5", "--memory", "--batch", 4, "--train", "--keep-gradients", "--json")[1])
+    assert kept["results"] - record["results"] == 61706 * 4  # they are there after the step
     assert "peak" in call(capsys, "summary", "lenet5", "--memory")[1]
+
+
+PLAIN_SCRIPT = """
+import numpy as np, twofold as tw
+from twofold.nn.functional import cross_entropy
+model = tw.zoo.create(NETWORK)
+optimizer = tw.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
+@tw.compile
+def step(x, y):
+    loss = cross_entropy(model(x), y)
+    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    return loss
+x, y = tw.tensor(np.zeros((BATCH, 3, 224, 224), np.float32)), tw.tensor(np.zeros(BATCH, np.int64))
+for _ in range(3):
+    step(x, y)
+print(next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_summary_tells_the_memory_of_a_process(capsys):
+    """AlexNet's parameters are most of what its step takes: nothing may be there twice."""
+    told = json.loads(call(capsys, "summary", "alexnet", "--memory", "--batch", 4, "--train", "--keep-gradients", "--json")[1])
+    script = PLAIN_SCRIPT.replace("NETWORK", repr("alexnet")).replace("BATCH", "4")
+    for _ in range(2):  # the first one compiles
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert 0.9 <= int(done.stdout) / told["process"] <= 1.1, (done.stdout, told)

@@ -252,3 +252,22 @@ def test_reports_name_what_was_fused_and_both_halves_of_a_gradient():
     f(x).sum().backward()
     assert "# lambda: forward, and what backward() needs of it" in f.report() and "# lambda: backward\n" in f.report()
     assert "conv_weight_grad" in f.report()
+
+
+@pytest.mark.parametrize("looks", ["nobody", "numpy", "base"])
+def test_state_of_reshaped_numbers_is_copied_only_if_somebody_looks(looks):
+    """What initialisation makes is a view, of an array that nobody knows."""
+    w = tw.Variable(np.zeros((2, 3), np.float32))
+    memory = np.zeros(6, np.float32)
+    w.set_buffer(memory.reshape(2, 3), w.device)
+    where = memory.ctypes.data
+    seen = {"nobody": None, "numpy": w.numpy(), "base": memory}[looks]
+    del memory
+
+    @tw.compile
+    def add():
+        w.assign(w + 1.0)
+
+    add()
+    assert (w.numpy() == 1).all() and (seen is None or (seen == 0).all())
+    assert (w.numpy().ctypes.data == where) == (looks == "nobody")

@@ -70,8 +70,11 @@ def command(
     emit(record, json, "\n".join(lines))
 
 
-def step_of(network: str, batch: int, train: bool, precision: str = "fp32") -> tuple[Any, tuple[Any, ...]]:
-    """The compiled step of a network and its arguments: inference, or a training step with SGD and momentum."""
+def step_of(
+    network: str, batch: int, train: bool, precision: str = "fp32", keep_gradients: bool = False
+) -> tuple[Any, tuple[Any, ...]]:
+    """The compiled step of a network and its arguments: inference, or a training step with SGD and momentum, after which
+    parameters have no gradients, or still have them."""
     tw.random.seed(0)
     rng = np.random.default_rng(0)
     entry = zoo.info(network)
@@ -79,8 +82,8 @@ def step_of(network: str, batch: int, train: bool, precision: str = "fp32") -> t
         model = zoo.create(network)
         x = tw.tensor(rng.standard_normal((batch, *entry.input_shape)).astype(np.float32))
         y = tw.tensor(rng.integers(0, entry.classes, batch))
-        optimizer = tw.optim.SGD(model.parameters(), lr=0.001, momentum=0.9)
-    if not train:
+        optimizer = tw.optim.SGD(model.parameters(), lr=0.001, momentum=0.9) if train else None
+    if optimizer is None:
         model.eval()
 
         @tw.compile(precision=precision)
@@ -93,9 +96,11 @@ def step_of(network: str, batch: int, train: bool, precision: str = "fp32") -> t
     @tw.compile(precision=precision)
     def training(x: Any, y: Any) -> Any:
         loss = cross_entropy(main_output(model(x)), y)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
+        if not keep_gradients:
+            optimizer.zero_grad()
         return loss
 
     return training, (x, y)

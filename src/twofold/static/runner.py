@@ -195,14 +195,28 @@ def _buffer(index: int, array: Array, device: Device, program: Program) -> Any:
 def _exclusive(buffer: Any, leaf: Array, device: Device) -> Any:
     """A buffer that a program may overwrite: itself, or a copy if somebody else looks at it: a view, a tensor, or the
     record of an eager computation, which holds the leaf."""
-    view = isinstance(buffer, np.ndarray) and (not buffer.flags.writeable or buffer.base is not None)
     shared = sys.getrefcount(buffer) > _ALONE or sys.getrefcount(leaf) > _ALONE
-    return device.backend.copy(buffer) if view or shared else buffer
+    return device.backend.copy(buffer) if shared or not _owns(buffer) else buffer
 
 
 # references to a state buffer held by nobody but its variable, as seen inside `_exclusive`: the Array's slot, the list of
 # buffers, the parameter, and getrefcount's own argument; to the leaf: the variable, the list of state, and the same two
 _ALONE = 4
+
+
+def _owns(buffer: Any) -> bool:
+    """Whether an array may be written and has its memory for itself, if only by way of an array that nobody else knows
+    (reshaped ones have such a base; NumPy hangs every view of a view on the same one)."""
+    if not isinstance(buffer, np.ndarray):
+        return True
+    base = buffer.base
+    if base is None or not buffer.flags.writeable:
+        return bool(buffer.flags.writeable)
+    return isinstance(base, np.ndarray) and base.flags.owndata and sys.getrefcount(base) <= _ALONE_BASE
+
+
+# references to a base that one view alone holds, as seen inside `_owns`: the view's, the name's, and getrefcount's argument
+_ALONE_BASE = 3
 
 
 def as_array(x: Any, spec: Spec | None = None) -> Array:
