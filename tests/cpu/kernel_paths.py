@@ -105,6 +105,10 @@ PATHS = {
         _window("max", "(3, 3)", "strides=(2, 2), padding=((1, 1), (1, 1))", "3,37,7,8"),
         "max_pool max_pool_dx",
     ),
+    "max pool, tiles": (
+        _window("max", "(2, 3)", "strides=(2, 3), padding=((0, 0), (0, 0))", "3,37,7,5"),
+        "max_pool max_pool_dx",
+    ),
     "mean pool": (
         _window("avg", "(3, 3)", "strides=(1, 1), padding=((1, 1), (1, 1))", "3,37,14,15"),
         "mean_pool mean_pool_dx",

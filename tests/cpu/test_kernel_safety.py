@@ -17,6 +17,7 @@ from twofold.backends.cpu.kernels import (
     direct,
     gemm,
     lanes,
+    max_pool_tiles,
     planes,
     pool,
     repack,
@@ -107,6 +108,8 @@ def kernels(machine: Machine):
             gemm.matmul(machine, shape, EPILOGUE),
             [*(shape.batch * s for s in (shape.m * shape.k, shape.k * shape.n, shape.m * shape.n)), shape.n],
         )
+    tiles = pool.Pool(2, 6, 9, 13, 3, 3, (2, 3), (2, 3))
+    yield max_pool_tiles.gradient(machine, tiles, (ep.Relu(),)), [2 * 54 * 13, 2 * 9 * 13, 2 * 54 * 13]
     plane = Conv(2, 8, machine.lanes + 7, 1, 5, 3, 3)
     x, y = plane.n * plane.h * plane.w, plane.n * plane.oh * plane.ow * plane.o
     yield planes.forward(machine, plane, EPILOGUE), [x, 45, y, 5]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_oracles import HOST, error, normal, run, unset
+from kernel_oracles import HOST, error, moments, normal, run, unset
 
+from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels import max_pool_tiles
 from twofold.backends.cpu.kernels import pool as kernels
 from twofold.backends.cpu.kernels.pool import Pool
+from twofold.backends.cpu.llvm import const
 
 ONE = ((1, 1), (1, 1))
 CASES = [
@@ -73,6 +76,48 @@ def test_pool_forward_and_gradient(pool, kind):
     assert error(results[0][0], _forward(pool, x, kind)) < 1e-6
     assert error(results[0][1], _gradient(pool, x, g, kind)) < 1e-6
     assert all(np.array_equal(a, b) for a, b in zip(*results))
+
+
+TILES = [
+    Pool(2, 8, 8, 16, 4, 4, (2, 2), (2, 2)),
+    Pool(3, 28, 28, 6, 14, 14, (2, 2), (2, 2)),
+    Pool(1, 9, 6, 37, 3, 3, (3, 2), (3, 2)),
+    Pool(20, 3, 5, 70, 3, 1, (1, 5), (1, 5)),
+    Pool(1, 6, 6, 5, 2, 2, (3, 3), (3, 3)),
+]
+
+
+@pytest.mark.parametrize("pool", TILES, ids=str)
+def test_gradient_of_windows_that_tile_the_image(pool):
+    """With what follows it in registers: ReLU's mask, and a sum for each channel."""
+    assert max_pool_tiles.fits(pool)
+    x = np.maximum(np.round(normal((pool.n, pool.h, pool.w, pool.c)) * 2) / 2, 0.0)  # with ties
+    x[0, 0, 0] = x[-1, -1, -1] = np.nan
+    g = normal((pool.n, pool.oh, pool.ow, pool.c), 1)
+    mask = ep.Map("mask", lambda f, v, site: f.select(f.fcmp("ugt", _at(f, pool, site), 0.0), v, f.splat(const("float", 0.0))))
+    results = []
+    for threads in (1, 3):
+        dx, masked = unset(x.shape), unset(x.shape)
+        stats = unset((max_pool_tiles.parts(pool), 4, pool.c))
+        run(max_pool_tiles.gradient(HOST, pool), [x, g, dx], threads)
+        run(max_pool_tiles.gradient(HOST, pool, (mask, ep.Statistics(pool.c))), [x, g, masked, stats], threads)
+        results.append((dx, masked, stats))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*results))
+    dx, masked, stats = results[0]
+    expected = _gradient(pool, x, g, "max")
+    np.testing.assert_array_equal(dx, expected.astype(np.float32))
+    np.testing.assert_array_equal(masked, np.where(x <= 0, 0.0, dx))
+    mean = masked.astype(np.float64).mean((0, 1, 2))
+    assert np.abs(moments(stats)[0] - mean).max() < 1e-6 * np.abs(masked).max()  # float32 sums of numbers that cancel
+
+
+def _at(f, pool, site):
+    return f.vload(f.gep(f.arg("x"), f.add(f.mul(site.pixel, pool.c), site.channel)), site.count)
+
+
+def test_windows_that_do_not_tile_the_image():
+    for pool in CASES[1:]:
+        assert not max_pool_tiles.fits(pool)
 
 
 def test_max_pool_keeps_nan_and_sends_its_gradient_there():

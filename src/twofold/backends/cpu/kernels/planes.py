@@ -79,7 +79,9 @@ def _products(f: Function, conv: Conv, places: Sequence[Value]) -> list[list[lis
     """The sums [vector][row][output] of vectors of two rows, whose first pixels are at ``places``."""
     count, outs = len(places), conv.o
     with f.loop(0, conv.kh, carry=[const(f.vec(), 0.0)] * (2 * count * outs)) as line:
-        sums = [list(line.carried[at : at + outs]) for at in range(0, 2 * count * outs, outs)]  # [vector * 2 + row][output]
+        sums = [
+            list(line.carried[at : at + outs]) for at in range(0, 2 * count * outs, outs)
+        ]  # [vector * 2 + row][output]
         starts = [f.gep(x, f.mul(f.add(line.index, r), conv.w)) for x in places for r in range(2)]
         w = f.gep(f.arg("w"), f.mul(line.index, conv.kw))
         for t in range(conv.kw):

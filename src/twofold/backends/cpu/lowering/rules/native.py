@@ -10,7 +10,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.kernels import choose, gemm, outer, planes, pool, repack, weights
+from twofold.backends.cpu.kernels import choose, gemm, max_pool_tiles, outer, planes, pool, repack, weights
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Buffer
@@ -263,11 +263,26 @@ def pool_grad(low: Lowering, node: Node) -> bool:
     target = low.allocate(y, CHANNELS_LAST)
     given = [low.channels_last(v) for v in node.inputs]
     kind = _POOLS[node.op.name]
+    if kind == "max" and max_pool_tiles.fits(shape):
+        return _pool_grad_by_tiles(low, node, shape, target, given)
     ldx = given[0][1] if kind == "max" else 0
     kernel = pool.gradient(low.machine, shape, kind, ldx, given[-1][1], pixel_distance(target) or 0)
     places = [*(p for p, _ in given), target]
     low.kernel(kernel, [(p.buffer, p.offset) for p in places], target.buffer, [node])
     low.result(y, target)
+    return True
+
+
+def _pool_grad_by_tiles(
+    low: Lowering, node: Node, shape: pool.Pool, target: Placed, given: list[tuple[Placed, int]]
+) -> bool:
+    def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
+        distances = [*(ld for _, ld in given), pixel_distance(place) or 0]
+        kernel = max_pool_tiles.gradient(low.machine, shape, epilogue, *distances)
+        places = [*(p for p, _ in given), place]
+        low.kernel(kernel, [*((p.buffer, p.offset) for p in places), *extra], place.buffer, nodes)
+
+    low.waiting.defer(node, target, emit, functools.partial(max_pool_tiles.parts, shape))
     return True
 
 
