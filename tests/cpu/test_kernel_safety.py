@@ -102,6 +102,7 @@ def kernels(machine: Machine):
         gemm.Matmul(7, 13, 5),
         gemm.Matmul(40, 9, 75),
         gemm.Matmul(3, 13, 11, transpose_b=True),
+        gemm.Matmul(9, 1201, 21, 2, transpose_b=True),
         gemm.Matmul(9, 7, 19, transpose_a=True, transpose_b=True),
     ):
         yield (

@@ -9,19 +9,18 @@ SCHEDULE
     in blocks of K so that a panel stays in L2 as well; between blocks the sums rest in c.
     A transposed a, whose columns lie far apart, is copied into strips of MR rows in the same way.
     With few k and a large result, the result is written past the caches (``outer.py``).
-    With few rows and b transposed, each result is a dot product along contiguous memory: vectors run along k.
+    With few rows and b transposed, vectors run along k (``dots.py``).
     ``pairs`` of bfloat16 along k stand for single elements where the machine adds their products in one instruction. In
     operands stored (k, ...) the two lie in neighbouring rows, so these are always packed.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 
+from twofold.backends.cpu.kernels import dots, outer
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels import outer
 from twofold.backends.cpu.kernels.shapes import Matmul, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, best_shape, most_pixels, zeros
 from twofold.backends.cpu.llvm import Function, Index, Value, const
@@ -29,9 +28,6 @@ from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 UNROLL = 2
-DOT_ROWS = 16  # up to so many rows against a transposed b, dot products beat packing b
-DOT_TILE = (3, 4)  # rows x columns: 12 sums + 3 + 1 operands fit 16 registers
-Multiply = Callable[[Value, Value, Value], Value]  # (a, b, sum)
 STREAMS = 8  # rows of b read side by side when it is not packed: what the hardware's prefetchers follow
 
 
@@ -43,20 +39,16 @@ def matmul(
     ldc = ldc or shape.n
     if not pairs and outer.fits(machine, shape):
         return outer.matmul(machine, shape, epilogue, ldc)
-    if _is_dots(shape):
-        return _dots(machine, shape, epilogue, ldc, pairs)
+    if dots.fits(shape):
+        return dots.matmul(machine, shape, epilogue, ldc, pairs)
     return _Product(machine, shape, epilogue, ldc, pairs).kernel()
 
 
 def once(machine: Machine, shape: Matmul) -> bool:
     """Whether a float32 product keeps its sums in registers to the end, so that c may be of another dtype."""
-    if outer.fits(machine, shape) or _is_dots(shape):
+    if outer.fits(machine, shape) or dots.fits(shape):
         return True
     return _Product(machine, shape, (), shape.n, False).k_block >= shape.k
-
-
-def _is_dots(shape: Matmul) -> bool:
-    return shape.transpose_b and shape.m <= DOT_ROWS and (not shape.transpose_a or shape.m == 1)
 
 
 class _Product:
@@ -260,67 +252,6 @@ def _walk(f: Function, sizes: list[int], body: Callable[[Index, int], None]) -> 
         else:
             with f.loop(0, count) as loop:
                 body(f.add(f.mul(loop.index, size), at), size)
-
-
-def _dots(machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int, pairs: bool) -> Kernel:
-    """Few rows, b transposed: a vector of results is that many dot products, 4 columns at a time."""
-    flops = shape.flops
-    shape = replace(shape, k=shape.k // 2) if pairs else shape
-    k = KernelBuilder(machine, "matmul_dots", ["a", "b", "c", *ep.params_of(epilogue)])
-    f, lanes = k.f, machine.lanes
-    for start, count, columns in ((0, shape.n // lanes, lanes), (shape.n - shape.n % lanes, 1, shape.n % lanes)):
-        if not count or not columns:
-            continue
-        low, high = f.share(shape.batch * count, f.arg("tid"), f.arg("n"))
-        with f.loop(low, high) as loop:
-            batch, block = f.divmod_chain(loop.index, [shape.batch, count])
-            column = f.add(f.mul(block, lanes), start)
-            a = f.gep(f.arg("a"), f.mul(batch, shape.m * shape.k) if shape.a_batch else 0)
-            b = f.add(f.mul(batch, shape.n * shape.k) if shape.b_batch else 0, f.mul(column, shape.k))
-            b_rows = f.gep(f.arg("b"), b)
-            row = 0
-            for size in split(shape.m, DOT_TILE[0]):
-                values = _dot_block(f, shape, f.gep(a, row * shape.k), size, b_rows, columns, pairs)
-                first = f.add(f.mul(batch, shape.m), row)
-                sites = [ep.Site(f.add(first, i), column, columns) for i in range(size)]
-                for value, site in zip(ep.finish_column(f, epilogue, values, sites, 0), sites):
-                    place = f.gep(f.arg("c"), f.dot([(site.pixel, ldc), (column, 1)]), ep.element(epilogue))
-                    f.vstore(value, place, columns)
-                row += size
-    return k.finish(flops=flops, note="dot products along k")
-
-
-def _dot_block(f: Function, shape: Matmul, a: Value, rows: int, b: Value, columns: int, pairs: bool) -> list[Value]:
-    """For each of ``rows`` rows of a, the vector of its dot products with ``columns`` rows of b."""
-    lanes = f.machine.lanes
-    results = [const(f.vec(), 0.0)] * rows
-    whole, done = shape.k - shape.k % lanes, 0
-    step = functools.partial(_dot_step, f, shape, f.dot_onto if pairs else f.fma)
-    for size in split(columns, DOT_TILE[1]):
-        sums = [const(f.vec(), 0.0)] * (rows * size)
-        start = f.gep(b, done * shape.k)
-        with f.loop(0, whole, lanes, carry=sums) as loop:
-            loop.carry(step(f.gep(a, loop.index), f.gep(start, loop.index), size, lanes, loop.carried))
-        sums = loop.results if whole else sums
-        if shape.k % lanes:
-            sums = step(f.gep(a, whole), f.gep(start, whole), size, shape.k % lanes, sums)
-        for i in range(rows):
-            for j in range(size):
-                results[i] = f.insert(results[i], f.reduce(f.fadd, sums[i * size + j]), done + j)
-        done += size
-    return results
-
-
-def _dot_step(
-    f: Function, shape: Matmul, multiply: Multiply, a: Value, b: Value, size: int, count: int, sums: list[Value]
-) -> list[Value]:
-    """Add ``count`` lanes of the products of all rows of a with ``size`` rows of b."""
-    columns = [f.vload(f.gep(b, j * shape.k), count) for j in range(size)]
-    out = []
-    for i in range(len(sums) // size):
-        row = f.vload(f.gep(a, i * shape.k), count)
-        out += [multiply(row, column, sums[i * size + j]) for j, column in enumerate(columns)]
-    return out
 
 
 __all__ = ["Matmul", "matmul"]
