@@ -16,6 +16,7 @@ from twofold.backends.cpu.backend import CpuProgram
 from twofold.backends.cpu.kernels import (
     direct,
     gemm,
+    interleave,
     lanes,
     max_pool_tiles,
     planes,
@@ -111,6 +112,8 @@ def kernels(machine: Machine):
         )
     tiles = pool.Pool(2, 6, 9, 13, 3, 3, (2, 3), (2, 3))
     yield max_pool_tiles.gradient(machine, tiles, (ep.Relu(),)), [2 * 54 * 13, 2 * 9 * 13, 2 * 54 * 13]
+    for channels in range(2, interleave.MOST + 1):
+        yield interleave.channels_last(machine, 2, channels, machine.lanes + 5), [2 * channels * (machine.lanes + 5)] * 2
     plane = Conv(2, 8, machine.lanes + 7, 1, 5, 3, 3)
     x, y = plane.n * plane.h * plane.w, plane.n * plane.oh * plane.ow * plane.o
     yield planes.forward(machine, plane, EPILOGUE), [x, 45, y, 5]

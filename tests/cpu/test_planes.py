@@ -9,7 +9,7 @@ from kernel_oracles import HOST, error, forward, normal, run, unset
 import twofold as tw
 from twofold.backends.cpu.backend import CpuProgram
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels import planes
+from twofold.backends.cpu.kernels import interleave, planes
 from twofold.backends.cpu.kernels.pool import Pool
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.machine import AVX2
@@ -111,3 +111,13 @@ def test_lenet5_as_eagerly():
         x = tw.tensor(normal((batch, 1, 32, 32)))
         with tw.no_grad():
             np.testing.assert_allclose(tw.compile(model)(x).numpy(), model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: f"{m.lanes} lanes")
+@pytest.mark.parametrize("channels", range(2, interleave.MOST + 1))
+def test_planes_become_channels_last(channels, machine):
+    for images, pixels in ((1, machine.lanes), (3, 2 * machine.lanes), (2, 5 * machine.lanes + 3)):
+        assert interleave.fits(machine, channels, pixels)
+        x, y = normal((images, channels, pixels)), unset((images, pixels, channels))
+        run(interleave.channels_last(machine, images, channels, pixels), [x, y], 3)
+        np.testing.assert_array_equal(y, x.transpose(0, 2, 1))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from twofold.backends.cpu.kernels import epilogue as ep
+from twofold.backends.cpu.kernels import interleave
 from twofold.backends.cpu.kernels.pool import Pool, larger
 from twofold.backends.cpu.kernels.shapes import Conv, runs, split
 from twofold.backends.cpu.llvm import Function, Index, Value, const
@@ -56,10 +57,10 @@ def forward(machine: Machine, conv: Conv, epilogue: ep.Epilogue = (), pools: boo
             for column, sums in zip(columns, found):
                 done = [[_finished(f, epilogue, s, o) for o, s in enumerate(row)] for row in sums]
                 if pools:
-                    _store(f, _pooled(f, *done), lanes // 2, f.gep(y, f.mul(f.div(column, 2), conv.o)))
+                    interleave.store(f, _pooled(f, *done), lanes // 2, f.gep(y, f.mul(f.div(column, 2), conv.o)))
                 else:
                     for r, row in enumerate(done):
-                        _store(f, row, lanes, f.gep(y, f.add(f.mul(column, conv.o), r * line)))
+                        interleave.store(f, row, lanes, f.gep(y, f.add(f.mul(column, conv.o), r * line)))
 
         _across(f, width, 2 if 4 * conv.o + 2 * SPARE <= machine.registers else 1, tile)
     note = "direct, vectors of pixels" + (", 2x2 max pool" if pools else "")
@@ -114,20 +115,3 @@ def _pooled(f: Function, upper: Sequence[Value], lower: Sequence[Value]) -> list
 
 def _larger(f: Function, a: Value, b: Value) -> Value:
     return f.select(larger(f, a, b), b, a)
-
-
-def _store(f: Function, outs: Sequence[Value], pixels: int, place: Value) -> None:
-    """The first ``pixels`` lanes of the outputs, channels-last."""
-    lanes, count = f.machine.lanes, len(outs)
-    for at in range(0, pixels * count, lanes):
-        spots = [divmod(i, count) if i < pixels * count else (0, -1) for i in range(at, at + lanes)]
-        whole: Value | None = None
-        for o in range(0, count, 2):
-            lane = {o: 0, o + 1: lanes}
-            other = outs[o + 1] if o + 1 < count else None
-            part = f.shuffle(outs[o], other, [lane[c] + p if c in lane else -1 for p, c in spots])
-            mine = [c in lane for _, c in spots]
-            keep = [lanes + i if own else i for i, own in enumerate(mine)]
-            whole = part if whole is None else f.shuffle(whole, part, keep)
-        assert whole is not None
-        f.vstore(whole, f.gep(place, at), min(lanes, pixels * count - at))

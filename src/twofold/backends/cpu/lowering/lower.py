@@ -30,6 +30,7 @@ from twofold.backends.cpu.loops import (
 )
 from twofold.backends.cpu.lowering.concat import homes
 from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, VIEWS
+from twofold.backends.cpu.lowering.rules.native import interleaved
 from twofold.backends.cpu.lowering.rules.normalization import Moments
 from twofold.backends.cpu.lowering.steps import (
     At,
@@ -170,7 +171,8 @@ class Lowering:
         if ld is None:
             if value not in self.copies:
                 copy = self.temporary(value.spec, "channels_last", CHANNELS_LAST)
-                self.map(value.spec, copy, placed.at, [])
+                if not interleaved(self, placed, copy):
+                    self.map(value.spec, copy, placed.at, [])
                 self.copies[value] = copy
                 self.plan.notes.append(f"{value.spec} is copied to channels-last")
             placed = self.copies[value]

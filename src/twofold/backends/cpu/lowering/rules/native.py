@@ -10,12 +10,12 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.kernels import choose, gemm, max_pool_tiles, outer, planes, pool, repack, weights
+from twofold.backends.cpu.kernels import choose, gemm, interleave, max_pool_tiles, outer, planes, pool, repack, weights
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.packing import pack, unpack
-from twofold.backends.cpu.lowering.steps import KernelStep, Placed
+from twofold.backends.cpu.lowering.steps import KernelStep, Placed, row_strides
 from twofold.backends.cpu.lowering.views import matrix, pixel_distance
 from twofold.backends.cpu.lowering.waiting import Pending
 from twofold.backends.cpu.machine import Machine
@@ -193,6 +193,19 @@ def weight_grad(low: Lowering, node: Node) -> bool:
     else:
         unpack(low, order, choice.weights, target)
     low.result(dw, target)
+    return True
+
+
+def interleaved(low: Lowering, source: Placed, target: Placed) -> bool:
+    """A few dense planes copied to channels-last images; whether there is a kernel for it."""
+    if len(source.shape) != 4 or source.strides != row_strides(source.shape) or source.buffer.dtype is not float32:
+        return False
+    n, c, h, w = source.shape
+    if not interleave.fits(low.machine, c, h * w):
+        return False
+    low.waiting.flush([source.buffer])
+    kernel = _generated(interleave.channels_last, low.machine, n, c, h * w)
+    low.kernel(kernel, [(source.buffer, source.offset), (target.buffer, target.offset)], target.buffer)
     return True
 
 
