@@ -77,6 +77,15 @@ def test_a_program_that_does_not_fit_is_refused_before_it_takes_anything(monkeyp
     assert f(x).shape == (16, 8, 254, 254)  # nothing was broken
 
 
+def test_results_are_asked_for_as_well(monkeypatch):
+    """They are made, but not yet written, when a program begins: nothing counts them."""
+    monkeypatch.setattr(room, "available", lambda: 50 << 20)
+    f = tw.compile(lambda x: x + x[:1])
+    x = tw.tensor(np.ones((16, 1 << 20), np.float32))
+    with pytest.raises(OutOfMemoryError, match="needs 64 MiB .*planned for a batch of 16, a batch of about 12 fits"):
+        f(x)
+
+
 CODE = """
 import resource, sys
 import numpy as np, twofold as tw

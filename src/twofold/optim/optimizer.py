@@ -137,9 +137,8 @@ class Optimizer:
         for slot in self.slots(settings):
             rows = self._state.setdefault(slot, {})
             for i, p in enumerate(params, first):
-                rows[i] = Variable(
-                    np.zeros([int(d) for d in p.shape]), p.dtype, name=f"{slot}.{p.name or i}", device=p.device
-                )
+                zeros = np.zeros([int(d) for d in p.shape], p.dtype.numpy)
+                rows[i] = Variable(zeros, p.dtype, name=f"{slot}.{p.name or i}", device=p.device)
         if self.counts_steps:
             self._steps.append(Variable(np.zeros((), np.int64), name=f"step.{made.number}", device=params[0].device))
 

@@ -162,7 +162,10 @@ class Execution:
         """What the program works in, and what it keeps."""
         built = self.built
         if KEPT not in self._memory:
-            room.require(self.name, max(built.arena, built.prepare_arena) + built.kept, self.batch, built.kept)
+            results = [(b.nbytes, shape[:1] == (self.batch,)) for b, (shape, _) in self._made.items()]
+            fixed = built.kept + sum(size for size, grows in results if not grows)
+            needed = max(built.arena, built.prepare_arena) + fixed + sum(size for size, grows in results if grows)
+            room.require(self.name, needed, self.batch, fixed)
             self._reserve(KEPT, _bytes(built.kept))
         self._reserve(ARENA, POOL.empty((built.arena + 64,), _BYTE) if self._borrows else _bytes(built.arena))
 
