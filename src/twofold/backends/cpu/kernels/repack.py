@@ -69,10 +69,10 @@ def _turn(f: Function, packed: Packed, first: int, count: int, outs: int, back: 
         out = f.add(f.add(f.mul(group, packed.outs), f.mul(block, packed.block)), lane.index)
         rows = f.gep(plain, f.add(f.mul(out, row), f.mul(start, taps)))
         columns = f.gep(target, f.add(f.add(packed.panel(f, group, block), f.mul(start, outs)), lane.index))
-        for square in range(0, lanes * taps, lanes):
-            along = [f.gep(rows, k * row + square) for k in range(lanes)]
-            weights = [divmod(square + k, taps) for k in range(lanes)]  # (input, tap)
-            across = [f.gep(columns, (tap * packed.ins + i) * outs) for i, tap in weights]
+        with f.loop(0, lanes * taps, lanes) as square:  # written out it would be quicker by nothing, and longer to compile
+            along = [f.gep(rows, f.add(square.index, k * row)) for k in range(lanes)]
+            weights = [f.divmod_chain(f.add(square.index, k), [lanes, taps]) for k in range(lanes)]  # (input, tap)
+            across = [f.gep(columns, f.mul(f.add(f.mul(tap, packed.ins), i), outs)) for i, tap in weights]
             read, written = (across, along) if back else (along, across)
             if not back:
                 for place in along:
