@@ -231,6 +231,24 @@ def test_half_written_checkpoints_of_a_killed_training_are_deleted(tmp_path):
     assert [p.name for p in tmp_path.glob(".*.part")] == [".other.safetensors.ef56.part"]
 
 
+def test_a_second_training_into_a_running_ones_folder_is_refused(tmp_path):
+    """It would delete the checkpoint that the first one is writing; when the first one has ended, the folder is free."""
+    first, second = trainer(tmp_path), trainer(tmp_path)
+    plain = first._count
+
+    def meanwhile(*counted):
+        (tmp_path / ".last.safetensors.ab12.part").write_bytes(b"half")
+        with pytest.raises(tw.ArgumentError, match="another training writes to .*give another output folder"):
+            second.run(1, QUIET)
+        assert (tmp_path / ".last.safetensors.ab12.part").exists()
+        plain(*counted)
+
+    first._count = meanwhile
+    first.run(1, QUIET)
+    trainer(tmp_path).run(1, QUIET)
+    assert not list(tmp_path.glob(".*.part"))
+
+
 def test_checkpoints_need_a_loader_that_knows_its_place(tmp_path):
     t = trainer(None)
     batches = list(t.train)

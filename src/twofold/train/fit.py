@@ -15,7 +15,7 @@ import twofold as tw
 from twofold.base import signals
 from twofold.base.dtypes import float16
 from twofold.base.errors import ArgumentError, DataError, NonFiniteError
-from twofold.base.files import remove_parts
+from twofold.base.files import claimed, remove_parts
 from twofold.nn.statistics import batch_statistics
 from twofold.ops.precision import policy_of
 from twofold.optim.loss_scale import LossScale, finite_each, keep_if, present
@@ -159,9 +159,16 @@ class Trainer:
         if not self.whole:
             raise ArgumentError("run: a step was broken off half done; resume() from the last checkpoint first")
         reporter = reporter or Reporter(epochs, quiet=distributed.rank() > 0)
-        if self.output is not None and distributed.rank() == 0:
+        if self.output is None or distributed.rank():
+            return self._run(epochs, reporter)
+        with claimed(self.output) as free:
+            if not free:
+                raise ArgumentError(f"run: another training writes to {self.output}; give another output folder, or wait")
             for name in (LAST, BEST):
                 remove_parts(self.output / name)
+            return self._run(epochs, reporter)
+
+    def _run(self, epochs: int, reporter: Reporter) -> list[dict[str, Any]]:
         if distributed.processes() > 1:
             self._begin_together()
         if self.progress.loader:  # after an interruption the loader may be ahead
