@@ -13,7 +13,8 @@ pass instead of being kept (Pleiss et al., arXiv 1707.06990): memory grows with 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import twofold as tw
 from twofold import nn
@@ -41,7 +42,7 @@ class DenseLayer(nn.Module):
 
     def squeeze(self, *maps: Any) -> Any:
         """The first half: as cheap to compute again as it is large to keep."""
-        return self.conv1(F.relu(self.norm1(tw.concat(maps, axis=1))))
+        return self.conv1(F.relu(self.norm1(joined(*maps))))
 
     def forward(self, *maps: Any) -> Any:
         again = self.memory_efficient and self.training
@@ -49,6 +50,11 @@ class DenseLayer(nn.Module):
         if self.norm2 is None or self.conv2 is None:
             return x
         return self.dropout(self.conv2(F.relu(self.norm2(x))))
+
+
+def joined(*maps: Any) -> Any:
+    """Maps one behind the other along channels."""
+    return tw.concat(maps, axis=1) if len(maps) > 1 else maps[0]
 
 
 class DenseBlock(nn.Module):
@@ -59,10 +65,12 @@ class DenseBlock(nn.Module):
             setattr(self, f"denselayer{i + 1}", DenseLayer(in_channels + i * growth, growth, *options))
 
     def forward(self, x: Any) -> Any:
-        maps = [x]
-        for layer in self.children():
+        maps, layers = [x], cast("Iterable[DenseLayer]", self.children())
+        for layer in layers:
             maps.append(layer(*maps))
-        return tw.concat(maps, axis=1)
+            if not layer.memory_efficient:  # so gradients of all later layers arrive as one sum
+                maps = [tw.concat(maps, axis=1)]
+        return joined(*maps)
 
 
 def transition(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:

@@ -168,7 +168,7 @@ class Lowering:
             self.placed(value, "a kernel reads it", CHANNELS_LAST)
         placed = self.viewed(value)
         ld = pixel_distance(placed)
-        if ld is None:
+        if ld is None or self.homes.scattered(value):
             if value not in self.copies:
                 copy = self.temporary(value.spec, "channels_last", CHANNELS_LAST)
                 if not interleaved(self, placed, copy):

@@ -36,6 +36,8 @@ def why_stored(low: Lowering, node: Node, out: Value) -> str:
     """Why a formula should be stored; empty if it should not."""
     if out in low.outputs:
         return "it is an output"
+    if out in low.homes.early:
+        return "it shares its place with a sum"
     if node.op.name in FREE or node.op.name in VIEWS:
         return ""
     if node.op.name == "cast" and out.dtype.bits == 16 and _waits(low, node.inputs[0]):

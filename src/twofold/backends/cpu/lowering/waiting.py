@@ -148,6 +148,8 @@ class Waiting:
     def into_epilogue(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
         """Let a kernel that waits compute ``value`` from its result, if it can; it goes on waiting."""
         read = {l.extra[0] for l in loads(value)}
+        if target.buffer in _aligned(value, target, [var(v) for v in variables]):
+            return False  # a kernel might store parts of its sums there first
         found = [p for b, waiting in self.pending.items() if b in read for p in waiting]
         for waiting in reversed(found):
             out = waiting.target
