@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import twofold as tw
+import twofold.nn.functional as F
+from twofold import nn
 from twofold.backends.cpu.backend import CpuProgram
 from twofold.base.dtypes import as_dtype
 from twofold.base.errors import GraphError, IndexRangeError, TwofoldError
@@ -73,3 +75,13 @@ def test_a_wrong_number_of_operands_is_an_error(op, count, wanted):
     inputs = [builder.input(Spec((2,), as_dtype("float32"))) for _ in range(count)]
     with pytest.raises(TwofoldError, match=f"{op}: got {count} operands"):
         builder.append(OPS[op], inputs, {})
+
+
+def test_a_check_that_fails_in_what_is_prepared_once_fails_at_every_call():
+    weight = nn.Parameter(tw.tensor(np.arange(10 * 8 * 9, dtype=np.float32).reshape(10, 8, 3, 3)))
+    index = tw.Variable(tw.tensor(np.array([1, 20, 3])))
+    inference = tw.compile(lambda x: F.conv2d(x, tw.take(weight, index, axis=0), padding=1))
+    with tw.no_grad():
+        for _ in range(3):
+            with pytest.raises(IndexRangeError, match="index 20 is out of range"):
+                inference(tw.ones((1, 8, 6, 6)))

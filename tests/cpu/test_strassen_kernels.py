@@ -96,6 +96,15 @@ def test_images_do_not_touch_each_other(levels):
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
+def test_a_huge_image_is_planned_as_quickly(monkeypatch):
+    asked, cycles = [], strassen_conv._chunk_cycles
+    monkeypatch.setattr(strassen_conv, "_chunk_cycles", lambda *given: asked.append(given) or cycles(*given))
+    conv = Conv(1, 999, 1001, 128, 128, 1, 1)
+    plan = strassen_conv.plan(HOST, 1, 999 * 1001, direct.packing(HOST, conv), 2)
+    assert sum(count * pixels for _, count, pixels in plan.chunks) == 999 * 1001
+    assert 0 < len(asked) < 3 * strassen_conv.TRIED
+
+
 def test_pixels_too_few_for_parts_are_left_to_others():
     packed = direct.packing(HOST, Conv(1, 14, 14, 128, 128, 1, 1))
     none = [pixels for pixels in range(1, 60) if not strassen_conv.plan(HOST, 1, pixels, packed, 2).chunks]

@@ -110,7 +110,8 @@ class Execution:
             self._reserve_all()
         if self.built.prepare and (version is None or version != self._version):
             self._prepare(arrays, version)
-        if self._repeats and not any(known is _nobody for known in self._known[self._arguments :]):  # nor copies
+        prepared = not self.built.prepare or self._version == version  # not so if a check failed in it
+        if self._repeats and prepared and not any(known is _nobody for known in self._known[self._arguments :]):  # nor copies
             self._bound = version
         return arrays
 

@@ -36,6 +36,8 @@ from twofold.backends.cpu.program import Kernel, KernelBuilder
 UNROLL = 4
 THREADS = (2, 4, 8)  # that chunks are shared evenly among
 GROUP = 7  # pixels whose results are added up together
+MOST_PIXELS = 784  # of a chunk
+TRIED = 64  # numbers of chunks that are compared
 KIND = 0.01  # part of the time that chunks of a second size cost: more code
 # Cycles: of a cache line of x or of the sums between L1 and L2, of a line of products until it is added up, of ending a vector
 # of results, and of a byte of weights, and of what left half of L2. Measured on Zen 4: 90 timings, met within 5 %.
@@ -116,10 +118,18 @@ def plan(machine: Machine, images: int, pixels: int, packed: Packed, levels: int
         cycles = sum(images * count * _chunk_cycles(machine, size, packed, levels) for _, count, size in chunks)
         return Plan(chunks, cycles, waiting)
 
-    counts = range(1, max(1, pixels // (4 * st.side(levels))) + 1)
-    tried = {tuple(runs(split(pixels, -(-pixels // count)))) for count in counts}
+    fewest, most = -(-pixels // MOST_PIXELS), max(1, pixels // (4 * st.side(levels)))
+    counts = range(fewest, max(fewest, most) + 1, max(1, (most - fewest) // TRIED))
+    tried = {_evenly(pixels, count) for count in counts}
     found = [planned(list(chunks)) for chunks in sorted(tried) if all(_cuts(size, levels) for _, _, size in chunks)]
     return min([*found, Plan([], math.inf, 0.0)], key=lambda one: one.cycles * (1 + one.waiting + KIND * len(one.chunks)))
+
+
+def _evenly(pixels: int, count: int) -> tuple[tuple[int, int, int], ...]:
+    """So many chunks of two neighbouring sizes, or one."""
+    size, larger = divmod(pixels, count)
+    runs = ((0, larger, size + 1), (larger * (size + 1), count - larger, size))
+    return tuple(run for run in runs if run[1])
 
 
 def _cuts(pixels: int, levels: int) -> bool:
