@@ -259,18 +259,24 @@ def test_little_work_is_done_by_a_team_that_is_awake_or_will_stay_so(monkeypatch
     assert not asked(0.0), "nobody is there yet"
     assert not asked(1.0), "the last time was long ago"
     spin.value = 2**31 - 1
-    assert asked(team.OFTEN / 2)
+    assert not asked(team.OFTEN / 2), "its threads are started for the next"
     assert asked(1.0), "its threads spin"
     with own._lock:
         assert not asked(0.0), "somebody else has it"
-    spin.value = 0
+    spin.value = 20_000_000  # about half a second
     own.run(program.address, ctypes.addressof(table))
-    until = time.perf_counter() + 20
-    while not own._asleep.value and time.perf_counter() < until:
-        time.sleep(0.001)
+    wait_until(lambda: own._asleep.value)
     assert not asked(1.0), "it sleeps"
-    assert asked(team.OFTEN / 2)
+    assert not asked(team.OFTEN / 2), "it is woken for the next"
+    wait_until(lambda: not own._asleep.value)
+    assert asked(1.0)
     own.stop()
+
+
+def wait_until(condition) -> None:
+    until = time.perf_counter() + 20
+    while not condition() and time.perf_counter() < until:
+        time.sleep(0.001)
 
 
 FORK = """

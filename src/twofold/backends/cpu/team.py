@@ -54,6 +54,7 @@ class Team:
         pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         self._launch = _runtime().function("tw_launch", pointer, pointer, pointer, i64)
         self._work = _runtime().function("tw_worker", pointer, i64, i32)
+        self._rouse = _runtime().function("tw_rouse", pointer)
         self._workers: list[threading.Thread] = []
         self._shares_small = spin > 0 and self.threads > 1
         self._asleep = ctypes.c_int32.from_address(self._state + SLEEPERS_OFFSET)
@@ -73,18 +74,19 @@ class Team:
             self._launch(self._state, address, table, self.threads)
 
     def run_awake(self, address: int, table: int) -> bool:
-        """Run it as ``run`` does if nobody has to be woken or waited for; whether that was so. The threads are woken all the
-        same where such work comes so often that they will then stay awake."""
+        """Run it as ``run`` does if nobody has to be woken or waited for; whether that was so. Where such work comes so often
+        that they will stay awake, the threads are woken for the next (which may take milliseconds)."""
         if not self._shares_small or not self._lock.acquire(blocking=False):
             return False
         try:
             if not self._workers or self._asleep.value:
                 now = time.monotonic()
                 often, self._asked = now - self._asked < OFTEN, now
-                if not often:
-                    return False
-                if not self._workers:
+                if often and self._workers:
+                    self._rouse(self._state)
+                elif often:
                     self._start()
+                return False
             self._launch(self._state, address, table, self.threads)
         finally:
             self._lock.release()

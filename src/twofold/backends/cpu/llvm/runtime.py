@@ -31,11 +31,13 @@ _WAIT, _WAKE = 128, 129  # FUTEX_WAIT and FUTEX_WAKE with FUTEX_PRIVATE_FLAG
 
 
 def runtime_ir(machine: Machine) -> str:
-    """The module that defines ``tw_barrier(bar, n)``, ``tw_worker(state, tid)`` and ``tw_launch(state, ...)``."""
+    """The module that defines ``tw_barrier(bar, n)``, ``tw_worker(state, tid)``, ``tw_launch(state, ...)`` and
+    ``tw_rouse(state)``."""
     module = Module(machine)
     _barrier(module)
     _worker(module)
     _launch(module)
+    _rouse(module)
     return module.text()
 
 
@@ -86,13 +88,13 @@ def _wake(f: Function, word: Value) -> None:
 
 
 def _await_change(f: Function, word: Value, sleepers: Value, seen: Value, spin: Value) -> None:
-    """Return once ``word`` differs from ``seen``: spin, then sleep."""
-    spinning, resting, sleeping, again, out = (f.fresh(s) for s in ("spin", "rest", "sleep", "again", "out"))
+    """Return once ``word`` differs from ``seen``: spin, then sleep; who is woken without a reason spins again."""
+    spinning, resting, sleeping, out = (f.fresh(s) for s in ("spin", "rest", "sleep", "out"))
     rounds, following = Value("i32", f"%{f.fresh('r')}"), Value("i32", f"%{f.fresh('r')}")
     start = f._block
     f.emit(f"br label %{spinning}")
     f.label(spinning)
-    f.emit(f"{rounds.name} = phi i32 [ 0, %{start} ], [ {following.name}, %{resting} ]")
+    f.emit(f"{rounds.name} = phi i32 [ 0, %{start} ], [ {following.name}, %{resting} ], [ 0, %{sleeping} ]")
     changed = f.icmp("ne", _load(f, word), seen)
     f.emit(f"br {changed}, label %{out}, label %{resting}")
     f.label(resting)
@@ -102,15 +104,9 @@ def _await_change(f: Function, word: Value, sleepers: Value, seen: Value, spin: 
     f.emit(f"br {more}, label %{spinning}, label %{sleeping}")
     f.label(sleeping)
     _add(f, sleepers, 1)
-    f.emit(f"br label %{again}")
-    f.label(again)
     _sleep(f, word, seen)
-    done = f.icmp("ne", _load(f, word), seen)
-    leave = f.fresh("leave")
-    f.emit(f"br {done}, label %{leave}, label %{again}")
-    f.label(leave)
     _add(f, sleepers, -1)
-    f.emit(f"br label %{out}")
+    f.emit(f"br label %{spinning}")
     f.label(out)
 
 
@@ -164,6 +160,12 @@ def _worker(module: Module) -> None:
     f.label("work")
     f.emit("br label %wait")
     f.label("leave")
+
+
+def _rouse(module: Module) -> None:
+    """Wake the workers that wait for a job, though there is none yet."""
+    f = module.function("tw_rouse", [("ptr", "state")])
+    _wake(f, _at(f, f.arg("state"), _JOB))
 
 
 def _launch(module: Module) -> None:
