@@ -53,7 +53,6 @@ _WRITE = 3.0
 _SCHEMES = (winograd.F4, winograd.F2, winograd.F2_5)
 _LEVELS = (1, 2)  # of Strassen's algorithm
 _WORTH = 0.96  # of direct kernels' time, at most: less is no reason for larger weights
-_KEPT = 8  # constant transformed weights may be such a part of L3
 
 
 @dataclass(frozen=True)
@@ -228,23 +227,23 @@ def winograd_scheme_backward(
 
 def strassen_levels(machine: Machine, conv: Conv, packed: Packed, constant: bool) -> int:
     """Levels of Strassen's algorithm that are estimated to be fastest for a 1x1 convolution, or with backward ``packed``
-    weights for its data gradient; 0 where it is not allowed, does not fit, or saves too little."""
-    if _mode() == "direct" or not direct.is_pointwise(conv):
+    weights for its data gradient; 0 where it is not allowed, does not fit, or saves too little. ``constant`` weights would be
+    kept up to three times as large; and inference takes as many images together as suits its threads, while results shall
+    have the same bits for any number of these: chunks of pixels, and with them sums, depend on the images."""
+    if constant or _mode() == "direct" or not direct.is_pointwise(conv):
         return 0
-    found = [(_strassen_cycles(machine, conv, packed, levels, constant), levels) for levels in _LEVELS]
+    found = [(_strassen_cycles(machine, conv, packed, levels), levels) for levels in _LEVELS]
     least, best = min(found)
     return best if least < _WORTH * direct_cycles(machine, conv, packed.forward) else 0
 
 
-def _strassen_cycles(machine: Machine, conv: Conv, packed: Packed, levels: int, constant: bool) -> float:
-    """Estimated cycles on one core, those of the weight transform included unless ``constant``; infinite if it does not fit."""
+def _strassen_cycles(machine: Machine, conv: Conv, packed: Packed, levels: int) -> float:
+    """Estimated cycles on one core, those of the weight transform included; infinite if it does not fit."""
     if not strassen.fits(packed, levels):
         return math.inf
     size = 4 * strassen.weights_size(packed, levels)
-    if constant and size > machine.l3 // _KEPT:
-        return math.inf
     plan = strassen_conv.plan(machine, conv.n, conv.h * conv.w, packed, levels)
-    return max(plan.cycles * (1 + plan.waiting), size / _FETCH) + (0 if constant else size / _WRITE)
+    return max(plan.cycles * (1 + plan.waiting), size / _FETCH) + size / _WRITE
 
 
 def _fitted(machine: Machine, conv: Conv, outs: int) -> Machine:
