@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import twofold as tw
+import twofold.nn.functional as F
+from twofold import nn
 from twofold.backends.cpu import apart, batches, profile, room
 from twofold.backends.cpu.backend import CpuProgram
 from twofold.backends.cpu.batches import stages
@@ -259,3 +261,16 @@ def test_a_recording_has_every_turn_and_memory_is_told(staged_resnet):
     memory = program.memory
     assert memory.arguments == 8 * 3 * 32 * 32 * 4 and memory.results == 8 * 10 * 4
     assert memory.kept == sum(p.memory.kept for p in program.programs) > 0
+
+
+@pytest.mark.parametrize(("images", "channels", "size", "window"), [(16, 32, 32, 8), (16, 32, 48, 12), (8, 32, 64, 16)])
+def test_stages_and_bits_are_the_same_for_any_number_of_threads(images, channels, size, window, monkeypatch):
+    conv, linear = nn.Conv2d(3, channels, 3, padding=1), nn.Linear(channels * (size // window) ** 2, 10)
+    x = tw.tensor(RNG.normal(size=(images, 3, size, size)).astype(np.float32))
+    found = []
+    for threads in (1, 2, 3, 5):
+        monkeypatch.setenv("TWOFOLD_NUM_THREADS", str(threads))
+        inference = tw.compile(lambda x: linear(F.max_pool2d(F.relu(conv(x)), window).reshape((images, -1))))
+        with tw.no_grad():
+            found.append((inference(x).numpy().tobytes(), inference.report().count("at a time")))
+    assert found[0][1] > 0 and len(set(found)) == 1

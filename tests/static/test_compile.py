@@ -7,6 +7,7 @@ import pytest
 
 import twofold as tw
 from twofold import nn
+from twofold.base.errors import DtypeError
 
 RNG = np.random.default_rng(3)
 
@@ -271,3 +272,20 @@ def test_state_of_reshaped_numbers_is_copied_only_if_somebody_looks(looks):
     add()
     assert (w.numpy() == 1).all() and (seen is None or (seen == 0).all())
     assert (w.numpy().ctypes.data == where) == (looks == "nobody")
+
+
+def test_a_gradient_of_another_dtype_is_refused_at_every_call():
+    p, x = nn.Parameter(tw.ones(5)), tw.ones(5)
+
+    @tw.compile
+    def accumulate(x):
+        loss = (p * x).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        accumulate(x)
+    np.testing.assert_array_equal(p.grad.numpy(), 3 * np.ones(5))
+    p.grad = tw.ones(5, dtype=tw.float64)
+    with pytest.raises(DtypeError):
+        accumulate(x)

@@ -209,14 +209,18 @@ def _owns(buffer: Any) -> bool:
     (reshaped ones have such a base; NumPy hangs every view of a view on the same one)."""
     if not isinstance(buffer, np.ndarray):
         return True
-    base = buffer.base
-    if base is None or not buffer.flags.writeable:
+    if buffer.base is None or not buffer.flags.writeable:
         return bool(buffer.flags.writeable)
-    return isinstance(base, np.ndarray) and base.flags.owndata and sys.getrefcount(base) <= _ALONE_BASE
+    return isinstance(buffer.base, np.ndarray) and buffer.base.flags.owndata and _base_holders(buffer) <= _ALONE_BASE
 
 
-# references to a base that one view alone holds, as seen inside `_owns`: the view's, the name's, and getrefcount's argument
-_ALONE_BASE = 3
+def _base_holders(view: np.ndarray) -> int:
+    """References to the array whose memory a view shows, those of this look among them."""
+    base = view.base
+    return sys.getrefcount(base)
+
+
+_ALONE_BASE = _base_holders(np.empty(4).reshape(2, 2))
 
 
 def as_array(x: Any, spec: Spec | None = None) -> Array:

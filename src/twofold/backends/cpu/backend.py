@@ -196,10 +196,10 @@ class CpuBackend(HostBackend):
 
     def remembered(self, graph: Graph, passes: Callable[[Graph], Graph], device: Device) -> tuple[Program, Graph]:
         from twofold.backends.cpu import batches
-        from twofold.backends.cpu.machine import num_threads, rooms
+        from twofold.backends.cpu.machine import rooms
         from twofold.backends.cpu.staged import StagedProgram
 
-        found = batches.stages(graph, *rooms(num_threads()))
+        found = batches.stages(graph, *rooms())
         if not found:
             return self.whole(graph, passes)
         return StagedProgram(graph, found, [self.whole(stage.graph, passes)[0] for stage in found]), graph

@@ -69,6 +69,7 @@ class Machine:
 FMA_RATES = {"znver4": 1, "cannonlake": 1, "icelake-client": 1, "tigerlake": 1, "rocketlake": 1}
 
 SHARE = 4  # a team counts on this part of the last cache: others use it too
+FEW_THREADS = 2  # as many second caches are counted on
 
 AVX2 = Machine("x86_64-unknown-linux-gnu", "x86-64-v3", "", lanes=8, registers=16)
 AVX512 = Machine("x86_64-unknown-linux-gnu", "x86-64-v4", "", lanes=16, registers=32, l1=48 << 10, l1_ways=12, l2=1 << 20)
@@ -124,10 +125,11 @@ def _asked() -> Machine:
     return Machine(triple, cpu, features.flatten(), fma_rate=rate, bf16_dots=pairs, **vectors)
 
 
-def rooms(threads: int) -> tuple[int, int]:
-    """Bytes that a team has room for in its second caches, and in its part of the last one. Does not ask LLVM."""
+def rooms() -> tuple[int, int]:
+    """Bytes that a team has room for in its second caches, and in its part of the last one, however many threads it has:
+    what is done a few images at a time shall be the same for all, to the bit. Does not ask LLVM."""
     found = _caches()
-    return found.get("l2", Machine.l2) * threads, found.get("l3", Machine.l3) // SHARE
+    return found.get("l2", Machine.l2) * FEW_THREADS, found.get("l3", Machine.l3) // SHARE
 
 
 def _caches() -> dict[str, Any]:

@@ -35,7 +35,7 @@ def fits(shape: Matmul) -> bool:
 
 
 def matmul(machine: Machine, shape: Matmul, epilogue: ep.Epilogue, ldc: int, pairs: bool) -> Kernel:
-    """Kernel (a, b, c, ...epilogue[, scratch]) for a shape that ``fits``; with ``pairs`` a and b are bfloat16."""
+    """Kernel (a, b, c, ...epilogue[, workspace, scratch]) for a shape that ``fits``; with ``pairs`` a and b are bfloat16."""
     return _Builder(machine, shape, epilogue, ldc, pairs).kernel(shape.flops)
 
 
@@ -180,7 +180,7 @@ class _Builder:
     def _across(self, sums: Value, columns: int) -> Value:
         """The vector of the sums of ``columns`` vectors' elements."""
         f, lanes = self.f, self.lanes
-        vectors = [f.vload(f.gep(sums, j * lanes)) for j in range(lanes if columns == lanes else columns)]
+        vectors = [f.vload(f.gep(sums, j * lanes)) for j in range(columns)]
         vectors += [const(f.vec(), 0.0)] * (lanes - len(vectors))
         total, *others = f.transposed(vectors)
         for other in others:

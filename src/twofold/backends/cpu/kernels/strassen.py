@@ -112,6 +112,3 @@ def segments(total: int, levels: int) -> list[int]:
     """Where the equal parts of ``total`` pixels begin; the last may overlap the one before it."""
     size = -(-total // side(levels))
     return [min(part * size, total - size) for part in range(side(levels))]
-
-
-__all__ = ["A", "B", "C", "cells", "fits", "power", "products", "segments", "side", "spread", "transform_weights"]
