@@ -133,7 +133,7 @@ def test_it_is_chosen_where_it_pays_and_can_be_refused(monkeypatch):
     for few in (Conv(8, 56, 56, 64, 64, 1, 1), Conv(1, 1, 1, 1024, 512, 1, 1), replace(body, stride=(2, 2))):
         assert choose.forward(one_a_cycle, few).algorithm == "direct"
     assert choose.forward(AVX2, replace(body, n=1)).algorithm == "direct"
-    assert choose.forward(one_a_cycle, body, constant=True).algorithm == "direct", "images go together as suits the threads"
+    assert choose.forward(one_a_cycle, body, constant=True).algorithm == "direct", "they would be kept as large"
     assert choose.parts(one_a_cycle, body, constant=True) == direct.parts(one_a_cycle, body, packed)
     monkeypatch.setenv("TWOFOLD_CONV", "direct")
     assert choose.forward(one_a_cycle, body).algorithm == "direct"

@@ -47,10 +47,13 @@ def remove_parts(path: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
-    """Hold a folder for oneself, until the block or the process ends; whether nobody else holds it. File systems without
-    locks hold nothing and say yes."""
-    import fcntl
-
+    """Hold a folder for oneself, until the block or the process ends; whether nobody else holds it. Systems and file systems
+    without such locks hold nothing and say yes."""
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         free = True

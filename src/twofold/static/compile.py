@@ -100,8 +100,8 @@ class CompiledFunction:
         arguments += [leaf._grad.value for leaf in traced.gradient_inputs]
         for leaf in traced.replaced:  # their memory serves the new ones
             leaf._grad = None
-        known = compiled is not None and not traced.gradient_inputs  # a gradient may be of any dtype
-        if compiled is not None and known and runner.runs_on(compiled.device, arguments):
+        same = not traced.gradient_inputs  # which may be of any dtype
+        if compiled is not None and same and runner.runs_on(compiled.device, arguments):
             results = runner.run(compiled, arguments)
             return Tensor(results[0]) if traced.is_one_tensor else self._deliver(traced, results)
         differentiable = context.grad_enabled and traced.any_differentiable

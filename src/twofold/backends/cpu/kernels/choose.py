@@ -116,8 +116,7 @@ def forward(
         kernel = lanes.forward(machine, conv, packed, epilogue, ldx, ldy)
         return Choice("lanes", kernel, packed, prepare)
     if levels := strassen_levels(machine, conv, packed, constant):
-        kernel = strassen_conv.forward(machine, conv, packed, levels, epilogue, ldx, ldy)
-        return Choice("strassen", kernel, packed, prepare + _summed(machine, packed, levels))
+        return _strassen(machine, conv, packed, levels, epilogue, prepare, ldx, ldy)
     if scheme:
         inside = _inside(machine, conv, packed, constant, scheme)
         kernel = winograd_conv.forward(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype, inside)
@@ -172,8 +171,7 @@ def data_gradient(
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)
     if levels := strassen_levels(machine, conv, packed, constant):
-        kernel = strassen_conv.forward(machine, conv, packed, levels, epilogue, ldx, ldy)
-        return Choice("strassen", kernel, packed, prepare + _summed(machine, packed, levels))
+        return _strassen(machine, conv, packed, levels, epilogue, prepare, ldx, ldy)
     if scheme:
         inside = _inside(machine, winograd_conv.reversed_conv(conv), packed, constant, scheme)
         kernel = winograd_conv.data_gradient(machine, conv, packed, epilogue, ldx, ldy, scheme, dtype, inside)
@@ -227,9 +225,8 @@ def winograd_scheme_backward(
 
 def strassen_levels(machine: Machine, conv: Conv, packed: Packed, constant: bool) -> int:
     """Levels of Strassen's algorithm that are estimated to be fastest for a 1x1 convolution, or with backward ``packed``
-    weights for its data gradient; 0 where it is not allowed, does not fit, or saves too little. ``constant`` weights would be
-    kept up to three times as large; and inference takes as many images together as suits its threads, while results shall
-    have the same bits for any number of these: chunks of pixels, and with them sums, depend on the images."""
+    weights for its data gradient; 0 where it is not allowed, does not fit, or saves too little. Not for ``constant`` weights,
+    which would be kept up to three times as large."""
     if constant or _mode() == "direct" or not direct.is_pointwise(conv):
         return 0
     found = [(_strassen_cycles(machine, conv, packed, levels), levels) for levels in _LEVELS]
@@ -307,8 +304,20 @@ def _transformed(
     return (Prepare(winograd.transform_weights(machine, packed, flip, scheme), winograd.weights_size(packed, scheme)),)
 
 
-def _summed(machine: Machine, packed: Packed, levels: int) -> tuple[Prepare, ...]:
-    return (Prepare(strassen.transform_weights(machine, packed, levels), strassen.weights_size(packed, levels)),)
+def _strassen(
+    machine: Machine,
+    conv: Conv,
+    packed: Packed,
+    levels: int,
+    epilogue: Epilogue,
+    prepare: tuple[Prepare, ...],
+    ldx: int,
+    ldy: int,
+) -> Choice:
+    """Forward or, with backward ``packed`` weights, the data gradient: both are products of pixels and weights."""
+    kernel = strassen_conv.forward(machine, conv, packed, levels, epilogue, ldx, ldy)
+    summed = Prepare(strassen.transform_weights(machine, packed, levels), strassen.weights_size(packed, levels))
+    return Choice("strassen", kernel, packed, (*prepare, summed))
 
 
 def _repack(machine: Machine, conv: Conv, source: Source | None, packed: Packed) -> tuple[Prepare, ...]:

@@ -181,6 +181,13 @@ def runs(sizes: Sequence[int]) -> list[tuple[int, int, int]]:
     return found
 
 
+def evenly(total: int, count: int) -> list[tuple[int, int, int]]:
+    """``total`` in so many parts, as even as possible: ``runs`` of a ``split``, without a list of all parts."""
+    size, larger = divmod(total, count)
+    pieces = [(0, larger, size + 1), (larger * (size + 1), count - larger, size)]
+    return [piece for piece in pieces if piece[1]]
+
+
 def blocks(total: int, target: int) -> list[tuple[int, int, int]]:
     """``total`` cut into blocks of about ``target``, as (first, how many, size): all of one size if a size within a
     third of ``target`` divides the total (every size costs code), else of two neighbouring sizes."""
@@ -188,4 +195,4 @@ def blocks(total: int, target: int) -> list[tuple[int, int, int]]:
     whole = next((size for size in near if total % size == 0), 0)
     if whole:
         return [(0, total // whole, whole)]
-    return runs(split(total, target))
+    return evenly(total, -(-total // target))

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import partition
 from twofold.backends.cpu.kernels import strassen as st
-from twofold.backends.cpu.kernels.shapes import Conv, runs, split
+from twofold.backends.cpu.kernels.shapes import Conv, evenly, runs, split
 from twofold.backends.cpu.kernels.tile import LINE, Operands, accumulate, most_pixels, step_cycles, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.kernels.winograd import apart
@@ -64,6 +64,11 @@ class Product:
     def rows(self) -> int:
         """Inputs of a part."""
         return self.packed.ins // st.side(self.levels)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the loop over them."""
+        return max(1, self.rows // UNROLL)
 
     @property
     def pitch(self) -> int:
@@ -120,16 +125,9 @@ def plan(machine: Machine, images: int, pixels: int, packed: Packed, levels: int
 
     fewest, most = -(-pixels // MOST_PIXELS), max(1, pixels // (4 * st.side(levels)))
     counts = range(fewest, max(fewest, most) + 1, max(1, (most - fewest) // TRIED))
-    tried = {_evenly(pixels, count) for count in counts}
+    tried = {tuple(evenly(pixels, count)) for count in counts}
     found = [planned(list(chunks)) for chunks in sorted(tried) if all(_cuts(size, levels) for _, _, size in chunks)]
     return min([*found, Plan([], math.inf, 0.0)], key=lambda one: one.cycles * (1 + one.waiting + KIND * len(one.chunks)))
-
-
-def _evenly(pixels: int, count: int) -> tuple[tuple[int, int, int], ...]:
-    """So many chunks of two neighbouring sizes, or one."""
-    size, larger = divmod(pixels, count)
-    runs = ((0, larger, size + 1), (larger * (size + 1), count - larger, size))
-    return tuple(run for run in runs if run[1])
 
 
 def _cuts(pixels: int, levels: int) -> bool:
@@ -186,9 +184,9 @@ class _Builder:
         self.scratch = -(-4 * (self.m_at + self.products * apart(largest * self.width)) // 64) * 64
 
     def kernel(self, name: str, flops: int) -> Kernel:
-        self.k = KernelBuilder(self.machine, name, ["x", "u", "y", *ep.params_of(self.epilogue), "scratch"])
-        self.f: Function = self.k.f
-        f, images, part = self.f, self.one.images, 0
+        k = KernelBuilder(self.machine, name, ["x", "u", "y", *ep.params_of(self.epilogue), "scratch"])
+        self.f: Function = k.f
+        f, images, part = k.f, self.one.images, 0
         self.own = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.scratch), "i8")
         self.m = f.gep(self.own, self.m_at)
         shares = partition.parts(f, [(images * count, size) for _, count, size in self.chunks])
@@ -199,7 +197,7 @@ class _Builder:
                 self._chunk(f.add(pixel, first), size, f.add(unit.index, part))
             part += images * count
         note = f"Strassen, {self.one.levels} levels, chunks of {self.chunks[0][2]} pixels"
-        return self.k.finish(flops=flops, scratch=self.scratch, note=note)
+        return k.finish(flops=flops, scratch=self.scratch, note=note)
 
     def _chunk(self, pixel: Index, size: int, part: Index) -> None:
         f, one = self.f, self.one
@@ -257,7 +255,7 @@ class _Builder:
     def _jobs(self, block: Index, number: Index, following: Value, tiles: int) -> list[_Job]:
         """What is prefetched while a product is done."""
         f, one = self.f, self.one
-        rounds = tiles * max(1, one.rows // UNROLL)
+        rounds = tiles * one.rounds
         lines, parts = self.width // LINE, st.side(one.levels)
         jobs = [_Job.shared(rounds, 0, st.panel_size(one.packed, one.levels) // LINE, functools.partial(_line, f, following))]
 
@@ -278,7 +276,7 @@ class _Builder:
 
     def _fetch(self, jobs: list[_Job], tile: Index, step: Index) -> None:
         f = self.f
-        turn = f.add(f.mul(tile, max(1, self.one.rows // UNROLL)), f.div(step, UNROLL))
+        turn = f.add(f.mul(tile, self.one.rounds), f.div(step, UNROLL))
         for job in jobs:
             at = f.mul(f.add(job.begun, turn), job.share)
             if job.always:
