@@ -318,7 +318,9 @@ class _Builder:
         return self.pairs and self.conv.ow % 2 == 1
 
     def _lines(self, tile: Tile, ops: Operands, rows: Index, inputs: int) -> list[Value]:
-        """The tile and the products of all rows of the chunk; ``ops`` are those of the first."""
+        """The tile and the products of all rows of the chunk; ``ops`` are those of the first.
+
+        One step a round: of two, LLVM would load what neighbouring pixels share once, and keep it in the stack."""
         f, vectors, everything = self.f, len(tile[0]), range(len(tile))
         steps = self.y_columns - (1 if self.odd else 0)
         with f.loop(0, f.mul(rows, self.images), carry=flatten(tile)) as loop:
@@ -327,7 +329,7 @@ class _Builder:
             x_line = f.add(f.mul(which, self.in_rows), f.mul(line, self.strides[0]))
             x = f.gep(ops.x, f.mul(x_line, self.in_columns * inputs))
             dy = f.gep(ops.w, f.mul(loop.index, self.y_columns * ops.w_step))
-            inner = accumulate(f, shaped(loop.carried, vectors), replace(ops, x=x, w=dy), steps, everything, 2)
+            inner = accumulate(f, shaped(loop.carried, vectors), replace(ops, x=x, w=dy), steps, everything)
             if self.odd:
                 x, dy = f.gep(x, steps * ops.x_step), f.gep(dy, steps * ops.w_step)
                 inner = accumulate(f, inner, replace(ops, x=x, w=dy, single=True), 1, everything)
