@@ -12,7 +12,8 @@ turn (``rows.py``). Reported are medians, quartiles and the ratio of the best pe
 that ends, takes longer than its limits or computes something else has the reason in the results instead of a time.
 
 Rows are measured cheapest first and written as they are there. ``--budget`` is shared among the rows by what each would
-take: slow peers get fewer rounds, at least two; rows for which nothing is left wait for ``--resume``.
+take: slow peers get fewer rounds, at least two; rows for which nothing is left wait for ``--resume``. In the end, rows
+during which the machine itself was slow (``speed.py``) are measured again; the take at which it was quicker is kept.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import rows as rows_of
+import speed
 import tables
 from rows import HERE, INFERENCE, MODES, NETWORKS, TRAINING, Settings
 
@@ -33,6 +35,7 @@ from rows import HERE, INFERENCE, MODES, NETWORKS, TRAINING, Settings
 START = {"twofold": 5, "onnxruntime": 1, "openvino": 2, "ncnn": 6, "torch": 4, "torch channels-last": 4}
 START |= {"torch.compile": 45, "tensorflow": 9, "jax": 12}
 RATE = 5e10
+AGAIN = 2  # times at most that the rows of slow minutes are measured again
 
 
 class Key(NamedTuple):
@@ -87,26 +90,43 @@ def line_of(key: Key, row: dict[str, Any]) -> str:
     return f"{key.network:16} {key.mode} {key.threads}t  ratio {f'{value:.2f}' if value else '-'}  {times}"
 
 
-def run(keys: list[Key], settings: Settings, results: Path, budget: float | None, resume: bool) -> None:
-    """Measure, writing the results after each row."""
-    rows, begun = read(results), time.monotonic()
-    keys = [k for k in keys if not (resume and k in rows)]
-    costs = {k: estimate(k, settings, rows) for k in keys}
-    keys.sort(key=costs.__getitem__)
-    whole = sum(costs.values())
-    held = "" if budget is None else f", held to {budget:.0f}"
-    print(f"{len(keys)} rows, about {whole / 60:.0f} minutes{held}", flush=True)
-    for i, key in enumerate(keys):
-        allowed = None
-        if budget is not None:
-            left = budget * 60 - (time.monotonic() - begun)
-            if left <= 0:
-                print(f"the budget is used up: {len(keys) - i} rows are left for --resume")
-                break
-            allowed = left * costs[key] / sum(costs[k] for k in keys[i:])
-        rows[key] = rows_of.measure(*key, replace(settings, budget=allowed))
-        write(results, rows)
-        print(f"[{(time.monotonic() - begun) / 60:5.1f} min] {line_of(key, rows[key])}", flush=True)
+class Run:
+    """Rows under measurement, written after each. ``taken`` are those of this run."""
+
+    def __init__(self, settings: Settings, results: Path, budget: float | None):
+        self.settings, self.results, self.begun = settings, results, time.monotonic()
+        self.until = None if budget is None else self.begun + budget * 60
+        self.rows, self.taken = read(results), dict[Key, dict[str, Any]]()
+
+    def measure(self, keys: list[Key]) -> None:
+        """Each row, cheapest first, as far as the time goes."""
+        costs = {k: estimate(k, self.settings, self.rows) for k in keys}
+        keys = sorted(keys, key=costs.__getitem__)
+        print(f"{len(keys)} rows, about {sum(costs.values()) / 60:.0f} minutes{self._held()}", flush=True)
+        for i, key in enumerate(keys):
+            allowed = None
+            if self.until is not None:
+                left = self.until - time.monotonic()
+                if left <= 0:
+                    print(f"the budget is used up: {len(keys) - i} rows are left")
+                    break
+                allowed = left * costs[key] / sum(costs[k] for k in keys[i:])
+            row = rows_of.measure(*key, replace(self.settings, budget=allowed))
+            self.rows[key] = self.taken[key] = speed.quicker(row, self.taken.get(key, row))
+            write(self.results, self.rows)
+            print(f"[{(time.monotonic() - self.begun) / 60:5.1f} min] {line_of(key, row)}", flush=True)
+
+    def measure_again(self) -> None:
+        """The rows of this run during which the machine gave less than in others, as long as there are any."""
+        for _ in range(AGAIN):
+            shares = speed.shares(self.taken.values())
+            slow = [k for k, row in self.taken.items() if shares[id(row)] < speed.SLOW]
+            if slow and (self.until is None or time.monotonic() < self.until):
+                print("again, for the machine was slow:", end=" ")
+                self.measure(slow)
+
+    def _held(self) -> str:
+        return "" if self.until is None else f", held to {(self.until - time.monotonic()) / 60:.0f}"
 
 
 def pairs(items: list[str]) -> dict[str, str]:
@@ -140,7 +160,9 @@ def main() -> None:
             tuple(options.peers), max(1, options.rounds), options.load_limit, options.step_limit,
             pythons=pairs(options.python), workers=workers,
         )  # fmt: skip
-        run(keys, settings, options.results, options.budget, options.resume)
+        running = Run(settings, options.results, options.budget)
+        running.measure([k for k in keys if not (options.resume and k in running.rows)])
+        running.measure_again()
     if options.render or not options.no_docs:
         tables.write(list(read(options.results).values()), HERE.parent / "docs" / "performance.md")
 

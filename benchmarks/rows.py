@@ -22,6 +22,7 @@ from typing import Any
 
 import inputs
 import numpy as np
+import speed
 
 HERE = Path(__file__).parent
 NETWORKS = [
@@ -204,7 +205,10 @@ def measure(network: str, mode: str, threads: int, settings: Settings) -> dict[s
                 peer.load(folder, kind, threads)
             left = None if settings.budget is None else settings.budget - (time.monotonic() - begun)
             counts = share({p.name: p.turn for p in peers if p.alive}, settings.rounds, left)
+            samples = []
             for k in range(settings.rounds):
+                time.sleep(PAUSE)
+                samples.append(speed.now(threads))
                 for peer in peers:
                     n = counts.get(peer.name, 0)
                     if peer.alive and (k + 1) * n // settings.rounds > k * n // settings.rounds:  # evenly over the rounds
@@ -219,7 +223,7 @@ def measure(network: str, mode: str, threads: int, settings: Settings) -> dict[s
         check(entries, kind)
     return {
         "network": network, "mode": mode, "batch": batch, "threads": threads, "peers": entries,
-        "took_s": time.monotonic() - begun,
+        "speed": speed.during(samples), "took_s": time.monotonic() - begun,
     }  # fmt: skip
 
 

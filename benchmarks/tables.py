@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import speed
 from rows import MODES, NETWORKS
 
 Row = dict[str, Any]
@@ -41,12 +42,12 @@ def span(row: Row) -> tuple[float, float]:
 
 def tables(rows: list[Row]) -> str:
     """Markdown: a table for each mode and number of threads, and geometric means."""
-    parts = []
+    parts, shares = [], speed.shares(rows)
     for mode in MODES:
         for threads in sorted({r["threads"] for r in rows}, reverse=True):
             chosen = [r for r in rows if r["mode"] == mode and r["threads"] == threads]
             if chosen:
-                parts.append(_table(f"{mode}, {threads} thread{'s' * (threads > 1)}", chosen))
+                parts.append(_table(f"{mode}, {threads} thread{'s' * (threads > 1)}", chosen, shares))
     return "\n\n".join(parts)
 
 
@@ -58,12 +59,12 @@ def _markdown(header: list[str], lines: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines]]
 
 
-def _table(title: str, rows: list[Row]) -> str:
+def _table(title: str, rows: list[Row], shares: dict[int, float]) -> str:
     names, lines = _names(rows), []
     for row in rows:
         cells = [_cell(row["peers"].get(n)) for n in names]
         batch = f" ({row['batch']})" if row["network"] == "lenet5" else ""
-        lines.append([row["network"] + batch, *cells, _ratio_cell(row)])
+        lines.append([row["network"] + batch, *cells, _ratio_cell(row) + _slow(shares.get(id(row), 1.0))])
     ratios = [q for q in map(ratio, rows) if q]
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
@@ -78,6 +79,11 @@ def _ratio_cell(row: Row) -> str:
         return "-"
     low, high = span(row)
     return f"**{value:.2f}** ({best[0]}; {low:.2f} to {high:.2f})"
+
+
+def _slow(share: float) -> str:
+    """A remark on a row during which the machine itself was slow."""
+    return "" if share >= speed.SLOW else f"; machine at {share:.0%}"
 
 
 def _cell(found: dict | None) -> str:

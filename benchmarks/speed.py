@@ -1,0 +1,42 @@
+"""What the machine gives while a row is measured: a virtual one has minutes in which it gives much less. Rows that fell into
+such minutes are known by this alone, whatever their ratios are: they are measured again, or marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+SLOW = 0.9  # of the rates that another row of the same results had
+Row = dict[str, Any]
+
+
+def now(threads: int) -> dict[str, float]:
+    """1e9 multiply-adds (as two operations) and bytes read a second, at this moment."""
+    from twofold.backends.cpu import calibrate
+
+    return {"fma": calibrate.fma_rate(threads, 3), "read": calibrate.read_rate(threads, 3)}
+
+
+def during(samples: Iterable[dict[str, float]]) -> dict[str, float]:
+    """A row's rates, of what was found before each of its rounds."""
+    samples = list(samples)
+    return {rate: median(s[rate] for s in samples) for rate in samples[0]}
+
+
+def shares(rows: Iterable[Row]) -> dict[int, float]:
+    """By ``id`` of the row: the smaller of its rates' shares of the best that rows with as many threads had. Rows without
+    rates are left out."""
+    rows = [r for r in rows if "speed" in r]
+    best: dict[tuple[int, str], float] = {}
+    for r in rows:
+        for rate, value in r["speed"].items():
+            best[r["threads"], rate] = max(value, best.get((r["threads"], rate), 0.0))
+    return {id(r): min(value / best[r["threads"], rate] for rate, value in r["speed"].items()) for r in rows}
+
+
+def quicker(row: Row, other: Row) -> Row:
+    """Of two takes of a row the one during which the machine was quicker."""
+    found = shares([row, other])
+    return row if found[id(row)] >= found[id(other)] else other
