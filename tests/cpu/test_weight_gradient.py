@@ -26,6 +26,8 @@ CASES = {
     "slabs of several groups": (Conv(2, 6, 6, 56, 70, 3, 3, pad=PAD, groups=7), 8 * L1, L2),
     "slabs of one group": (Conv(2, 6, 6, 60, 40, 3, 3, (1, 2), PAD, groups=2), 8 * L1, 16 << 10),
     "slabs within groups": (Conv(2, 6, 6, 60, 40, 3, 3, (1, 2), PAD, groups=2), 8 * L1, 8 << 10),
+    "taps of several rows": (Conv(3, 13, 9, 1, 6, 6, 3, pad=PAD), 8 * L1, L2),
+    "taps of several rows, far apart": (Conv(2, 13, 9, 2, 20, 3, 3, pad=PAD, dilation=(2, 1)), 8 * L1, L2),
     "neighbouring taps": (Conv(2, 19, 20, 3, 13, 7, 7, (2, 2), ((3, 3), (3, 3))), 8 * L1, L2),
 }
 

@@ -13,7 +13,8 @@ SCHEDULE
     Sizes: the strip of dy fills a quarter to half of L1, since all strips of x pass by it; the slab of x half of L2, since all
     blocks of dy pass by it. As many parts as make enough units to share, which the shape decides, not the threads.
     The first chunk of a part begins with zeros: its tiles are read from a few zeros instead of from the result.
-    With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip.
+    With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip. If all of
+    them leave most of the registers free, it takes several kh as well.
     For 1x1 kernels only the pixels that the stride meets are copied, and a chunk is one loop over them; without a
     stride, images and rows are forgotten. There the tiles also ask for what is copied next: a few lines each.
     Images of bfloat16 are copied as pairs of pixels that neighbouring outputs meet, for dot products: of dy every pixel is in
@@ -156,6 +157,8 @@ class _Builder:
         together = max(1, min(conv.kw, self.most // conv.cg)) if conv.dilation[1] == 1 else 1
         whole, rest = divmod(conv.kw, together)
         self.taps = [(0, whole, together)] + ([(whole * together, 1, rest)] if rest else [])
+        tall = self.most // (conv.cg * conv.kw) if together == conv.kw else 1
+        self.tall = max(k for k in range(1, max(1, min(conv.kh, tall)) + 1) if conv.kh % k == 0)  # kh of a tile
         self.images, self.rows = chunk(machine, conv, min(conv.cg, self.most), packed.block, pairs)
         self.strides = copied_strides(conv)
         self.in_rows = (self.rows - 1) * self.strides[0] + (conv.kh - 1) * conv.dilation[0] + 1
@@ -174,7 +177,7 @@ class _Builder:
         units = sum(s.count * (conv.groups * self.blocks if s.cut else 2) for s in self.slabs)
         self.parts = max(1, min(self.chunks, UNITS // units, machine.l3 // 4 // (4 * packed.size)))
         width = min(packed.block, -(-packed.outs // machine.lanes) * machine.lanes)
-        self.zeros = max(self.most, (together - 1) * packed.ins + min(conv.cg, self.most)) * width
+        self.zeros = max(self.most, (self.tall * together - 1) * packed.ins + min(conv.cg, self.most)) * width
         strip = max(width if s.cut else s.groups * self.y_width for s in self.slabs)
         self.x_at = self.zeros + -(-self.y_plane * strip // LINE) * LINE
         channels = max(s.groups * s.channels for s in self.slabs)
@@ -282,7 +285,7 @@ class _Builder:
                     if self.flat and conv.groups == 1:
                         self._ahead(slab, unit, f.add(strip.index, kind.before))
                     first = f.add(f.mul(strip.index, kind.inputs), kind.first)
-                    with f.loop(0, conv.kh) as kh, f.loop(0, tap_groups) as kw:
+                    with f.loop(0, conv.kh, self.tall) as kh, f.loop(0, tap_groups) as kw:
                         tap = f.add(f.mul(kw.index, taps), first_tap)
                         row = f.add(
                             f.mul(f.add(f.mul(kh.index, packed.kw), tap), packed.ins), f.add(first, unit.channel)
@@ -295,15 +298,16 @@ class _Builder:
     def _tile(self, unit: _Unit, x: Value, dy: Value, target: Value, inputs: int, taps: int, width: int) -> None:
         """Add the chunk's products to one tile of the result."""
         f, conv, lanes = self.f, self.conv, self.machine.lanes
+        rows = list(itertools.product(range(self.tall), range(taps), range(inputs)))
         offsets = [
-            [(t * self.packed.ins + i) * width + j for j in range(0, width, lanes)]
-            for t in range(taps)
-            for i in range(inputs)
+            [((a * self.packed.kw + b) * self.packed.ins + i) * width + j for j in range(0, width, lanes)] for a, b, i in rows
         ]
         before = f.select(unit.fresh, self.own, target)
         tile = [[f.vload(f.gep(before, offset)) for offset in line] for line in offsets]
         x_step = inputs * (self.strides[1] if not self.pairs else 2 * self.strides[1] // self.every)
-        ops = Operands(x, dy, x_step, 1, width, (lanes,) * (width // lanes), pairs=self.pairs)
+        below = conv.dilation[0] * self.in_columns
+        pixels_of = tuple((a * below + b) * inputs + i for a, b, i in rows)
+        ops = Operands(x, dy, x_step, 1, width, (lanes,) * (width // lanes), pixels_of, pairs=self.pairs)
         if (conv.kh, conv.kw) == (1, 1) and not self.odd:  # all pixels of the chunk follow each other
             pixels = f.mul(unit.rows, self.images * self.y_columns)
             results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), 4))
