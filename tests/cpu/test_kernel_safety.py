@@ -20,6 +20,7 @@ from twofold.backends.cpu.kernels import (
     lanes,
     max_pool_tiles,
     planes,
+    planes_wgrad,
     pool,
     repack,
     strassen,
@@ -118,6 +119,9 @@ def kernels(machine: Machine):
     x, y = plane.n * plane.h * plane.w, plane.n * plane.oh * plane.ow * plane.o
     yield planes.forward(machine, plane, EPILOGUE), [x, 45, y, 5]
     yield planes.forward(machine, plane, EPILOGUE, True), [x, 45, plane.n * 3 * (plane.ow // 2) * 5, 5]
+    for plane in (Conv(2, 6, machine.lanes + 7, 1, 6, 3, 3, pad=((1, 1), (2, 0))), Conv(3, 5, machine.lanes, 1, 1, 2, 1)):
+        x, y, packed = plane.n * plane.h * plane.w, plane.n * plane.oh * plane.ow * plane.o, direct.packing(machine, plane)
+        yield planes_wgrad.weight_gradient(machine, plane, packed), [x, y, packed.size]
     window = pool.Pool(2, 7, 9, 13, 4, 5, (3, 3), (2, 2), PAD)
     x, y = 2 * 7 * 9 * 13, 2 * 4 * 5 * 13
     for kind in ("max", "mean"):

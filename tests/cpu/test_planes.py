@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_oracles import HOST, error, forward, normal, run, unset
+from kernel_oracles import HOST, error, forward, normal, run, unpack, unset, weight_gradient
 
 import twofold as tw
 from twofold.backends.cpu.backend import CpuProgram
+from twofold.backends.cpu.kernels import choose, interleave, planes, planes_wgrad
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels import interleave, planes
 from twofold.backends.cpu.kernels.pool import Pool
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.machine import AVX2
@@ -76,6 +76,38 @@ def test_what_it_takes():
     assert not planes.fits(HOST, Conv(1, 32, 32, 1, 6, 5, 5, (2, 2)), (), 6)
     assert not planes.fits_pool(HOST, conv, Pool(1, 28, 28, 6, 13, 13, (3, 3), (2, 2)))
     assert not planes.fits_pool(HOST, conv, Pool(1, 28, 28, 6, 15, 15, (2, 2), (2, 2), ((1, 1), (1, 1))))
+
+
+PADDED = [
+    Conv(128, 14, 14, 1, 6, 5, 5, pad=((2, 2), (2, 2))),
+    Conv(5, 7, 40, 1, 7, 3, 3, pad=((1, 0), (0, 3))),
+    Conv(2, 40, 200, 1, 3, 2, 3, pad=((0, 0), (1, 1))),
+]
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda m: f"{m.lanes} lanes")
+@pytest.mark.parametrize("conv", CASES + PADDED, ids=str)
+def test_weight_gradients(conv, machine):
+    packed = choose.packed_weights(machine, conv)
+    if not planes_wgrad.fits(machine, conv, packed):
+        assert packed.taps + planes_wgrad.ROWS + 2 > machine.registers
+        return
+    x, dy = normal((conv.n, conv.h, conv.w, 1)), normal((conv.n, conv.oh, conv.ow, conv.o), 1)
+    kernel, found = planes_wgrad.weight_gradient(machine, conv, packed), []
+    for threads in (1, 2, 3):
+        found.append(unset(packed.size))
+        run(kernel, [x, dy, found[-1]], threads)
+    assert error(unpack(conv, found[0], packed), weight_gradient(conv, x, dy)) < 2e-6
+    assert not np.isnan(found[0]).any() and all(found[0].tobytes() == other.tobytes() for other in found)
+
+
+def test_weight_gradients_of_what():
+    conv = Conv(1, 32, 32, 1, 6, 3, 3)
+    packed = choose.packed_weights(HOST, conv)
+    assert planes_wgrad.fits(HOST, conv, packed) and planes_wgrad.fits(HOST, conv, packed, 1, 6)
+    assert not planes_wgrad.fits(HOST, conv, packed, 1, 7), "a slice of a concatenation"
+    assert not planes_wgrad.fits(HOST, Conv(1, 32, 32, 1, 6, 3, 3, (2, 2)), packed)
+    assert not planes_wgrad.fits(HOST, Conv(1, 3, 3, 1, 1, 3, 3), packed), "less than a vector in a row"
 
 
 NETWORK = """graph f(%x: f32[2,1,20,32], %w: f32[4,1,3,3], %b: f32[4]) {{

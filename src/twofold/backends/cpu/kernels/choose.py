@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from twofold.backends.cpu.kernels import (
     direct,
     lanes,
+    planes_wgrad,
     strassen,
     strassen_conv,
     weights,
@@ -181,7 +182,10 @@ def data_gradient(
 
 def weight_gradient(machine: Machine, conv: Conv, ldx: int = 0, ldy: int = 0, dtype: DType = float32) -> Choice:
     """Kernel (x, output's gradient, dw[, workspace]); ``dw``, float32, is in ``choice.weights`` order."""
-    packed, machine = packed_weights(machine, conv), _fitted(machine, conv, conv.o)
+    packed = packed_weights(machine, conv)
+    if dtype is float32 and planes_wgrad.fits(machine, conv, packed, ldx, ldy):
+        return Choice("planes", planes_wgrad.weight_gradient(machine, conv, packed), packed)
+    machine = _fitted(machine, conv, conv.o)
     if lanes.fits(machine, conv) and lanes.shares(machine, conv):
         return Choice("lanes", lanes.weight_gradient(machine, conv, packed, ldx, ldy), packed)
     if winograd_scheme(machine, conv, False, (winograd.F4,), dtype):
