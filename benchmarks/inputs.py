@@ -19,7 +19,7 @@ import numpy as np
 LEARNED = {"Conv": (1, 3), "Gemm": (1, 3), "BatchNormalization": (1, 5)}  # operator -> which of its inputs are weights
 
 # Learning rates with which three steps change the loss enough to be compared, and not so much that rounding leads elsewhere
-RATES = {"lenet5": 0.1, "googlenet": 0.0001, "resnext50_32x4d": 0.0001}
+RATES = {"lenet5": 0.1, "googlenet": 0.0001, "resnext50_32x4d": 0.00003}
 
 
 def write(network: str, batch: int, folder: Path) -> None:
