@@ -45,7 +45,8 @@ Source = Packed | Plain
 # is waiting for L2), and bytes a core reads per cycle from L3 and from memory, and writes; measured on Zen 3.
 _TRANSFORM = 300.0 / winograd.F4.points
 _WEIGHT_TRANSFORM = 110.0 / winograd.F4.points
-_HUGE = 4  # times L3: transformed weights that are made anew at every call though they are constant
+_HUGE = 4  # times L3: transformed weights that are made anew at every call though they are constant; once L3 suffices
+_MANY = 32  # where each weight meets so many tiles: to transform it is little then (1 to 2 % of a network's time)
 _LEAN = 0.85  # and these may take a sixth longer than the best, for half the memory or a quarter
 _INSIDE = 190.0 / winograd.F4.points  # the same into L2, on the way; measured on Zen 4
 _STREAM = 8.0
@@ -295,8 +296,9 @@ def winograd_cycles(machine: Machine, conv: Conv, constant: bool, scheme: winogr
 def _inside(machine: Machine, conv: Conv, packed: Packed, constant: bool, scheme: winograd.Scheme) -> bool:
     """Whether the kernel that computes this forward convolution transforms its weights on the way: those that change at every
     call where L3 does not keep them until they are read, constant ones only where it keeps little of them, so that reading
-    a quarter of the bytes makes up for the work (and they are not kept four times as large)."""
-    large = 4 * winograd.weights_size(packed, scheme) > (_HUGE if constant else 1) * machine.l3
+    a quarter of the bytes makes up for the work, or tiles are many (and they are not kept four times as large)."""
+    few = winograd.TileGrid(conv, scheme).count < _MANY
+    large = 4 * winograd.weights_size(packed, scheme) > (_HUGE if constant and few else 1) * machine.l3
     return large and winograd_conv.stretch(machine, conv, packed, scheme, num_threads()) > 0
 
 
