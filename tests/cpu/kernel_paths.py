@@ -74,7 +74,10 @@ PATHS = {
     "stem": (conv((2, 3, 33, 31), (16, 3, 7, 7), 2, 3), CONV),
     "few outputs": (conv((2, 5, 19, 15), (6, 5, 5, 5), pad=2), CONV),
     "planes of few channels": (conv((2, 3, 9, 11), (16, 3, 3, 3)), f"channels_last {CONV}"),
-    "one channel": (conv((2, 1, 19, WIDE + 5), (6, 1, 5, 4)), "conv_planes conv_dx conv_planes_dw" if host().registers == 32 else ""),
+    "one channel": (
+        conv((2, 1, 19, WIDE + 5), (6, 1, 5, 4)), "conv_planes conv_fold_dx conv_planes_dw" if host().registers == 32 else ""
+    ),
+    "few inputs": (conv((2, 3, 9, 11), (13, 3, 5, 5), pad=1), "conv conv_fold_dx conv_dw" if host().registers == 32 else ""),
     "one channel, few taps": (conv((2, 1, 19, WIDE + 5), (6, 1, 3, 2), pad=1), "conv conv_dx conv_planes_dw"),
     "one channel, pooled": (
         f"graph f(%x: f32[3,1,12,{2 * WIDE + 8}], %w: f32[6,1,3,3]) {{\n"

@@ -15,6 +15,7 @@ from twofold.backends.cpu import jit
 from twofold.backends.cpu.backend import CpuProgram
 from twofold.backends.cpu.kernels import (
     direct,
+    fold,
     gemm,
     interleave,
     lanes,
@@ -122,6 +123,10 @@ def kernels(machine: Machine):
     for plane in (Conv(2, 6, machine.lanes + 7, 1, 6, 3, 3, pad=((1, 1), (2, 0))), Conv(3, 5, machine.lanes, 1, 1, 2, 1)):
         x, y, packed = plane.n * plane.h * plane.w, plane.n * plane.oh * plane.ow * plane.o, direct.packing(machine, plane)
         yield planes_wgrad.weight_gradient(machine, plane, packed), [x, y, packed.size]
+    few = Conv(2, 6, 5, 3, 7, 3, 5, pad=((1, 1), (2, 0)))
+    x, y, packed = few.n * few.h * few.w * few.c, few.n * few.oh * few.ow * few.o, fold.packing(machine, few)
+    yield weights.repack(machine, fold.Unfolded(weights.plain(few), few), packed), [weights.plain(few).size, packed.size]
+    yield fold.data_gradient(machine, few), [y, packed.size, x]
     window = pool.Pool(2, 7, 9, 13, 4, 5, (3, 3), (2, 2), PAD)
     x, y = 2 * 7 * 9 * 13, 2 * 4 * 5 * 13
     for kind in ("max", "mean"):

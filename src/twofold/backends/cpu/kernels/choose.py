@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from twofold.backends.cpu.kernels import (
     direct,
+    fold,
     lanes,
     planes_wgrad,
     strassen,
@@ -69,7 +70,7 @@ class Prepare:
 class Choice:
     """A kernel and what it needs. ``weights`` is the packed order that ``prepare`` passes through or ends with."""
 
-    algorithm: str  # direct, winograd, strassen or lanes
+    algorithm: str  # direct, winograd, strassen, lanes, planes or fold
     kernel: Kernel
     weights: Packed
     prepare: tuple[Prepare, ...] = ()
@@ -158,6 +159,11 @@ def data_gradient(
 ) -> Choice:
     """Kernel (output's gradient, prepared weights, input's gradient, ...epilogue) with parameters named x, w or u, y; as
     ``forward``."""
+    if dtype is float32 and not epilogue and fold.fits(machine, conv, ldy):
+        packed = fold.packing(machine, conv)
+        origin = fold.Unfolded(source or plain_weights(machine, conv), conv)
+        prepare: tuple[Prepare, ...] = (Prepare(weights.repack(machine, origin, packed), packed.size),)
+        return Choice("fold", fold.data_gradient(machine, conv, ldx), packed, prepare)
     machine = _fitted(machine, conv, conv.c)
     scheme = winograd_scheme_backward(machine, conv, constant, dtype)
     if dtype is bfloat16 and not scheme:
@@ -167,8 +173,8 @@ def data_gradient(
         return Choice("direct", replace(kernel, flops=conv.flops), packed)
     if lanes.fits(machine, conv):
         packed = lanes.packing(machine, conv, forward=False)
-        origin = lanes.backward(machine, conv, source or lanes.plain(machine, conv))
-        prepare: tuple[Prepare, ...] = (Prepare(weights.repack(machine, origin, packed), packed.size),)
+        transposed = lanes.backward(machine, conv, source or lanes.plain(machine, conv))
+        prepare = (Prepare(weights.repack(machine, transposed, packed), packed.size),)
         return Choice("lanes", lanes.data_gradient(machine, conv, packed, epilogue, ldx, ldy), packed, prepare)
     packed = direct.packing(machine, conv, forward=False)
     prepare = _repack(machine, conv, source, packed)

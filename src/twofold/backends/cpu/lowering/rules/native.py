@@ -97,7 +97,7 @@ def _weights(low: Lowering, w: Value, shape: Conv, choice: choose.Choice) -> Buf
     key = (w, choice.weights, tuple(step.kernel.symbol for step in choice.prepare))
     if key not in low.packs:
         steps = choice.prepare
-        if choice.algorithm == "lanes":
+        if choice.algorithm in ("lanes", "fold"):
             source = low.rows(w)
             at = source.buffer, source.offset
         else:
