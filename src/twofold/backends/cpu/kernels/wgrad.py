@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from twofold.backends.cpu.kernels import strips
 from twofold.backends.cpu.kernels.direct import is_pointwise
 from twofold.backends.cpu.kernels.shapes import Conv, runs, split
-from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, shaped
+from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, most_pixels, shaped
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -153,11 +153,12 @@ class _Builder:
         self.machine, self.conv, self.packed, self.ldx, self.ldy, self.flat = machine, conv, packed, ldx, ldy, flat
         self.pairs, self.element = pairs, "i16" if pairs else "float"
         vectors = -(-min(packed.outs, packed.block) // machine.lanes)
-        self.most = machine.accumulators(vectors) // vectors
-        together = max(1, min(conv.kw, self.most // conv.cg)) if conv.dilation[1] == 1 else 1
+        self.most, room = most_pixels(machine, vectors), machine.accumulators(vectors) // vectors
+        fitting = conv.kw if conv.cg * conv.kw <= room else max(1, min(conv.kw, self.most // conv.cg))
+        together = fitting if conv.dilation[1] == 1 else 1
         whole, rest = divmod(conv.kw, together)
         self.taps = [(0, whole, together)] + ([(whole * together, 1, rest)] if rest else [])
-        tall = self.most // (conv.cg * conv.kw) if together == conv.kw else 1
+        tall = room // (conv.cg * conv.kw) if together == conv.kw else 1
         self.tall = max(k for k in range(1, max(1, min(conv.kh, tall)) + 1) if conv.kh % k == 0)  # kh of a tile
         self.images, self.rows = chunk(machine, conv, min(conv.cg, self.most), packed.block, pairs)
         self.strides = copied_strides(conv)
