@@ -16,7 +16,8 @@ SCHEDULE
     With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip. If all of
     them leave most of the registers free, it takes several kh as well.
     For 1x1 kernels only the pixels that the stride meets are copied, and a chunk is one loop over them; without a
-    stride, images and rows are forgotten. There the tiles also ask for what is copied next: a few lines each.
+    stride, images and rows are forgotten. There the tiles also ask for what is copied next: a few lines each. So they do where
+    dy has few products (stems): a tile asks for a line of every pixel, as it goes.
     Images of bfloat16 are copied as pairs of pixels that neighbouring outputs meet, for dot products: of dy every pixel is in
     one pair, of x as well if the kernel is one column wide; else each column of x is in two, as the first and as the second.
     In a row of an odd number of outputs the last pair counts half.
@@ -42,6 +43,7 @@ GROUP = 8  # pixels of a strip copied together
 SHORTEST = 96  # pixels that a chunk has at least, if rows are to be forgotten
 LONG = 128  # pixels, after which bringing in and storing a tile hardly counts
 UNITS = 32  # units wanted: enough to share them evenly among several threads
+FEW = 400  # products of a vector of dy: waiting for it takes about as long (27 for 3x3 of 3 channels), or a twentieth (363)
 LINE = 16  # float32 elements in a cache line
 
 
@@ -160,6 +162,7 @@ class _Builder:
         self.taps = [(0, whole, together)] + ([(whole * together, 1, rest)] if rest else [])
         tall = room // (conv.cg * conv.kw) if together == conv.kw else 1
         self.tall = max(k for k in range(1, max(1, min(conv.kh, tall)) + 1) if conv.kh % k == 0)  # kh of a tile
+        self.few = not (flat or pairs) and conv.groups == 1 and conv.cg * conv.kh * conv.kw <= FEW
         self.images, self.rows = chunk(machine, conv, min(conv.cg, self.most), packed.block, pairs)
         self.strides = copied_strides(conv)
         self.in_rows = (self.rows - 1) * self.strides[0] + (conv.kh - 1) * conv.dilation[0] + 1
@@ -294,9 +297,18 @@ class _Builder:
                         corner = f.dot([(kh.index, conv.dilation[0] * self.in_columns), (tap, conv.dilation[1])])
                         strip_at = f.add(f.mul(first, self.x_plane), f.mul(corner, kind.inputs))
                         target = f.gep(panel, f.mul(row, width))
-                        self._tile(unit, f.gep(x, strip_at), dy, target, kind.inputs, taps, width)
+                        ahead = self._line_ahead(unit, kh.index, tap) if slab.cut and self.few else None
+                        self._tile(unit, f.gep(x, strip_at), dy, target, kind.inputs, taps, width, ahead)
 
-    def _tile(self, unit: _Unit, x: Value, dy: Value, target: Value, inputs: int, taps: int, width: int) -> None:
+    def _line_ahead(self, unit: _Unit, kh: Index, kw: Index) -> Value:
+        """The line of its first pixel that a tile asks for, of the dy that is copied next."""
+        f, width = self.f, self.packed.block
+        tile = f.add(f.mul(f.div(kh, self.tall), len(self.taps)), f.div(kw, self.taps[0][2]))
+        return f.gep(self._next_dy(unit), f.mul(f.imin(tile, -(-width // LINE) - 1), LINE))
+
+    def _tile(
+        self, unit: _Unit, x: Value, dy: Value, target: Value, inputs: int, taps: int, width: int, ahead: Value | None
+    ) -> None:
         """Add the chunk's products to one tile of the result."""
         f, conv, lanes = self.f, self.conv, self.machine.lanes
         rows = list(itertools.product(range(self.tall), range(taps), range(inputs)))
@@ -313,7 +325,7 @@ class _Builder:
             pixels = f.mul(unit.rows, self.images * self.y_columns)
             results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), 4))
         else:
-            results = self._lines(tile, ops, unit.rows, inputs)
+            results = self._lines(tile, ops, unit.rows, inputs, ahead)
         for value, offset in zip(results, [offset for line in offsets for offset in line]):
             f.vstore(value, f.gep(target, offset))
 
@@ -322,7 +334,7 @@ class _Builder:
         """Whether the last pair of every row has one pixel."""
         return self.pairs and self.conv.ow % 2 == 1
 
-    def _lines(self, tile: Tile, ops: Operands, rows: Index, inputs: int) -> list[Value]:
+    def _lines(self, tile: Tile, ops: Operands, rows: Index, inputs: int, ahead: Value | None) -> list[Value]:
         """The tile and the products of all rows of the chunk; ``ops`` are those of the first.
 
         One step a round: of two, LLVM would load what neighbouring pixels share once, and keep it in the stack."""
@@ -334,7 +346,9 @@ class _Builder:
             x_line = f.add(f.mul(which, self.in_rows), f.mul(line, self.strides[0]))
             x = f.gep(ops.x, f.mul(x_line, self.in_columns * inputs))
             dy = f.gep(ops.w, f.mul(loop.index, self.y_columns * ops.w_step))
-            inner = accumulate(f, shaped(loop.carried, vectors), replace(ops, x=x, w=dy), steps, everything)
+            start = ahead and f.gep(ahead, f.mul(loop.index, self.conv.ow * self.ldy))
+            fetch = start and (lambda k: f.prefetch(f.gep(start, f.mul(k, self.ldy)), 2))
+            inner = accumulate(f, shaped(loop.carried, vectors), replace(ops, x=x, w=dy), steps, everything, fetch=fetch)
             if self.odd:
                 x, dy = f.gep(x, steps * ops.x_step), f.gep(dy, steps * ops.w_step)
                 inner = accumulate(f, inner, replace(ops, x=x, w=dy, single=True), 1, everything)
@@ -346,10 +360,7 @@ class _Builder:
         f, width, kind, line_size = self.f, self.packed.block, self.element, LINE * (2 if self.pairs else 1)
         tiles = sum(kind.count for kind in self._strips(slab))
         lines = -(-self.pixels // tiles)
-        first_again = f.add(self.pixels * self.ldy, f.mul(f.sub(unit.low, unit.index), width))
-        more = f.icmp("slt", f.add(unit.index, 1), f.index(unit.high))
-        ahead = f.select(more, const("i64", width), f.index(first_again))
-        dy = f.gep(unit.dy, f.add(ahead, f.mul(strip, lines * self.ldy)), kind)
+        dy = f.gep(self._next_dy(unit), f.mul(strip, lines * self.ldy), kind)
         with f.loop(0, lines) as line:
             for at in range(0, width, line_size):
                 f.prefetch(f.gep(dy, f.add(f.mul(line.index, self.ldy), at), kind), 2)
@@ -360,6 +371,13 @@ class _Builder:
         with f.loop(start, f.add(start, share)) as line:
             pixel, part = f.divmod_chain(line.index, [0, each])
             f.prefetch(f.gep(unit.next_x, f.dot([(pixel, self.ldx), (part, line_size)]), kind), 2)
+
+    def _next_dy(self, unit: _Unit) -> Value:
+        """The dy that is copied next: of the next block, or of the first one in the next chunk."""
+        f, width = self.f, self.packed.block
+        first_again = f.add(self.pixels * self.ldy, f.mul(f.sub(unit.low, unit.index), width))
+        more = f.icmp("slt", f.add(unit.index, 1), f.index(unit.high))
+        return f.gep(unit.dy, f.select(more, const("i64", width), f.index(first_again)), self.element)
 
     # ---- copies -------------------------------------------------------------------------------------------------------
     def _copy_x(self, slab: _Slab, at: _Chunk, channel: Index) -> None:
