@@ -19,6 +19,7 @@ from twofold.backends.cpu.kernels import (
     gemm,
     interleave,
     lanes,
+    max_pool_grad,
     max_pool_tiles,
     planes,
     planes_wgrad,
@@ -114,6 +115,9 @@ def kernels(machine: Machine):
         )
     tiles = pool.Pool(2, 6, 9, 13, 3, 3, (2, 3), (2, 3))
     yield max_pool_tiles.gradient(machine, tiles, (ep.Relu(),)), [2 * 54 * 13, 2 * 9 * 13, 2 * 54 * 13]
+    windows = pool.Pool(2, 5, 9, 2 * machine.lanes + 5, 5, 9, (3, 3), (1, 1), PAD)
+    yield max_pool_grad.gradient(machine, windows, (ep.Relu(),)), [2 * 45 * windows.c] * 3
+    yield max_pool_grad.gradient(replace(machine, l3=0), replace(windows, c=4 * machine.lanes)), [8 * 45 * machine.lanes] * 3
     for channels in range(2, interleave.MOST + 1):
         yield interleave.channels_last(machine, 2, channels, machine.lanes + 5), [2 * channels * (machine.lanes + 5)] * 2
     plane = Conv(2, 8, machine.lanes + 7, 1, 5, 3, 3)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from kernel_oracles import HOST, error, moments, normal, run, unset
 
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels import max_pool_tiles
+from twofold.backends.cpu.kernels import max_pool_grad, max_pool_tiles
 from twofold.backends.cpu.kernels import pool as kernels
 from twofold.backends.cpu.kernels.pool import Pool
 from twofold.backends.cpu.llvm import const
@@ -87,25 +89,37 @@ TILES = [
 ]
 
 
-@pytest.mark.parametrize("pool", TILES, ids=str)
-def test_gradient_of_windows_that_tile_the_image(pool):
+WIDE = 2 * HOST.lanes
+WINDOWS = [
+    Pool(2, 13, 13, 3 * HOST.lanes, 6, 6, (3, 3), (2, 2)),
+    Pool(3, 7, 9, WIDE + 5, 7, 9, (3, 3), (1, 1), ONE),
+    Pool(1, 30, 9, 2 * WIDE, 15, 5, (3, 3), (2, 2), ONE),
+    Pool(2, 14, 15, WIDE + 1, 7, 7, (3, 3), (2, 2)),  # ceil mode: the last window hangs over
+    Pool(1, 11, 10, 2 * WIDE, 3, 3, (2, 2), (4, 4)),  # pixels that no window covers
+    Pool(17, 6, 5, WIDE + 1, 3, 2, (2, 5), (2, 1), ((0, 0), (1, 0))),
+    Pool(1, 4, 5, WIDE + 3, 4, 5, (5, 5), (1, 1), ((2, 2), (2, 2))),
+    Pool(1, 1, 1, 2 * WIDE, 1, 1, (3, 3), (2, 2), ONE),
+]
+
+
+@pytest.mark.parametrize(("kernel", "pool"), [*((max_pool_tiles, p) for p in TILES), *((max_pool_grad, p) for p in WINDOWS)])
+def test_gradient_with_an_epilogue(kernel, pool):
     """With what follows it in registers: ReLU's mask, and a sum for each channel."""
-    assert max_pool_tiles.fits(pool)
+    assert kernel.fits(pool) if kernel is max_pool_tiles else kernel.pays(HOST, pool)
     x = np.maximum(np.round(normal((pool.n, pool.h, pool.w, pool.c)) * 2) / 2, 0.0)  # with ties
-    x[0, 0, 0] = x[-1, -1, -1] = np.nan
+    x[0, 0, 0] = x[-1, -1, -1] = x[0, 0, -1, 3] = np.nan
     g = normal((pool.n, pool.oh, pool.ow, pool.c), 1)
     mask = ep.Map("mask", lambda f, v, site: f.select(f.fcmp("ugt", _at(f, pool, site), 0.0), v, f.splat(const("float", 0.0))))
     results = []
-    for threads in (1, 3):
+    for threads, machine in ((1, HOST), (3, HOST), (2, replace(HOST, l3=0))):  # the last: past the caches
         dx, masked = unset(x.shape), unset(x.shape)
-        stats = unset((max_pool_tiles.parts(pool), 4, pool.c))
-        run(max_pool_tiles.gradient(HOST, pool), [x, g, dx], threads)
-        run(max_pool_tiles.gradient(HOST, pool, (mask, ep.Statistics(pool.c))), [x, g, masked, stats], threads)
+        stats = unset((kernel.parts(pool), 4, pool.c))
+        run(kernel.gradient(machine, pool), [x, g, dx], threads)
+        run(kernel.gradient(machine, pool, (mask, ep.Statistics(pool.c))), [x, g, masked, stats], threads)
         results.append((dx, masked, stats))
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(*results))
+    assert all(a.tobytes() == b.tobytes() for other in results[1:] for a, b in zip(results[0], other))
     dx, masked, stats = results[0]
-    expected = _gradient(pool, x, g, "max")
-    np.testing.assert_array_equal(dx, expected.astype(np.float32))
+    assert error(dx, _gradient(pool, x, g, "max")) < 1e-6
     np.testing.assert_array_equal(masked, np.where(x <= 0, 0.0, dx))
     mean = masked.astype(np.float64).mean((0, 1, 2))
     assert np.abs(moments(stats)[0] - mean).max() < 1e-6 * np.abs(masked).max()  # float32 sums of numbers that cancel
@@ -113,6 +127,10 @@ def test_gradient_of_windows_that_tile_the_image(pool):
 
 def _at(f, pool, site):
     return f.vload(f.gep(f.arg("x"), f.add(f.mul(site.pixel, pool.c), site.channel)), site.count)
+
+
+def test_windows_outside_the_image_are_scattered():
+    assert not max_pool_grad.pays(HOST, Pool(1, 4, 5, 2 * WIDE, 8, 9, (1, 1), (1, 1), ((2, 2), (2, 2))))
 
 
 def test_windows_that_do_not_tile_the_image():

@@ -2,189 +2,286 @@
 
 ALGORITHM
     winner[oh, ow, c] = the first tap of the window with its maximum (a NaN counts as the largest)
-    dx[h, w, c] = sum over the windows (oh, ow) that cover (h, w) of g[oh, ow, c] where (h, w) is its winner
+    dx[h, w, c] = sum over the windows (oh, ow) that cover (h, w) of g[oh, ow, c] where (h, w) is its winner; then the epilogue
 SCHEDULE
-    (image, band of rows of dx) are shared among the threads. For a band the winners of all windows that touch it go to
-    scratch, as numbers of taps; then its rows are written. Windows on the border of two bands are looked at twice.
-    Columns covered by the same windows, relative to themselves, are one loop. Windows are added in their order, so the
-    bits do not depend on the bands.
+    (image, band of blocks of lines) are shared among the threads; a block is as many lines as the windows' step. The few
+    rows of windows that cover a block are kept in scratch, winner (a number as a float) beside gradient, in a ring: each is
+    looked at when its last lines are reached. Around the image the scratch has winners that no tap is, so that all lines and
+    columns are written by the same code. Neighbouring windows, and neighbouring pixels, are done together, a vector of
+    channels at a time: what they share is loaded once. Windows are added in their order, so the bits do not depend on bands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.pool import Pool, channel_chunks, larger
+from twofold.backends.cpu.kernels.shapes import Axis
 from twofold.backends.cpu.llvm import Index, Value, const
-from twofold.backends.cpu.llvm.types import load_wide, store_narrow
-from twofold.backends.cpu.machine import Machine
+from twofold.backends.cpu.llvm.types import load_wide
+from twofold.backends.cpu.machine import SHARE, Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 MOST_TAPS = 25  # windows with more are rare and written otherwise
-VECTORS = 4  # of channels at once
-
-Run = tuple[int, int, int, tuple[tuple[int, int], ...]]
+ENOUGH = 16  # units for the threads: images, or images and bands
+LINE = 64  # bytes of a cache line
+NOBODY = -1.0  # the winner of what is no window
 
 
 def pays(machine: Machine, pool: Pool) -> bool:
     """Whether the kernel takes these windows, and has channels enough to be quicker than scattering."""
-    return pool.dilation == (1, 1) and pool.window[0] * pool.window[1] <= MOST_TAPS and pool.c > 2 * machine.lanes
+    taken = pool.dilation == (1, 1) and pool.window[0] * pool.window[1] <= MOST_TAPS
+    return taken and pool.c > 2 * machine.lanes and all(_Covers(axis).all_windows(axis) for axis in pool.axes)
 
 
-def gradient(machine: Machine, pool: Pool, ldx: int = 0, ldg: int = 0, ldd: int = 0) -> Kernel:
-    """Kernel (x, g, dx, scratch); the ld's are the pixel distances of x, g and dx."""
-    k = KernelBuilder(machine, "max_pool_dx", ["x", "g", "dx", "scratch"])
-    return _Emitter(k, pool, ldx or pool.c, ldg or pool.c, ldd or pool.c).kernel()
+def parts(pool: Pool) -> int:
+    """Parts that an epilogue's sums are gathered in."""
+    return pool.n * _bands(pool)
+
+
+def _bands(pool: Pool) -> int:
+    return min(-(-pool.h // pool.stride[0]), -(-ENOUGH // pool.n))
+
+
+def gradient(
+    machine: Machine, pool: Pool, epilogue: ep.Epilogue = (), ldx: int = 0, ldg: int = 0, ldd: int = 0
+) -> Kernel:
+    """Kernel (x, g, dx, ...epilogue, scratch); the ld's are the pixel distances of x, g and dx."""
+    k = KernelBuilder(machine, "max_pool_dx", ["x", "g", "dx", *ep.params_of(epilogue), "scratch"])
+    return _Emitter(k, pool, epilogue, ldx or pool.c, ldg or pool.c, ldd or pool.c).kernel()
+
+
+class _Covers:
+    """Which windows cover the pixels of one axis: pixel ``block*step + phase`` is tap ``t`` of window ``block + o`` for every
+    (o, t) of ``phases[phase]``; ``low`` to ``high`` are all the o's."""
+
+    def __init__(self, axis: Axis):
+        self.phases: list[list[tuple[int, int]]] = []
+        for phase in range(axis.step):
+            place = phase - axis.first
+            offsets = range(-((axis.taps - 1 - place) // axis.step), place // axis.step + 1)
+            self.phases.append([(o, place - o * axis.step) for o in offsets])
+        found = [o for phase in self.phases for o, _ in phase]
+        self.low, self.high = min(found), max(found)
+        self.blocks = -(-axis.inputs // axis.step)
+
+    def all_windows(self, axis: Axis) -> bool:
+        """Whether every window covers some pixel."""
+        return self.low <= 0 and axis.outputs <= self.blocks + self.high
+
+    @property
+    def windows(self) -> int:
+        """Windows that any block might be covered by, those outside the image too."""
+        return self.blocks + self.high - self.low
 
 
 class _Emitter:
-    def __init__(self, k: KernelBuilder, pool: Pool, ldx: int, ldg: int, ldd: int):
-        self.k, self.f, self.pool = k, k.f, pool
+    def __init__(self, k: KernelBuilder, pool: Pool, epilogue: ep.Epilogue, ldx: int, ldg: int, ldd: int):
+        self.k, self.f, self.pool, self.epilogue = k, k.f, pool, epilogue
         self.ldx, self.ldg, self.ldd = ldx, ldg, ldd
         self.v, self.h = pool.axes
+        self.down, self.across = _Covers(self.v), _Covers(self.h)
         self.lanes = k.machine.lanes
+        # done together, with registers for each and for what they share
+        self.windows, self.pixels = max(1, k.machine.registers // 16), k.machine.registers // 8
         self.width = -(-pool.c // self.lanes) * self.lanes  # channels of a winner, whole vectors
-        self.rows = self._band(k.machine.l2 // 4)
-        self.chunks = channel_chunks(pool.c, self.lanes, VECTORS)
-
-    def _band(self, most: int) -> int:
-        """Rows of dx in a band: many, as far as their winners fit ``most`` bytes and there are bands for all threads."""
-        pool, rows = self.pool, self.v.step
-        while rows < pool.h and self._bytes(2 * rows) <= most and pool.n * -(-pool.h // (2 * rows)) >= 8:
-            rows *= 2
-        return rows
-
-    def _bytes(self, rows: int) -> int:
-        windows = min(self.pool.oh, (rows + self.v.taps - 2) // self.v.step + 2)
-        return 4 * windows * self.pool.ow * self.width
+        self.rows = self.down.high - self.down.low + 1
+        self.chunks = channel_chunks(pool.c, self.lanes, 1)
 
     def kernel(self) -> Kernel:
-        f, pool, size = self.f, self.pool, self._bytes(self.rows)
-        self.winners = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), size), "i8")
-        bands = -(-pool.h // self.rows)
-        low, high = f.share(pool.n * bands, f.arg("tid"), f.arg("n"))
-        with f.loop(low, high) as unit:
+        f, pool, bands = self.f, self.pool, _bands(self.pool)
+        row = 2 * self.across.windows * self.width
+        size = 4 * self.rows * row
+        self.aligned = f.is_aligned(f.arg("dx"), LINE) if self._is_large() else None
+        self.scratch = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), size), "i8")
+        self._forget(0, self.rows * self.across.windows)
+        with f.loop(*f.share(pool.n * bands, f.arg("tid"), f.arg("n"))) as unit:
             image, band = f.divmod_chain(unit.index, [pool.n, bands])
-            top = f.mul(band, self.rows)
-            bottom = f.imin(f.add(top, self.rows), pool.h)
-            first, stop = self._windows(top)[0], self._windows(f.sub(bottom, 1))[1]
-            with f.loop(first, stop) as row:
-                self._find(image, row.index, f.sub(row.index, first))
-            with f.loop(top, bottom) as line:
-                self._gather(image, line.index, first)
-        return self.k.finish(scratch=size, note=f"max pool gradient, {self.rows} rows at a time")
+            for step in self.epilogue:
+                for first, count, (lanes,) in self.chunks:
+                    with f.loop(0, count) as chunk:
+                        step.begin(f, unit.index, f.add(f.mul(chunk.index, self.lanes), first), lanes)
+            low, high = (f.div(f.mul(f.add(band, i), self.down.blocks), bands) for i in (0, 1))
+            with f.loop(low, high) as block:
+                last = f.add(block.index, self.down.high)
+                opens = f.icmp("eq", block.index, low)
+                begin = f.select(opens, f.index(f.add(block.index, self.down.low)), f.index(last))
+                with f.loop(begin, f.add(last, 1)) as row_:
+                    self._row(image, row_.index)
+                for phase in range(min(self.v.step, self.v.inputs)):
+                    self._line(unit.index, image, block.index, phase)
+        return self.k.finish(scratch=size, note=f"max pool gradient, {self.rows} rows of windows kept")
 
-    def _windows(self, line: Index) -> tuple[Index, Index]:
-        """The rows of windows [low, high) that cover a line of the image."""
-        f, v = self.f, self.v
-        reach = f.imax(f.sub(line, v.first + v.taps - 1), 0)
-        low = f.div(f.add(reach, v.step - 1), v.step)
-        return low, f.imin(f.add(f.div(f.sub(line, v.first), v.step), 1), v.outputs)
+    def _is_large(self) -> bool:
+        """Whether dx is whole lines, more of them than stay in the last cache: they need not be read to be written."""
+        machine, pool = self.k.machine, self.pool
+        size = 4 * pool.n * pool.h * pool.w * self.ldd
+        lines = 4 * machine.lanes == LINE and self.ldd % machine.lanes == 0 and ep.element(self.epilogue) == "float"
+        return lines and size > machine.l3 // SHARE
+
+    def _slot(self, row: Index, column: Index, channel: Index = 0) -> Value:
+        """Where the winner of a window lies in the scratch; its gradient lies ``width`` further."""
+        f = self.f
+        place = f.add(f.mul(self._ring(row), self.across.windows), f.sub(column, self.across.low))
+        return f.gep(self.scratch, f.add(f.mul(place, 2 * self.width), channel))
+
+    def _ring(self, row: Index) -> Index:
+        return self.f.rem(self.f.sub(row, self.down.low), self.rows)
+
+    def _forget(self, start: Index, count: Index) -> None:
+        """``count`` windows from number ``start`` of the scratch on have no winner."""
+        f = self.f
+        with f.loop(start, f.add(start, count)) as at, f.loop(0, self.width, self.lanes) as channel:
+            place = f.add(f.mul(at.index, 2 * self.width), channel.index)
+            f.vstore(const(f.vec(), NOBODY), f.gep(self.scratch, place))
 
     # ---- winners ----------------------------------------------------------------------------------------------------
-    def _find(self, image: Index, row: Index, place: Index) -> None:
-        """The winners of one row of windows, into row ``place`` of the scratch."""
+    def _row(self, image: Index, row: Index) -> None:
+        """The winners of one row of windows, which may lie outside the image."""
+        f, v, down = self.f, self.v, self.down
+        if down.low >= 0 and down.blocks + down.high <= v.outputs:
+            return self._find(image, row)
+        inside = f.icmp("ult", row, v.outputs)  # below 0 is a very large number
+        with f.when(inside):
+            self._find(image, row)
+        with f.when(f.icmp("uge", row, v.outputs)):
+            self._forget(f.mul(self._ring(row), self.across.windows), self.across.windows)
+
+    def _find(self, image: Index, row: Index) -> None:
         f = self.f
-        low, high = clip(f, self.v, row)
-        for start, _, count in segments(self.h, 1):
-            inside = [t for t in range(self.h.taps) if self.h.valid(start, t)]
-            with f.loop(start, start + count) as column:
-                for first, chunks, counts in self.chunks:
+        lines = clip(f, self.v, row)
+        for start, size, tiles in segments(self.h, self.windows):
+            with f.loop(0, tiles) as tile:
+                column = f.add(f.mul(tile.index, size), start)
+                for first, chunks, (count,) in self.chunks:
                     with f.loop(0, chunks) as chunk:
-                        channel = f.add(f.mul(chunk.index, len(counts) * self.lanes), first)
-                        self._winner(image, row, column.index, channel, counts, inside, (low, high), place)
+                        channel = f.add(f.mul(chunk.index, self.lanes), first)
+                        self._winners(image, row, column, channel, count, range(start, start + size), lines)
 
-    def _winner(
-        self, image: Index, row: Index, column: Index, channel: Index, counts: Sequence[int], inside: Sequence[int],
-        lines: tuple[Index, Index], place: Index,
-    ) -> None:  # fmt: skip
-        f, pool, n = self.f, self.pool, len(counts)
-        left = f.add(f.mul(column, self.h.step), self.h.first)
-        none = self._tap(lines[0], inside[0])
-        carry = [const(f.vec(), -float("inf"))] * n + [none] * n
-        with f.loop(*lines, carry=carry) as tap:
-            best, winner = tap.carried[:n], tap.carried[n:]
-            line = f.add(f.add(f.mul(row, self.v.step), self.v.first), tap.index)
-            pixel = f.dot([(image, pool.h * pool.w), (line, pool.w), (left, 1)])
-            for t in inside:
-                x = f.gep(f.arg("x"), f.add(f.mul(f.add(pixel, t), self.ldx), channel), pool.element)
-                number = self._tap(tap.index, t)
-                for j, count in enumerate(counts):
-                    value = load_wide(f, f.gep(x, j * self.lanes, pool.element), count, pool.dtype)
-                    better = larger(f, best[j], value)
-                    best[j] = f.select(better, value, best[j])
-                    winner[j] = f.select(better, number, winner[j])
-            tap.carry([*best, *winner])
-        target = self._slot(place, column, channel)
-        for j, value in enumerate(tap.results[n:]):
-            f.vstore(value, f.gep(target, j * self.lanes))
+    def _winners(
+        self, image: Index, row: Index, column: Index, channel: Index, count: int, like: range, lines: tuple[Index, Index]
+    ) -> None:
+        """Those of a few neighbouring windows, whose taps fall inside as those of the windows ``like`` do."""
+        f, pool, h, n = self.f, self.pool, self.h, len(like)
+        inside = [[t for t in range(h.taps) if h.valid(o, t)] for o in like]
+        base = f.splat(f.cast("sitofp", f.index(f.mul(lines[0], h.taps)), "float"))
+        first = [f.fadd(base, float(taps[0])) if taps else base for taps in inside]
+        with f.loop(*lines, carry=[*[const(f.vec(), -float("inf"))] * n, *first, base]) as line:
+            best, winner, base = line.carried[:n], line.carried[n:-1], line.carried[-1]
+            at = f.add(f.add(f.mul(row, self.v.step), self.v.first), line.index)
+            left = f.add(f.mul(column, h.step), h.first)
+            pixel = f.dot([(image, pool.h * pool.w), (at, pool.w), (left, 1)])
+            x = f.gep(f.arg("x"), f.add(f.mul(pixel, self.ldx), channel), pool.element)
+            known: dict[int, Value] = {}
+            for t in range(h.taps):
+                number = f.fadd(base, float(t)) if t else base
+                for i in (i for i in range(n) if t in inside[i]):
+                    place = i * h.step + t
+                    if place not in known:
+                        source = f.gep(x, place * self.ldx, pool.element)
+                        known[place] = load_wide(f, source, count, pool.dtype)
+                    better = larger(f, best[i], known[place])
+                    best[i] = f.select(better, known[place], best[i])
+                    winner[i] = f.select(better, number, winner[i])
+            line.carry([*best, *winner, f.fadd(base, float(h.taps))])
+        self._fetch(image, row, column, channel, n)
+        self._keep(image, row, column, channel, count, line.results[n:-1])
 
-    def _tap(self, line: Index, column: int) -> Value:
-        """The number of a tap, in all lanes."""
-        f = self.f
-        return f.splat(f.cast("sitofp", f.index(f.add(f.mul(line, self.h.taps), column)), "float"))
+    def _fetch(self, image: Index, row: Index, column: Index, channel: Index, count: int) -> None:
+        """Ask for what the windows below these read first."""
+        f, pool, v, h = self.f, self.pool, self.v, self.h
+        line = f.add(f.add(f.mul(f.add(row, 1), v.step), v.first), max(0, v.taps - v.step))
+        pixel = f.dot([(image, pool.h * pool.w), (line, pool.w), (f.add(f.mul(column, h.step), h.first), 1)])
+        for i in range(v.step):
+            for j in range(count * h.step):
+                place = f.add(f.mul(f.add(pixel, i * pool.w + j), self.ldx), channel)
+                f.prefetch(f.gep(f.arg("x"), place, pool.element), 2)
+        below = f.dot([(image, pool.oh * pool.ow), (f.add(row, 1), pool.ow), (column, 1)])
+        for i in range(count):
+            f.prefetch(f.gep(f.arg("g"), f.add(f.mul(f.add(below, i), self.ldg), channel), pool.element), 2)
 
-    def _slot(self, place: Index, column: Index, channel: Index) -> Value:
-        f = self.f
-        return f.gep(self.winners, f.dot([(place, self.pool.ow * self.width), (column, self.width), (channel, 1)]))
+    def _keep(self, image: Index, row: Index, column: Index, channel: Index, count: int, winners: Sequence[Value]) -> None:
+        """Winners and gradients of a few neighbouring windows, to the scratch."""
+        f, pool = self.f, self.pool
+        target, place = self._slot(row, column, channel), f.dot([(image, pool.oh * pool.ow), (row, pool.ow), (column, 1)])
+        g = f.gep(f.arg("g"), f.add(f.mul(place, self.ldg), channel), pool.element)
+        for i, winner in enumerate(winners):
+            given = load_wide(f, f.gep(g, i * self.ldg, pool.element), count, pool.dtype)
+            f.vstore(winner, f.gep(target, 2 * i * self.width))
+            f.vstore(given, f.gep(target, (2 * i + 1) * self.width))
 
     # ---- dx ---------------------------------------------------------------------------------------------------------
-    def _gather(self, image: Index, line: Index, first: Index) -> None:
-        """One line of dx; row 0 of the scratch is row ``first`` of the windows."""
-        f = self.f
-        low, high = self._windows(line)
-        for phase, start, count, covers in self._columns():
-            with f.loop(start, start + count) as at:
-                for begin, chunks, counts in self.chunks:
-                    with f.loop(0, chunks) as chunk:
-                        channel = f.add(f.mul(chunk.index, len(counts) * self.lanes), begin)
-                        sums = self._sums(image, line, (low, high), first, at.index, covers, channel, counts)
-                        column = f.add(f.mul(at.index, self.h.step), phase)
-                        pixel = f.dot([(image, self.pool.h * self.pool.w), (line, self.pool.w), (column, 1)])
-                        element, dtype = self.pool.element, self.pool.dtype
-                        dx = f.gep(f.arg("dx"), f.add(f.mul(pixel, self.ldd), channel), element)
-                        for j, (value, lanes) in enumerate(zip(sums, counts)):
-                            store_narrow(f, value, f.gep(dx, j * self.lanes, element), lanes, dtype)
+    def _line(self, part: Index, image: Index, block: Index, phase: int) -> None:
+        """One line of dx: tiles of neighbouring pixels, and what is left over."""
+        f, pool, step = self.f, self.pool, self.h.step
+        line = f.add(f.mul(block, self.v.step), phase)
+        size = max(1, self.pixels // step) * step
+        tiles, rest = divmod(pool.w, size)
 
-    def _sums(
-        self, image: Index, line: Index, rows: tuple[Index, Index], first: Index, at: Index,
-        covers: Sequence[tuple[int, int]], channel: Index, counts: Sequence[int],
-    ) -> list[Value]:  # fmt: skip
+        def emit() -> None:
+            for start, count, pixels in ((0, tiles, size), (tiles * size, 1, rest)):
+                if count and pixels:
+                    with f.loop(0, count) as tile:
+                        column = f.add(f.mul(tile.index, pixels), start)
+                        first = f.add(f.mul(tile.index, pixels // step), start // step)
+                        self._tile(part, image, line, block, phase, column, first, pixels)
+
+        if phase < (self.v.inputs - 1) % self.v.step + 1:
+            return emit()
+        with f.when(f.icmp("slt", line, pool.h)):
+            emit()
+
+    def _tile(
+        self, part: Index, image: Index, line: Index, block: Index, phase: int, column: Index, first: Index, pixels: int
+    ) -> None:  # fmt: skip
+        """``pixels`` neighbouring ones, from ``column`` on; ``first`` is the number of its block."""
         f, pool = self.f, self.pool
-        zero = const(f.vec(), 0.0)
-        with f.loop(*rows, carry=[zero] * len(counts)) as window:
-            sums = list(window.carried)
-            down = f.sub(f.sub(line, self.v.first), f.mul(window.index, self.v.step))
-            for offset, tap in covers:
-                column = f.add(at, offset)
-                winner = self._slot(f.sub(window.index, first), column, channel)
-                place = f.dot([(image, pool.oh * pool.ow), (window.index, pool.ow), (column, 1)])
-                g = f.gep(f.arg("g"), f.add(f.mul(place, self.ldg), channel), pool.element)
-                number = self._tap(down, tap)
-                for j, count in enumerate(counts):
-                    hit = f.fcmp("oeq", f.vload(f.gep(winner, j * self.lanes)), number)
-                    given = load_wide(f, f.gep(g, j * self.lanes, pool.element), count, pool.dtype)
-                    amount = f.select(hit, given, zero)
-                    sums[j] = f.fadd(sums[j], amount)
-            window.carry(sums)
-        return window.results
+        place = f.dot([(image, pool.h * pool.w), (line, pool.w), (column, 1)])
+        element = ep.element(self.epilogue)
+        for begin, chunks, (lanes,) in self.chunks:
+            with f.loop(0, chunks) as chunk:
+                channel = f.add(f.mul(chunk.index, self.lanes), begin)
+                sums = self._sums(block, phase, first, channel, pixels)
+                sites = [ep.Site(f.add(place, i), channel, lanes) for i in range(pixels)]
+                dx = f.gep(f.arg("dx"), f.add(f.mul(place, self.ldd), channel), element)
+                self._store(ep.finish_column(f, self.epilogue, sums, sites, part), dx, lanes)
 
-    def _columns(self) -> list[Run]:
-        """The columns of dx as runs (phase, start, count, covers): column ``at*stride + phase`` is tap ``t`` of window
-        column ``at + offset`` for every (offset, t) in covers."""
-        h = self.h
-        runs: list[Run] = []
-        for phase in range(min(h.step, h.inputs)):
-            last: Run | None = None
-            for at in range(-(-(h.inputs - phase) // h.step)):
-                column = at * h.step + phase
-                taps = [(o, column - h.first - o * h.step) for o in range(h.outputs)]
-                covers = tuple((o - at, t) for o, t in taps if 0 <= t < h.taps)
-                if last is not None and last[3] == covers:
-                    last = (phase, last[1], last[2] + 1, covers)
-                    runs[-1] = last
-                else:
-                    last = (phase, at, 1, covers)
-                    runs.append(last)
-        return runs
+    def _store(self, values: Sequence[Value], dx: Value, lanes: int) -> None:
+        """A vector of channels of neighbouring pixels; what lies below them is asked for, unless it goes past the caches."""
+        f, element = self.f, ep.element(self.epilogue)
+
+        def store() -> list[Value]:
+            for i, value in enumerate(values):
+                f.vstore(value, f.gep(dx, i * self.ldd, element), lanes)
+                f.prefetch(f.gep(dx, (i + self.pool.w) * self.ldd, element), 2, write=True)
+            return []
+
+        def stream() -> list[Value]:
+            for i, value in enumerate(values):
+                f.stream(value, f.gep(dx, i * self.ldd, element))
+            return []
+
+        if self.aligned is None or lanes < self.lanes:
+            store()
+        else:
+            f.choose(self.aligned, stream, store)
+
+    def _sums(self, block: Index, phase: int, first: Index, channel: Index, pixels: int) -> list[Value]:
+        """What a vector of channels of these pixels receives; every window that covers some of them is read once."""
+        f, step = self.f, self.h.step
+        receivers: dict[int, list[tuple[int, int]]] = {}  # of a window, from the first on: pixels, and which tap each is
+        for i in range(pixels):
+            for offset, tap in self.across.phases[i % step]:
+                receivers.setdefault(i // step + offset, []).append((i, tap))
+        sums = [const(f.vec(), 0.0)] * pixels
+        for row, down in self.down.phases[phase]:
+            start = self._slot(f.add(block, row), f.add(first, self.across.low), channel)
+            for window in sorted(receivers):
+                at = f.gep(start, 2 * (window - self.across.low) * self.width)
+                winner, given = f.vload(at), f.vload(f.gep(at, self.width))
+                for i, tap in receivers[window]:
+                    hit = f.fcmp("oeq", winner, float(down * self.h.taps + tap))
+                    sums[i] = f.select(hit, f.fadd(sums[i], given), sums[i])
+        return sums

@@ -99,7 +99,7 @@ def gradient(machine: Machine, pool: Pool, kind: str, ldx: int = 0, ldg: int = 0
     from twofold.backends.cpu.kernels import max_pool_grad
 
     if kind == "max" and max_pool_grad.pays(machine, pool):
-        return max_pool_grad.gradient(machine, pool, ldx, ldg, ldd)
+        return max_pool_grad.gradient(machine, pool, (), ldx, ldg, ldd)
     names = ["x", "g", "dx"] if kind == "max" else ["g", "dx"]
     k = KernelBuilder(machine, f"{kind}_pool_dx", names)
     f, emitter = k.f, _Emitter(k.f, pool, kind, ldx or pool.c)

@@ -10,7 +10,18 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.kernels import choose, gemm, interleave, max_pool_tiles, outer, planes, pool, repack, weights
+from twofold.backends.cpu.kernels import (
+    choose,
+    gemm,
+    interleave,
+    max_pool_grad,
+    max_pool_tiles,
+    outer,
+    planes,
+    pool,
+    repack,
+    weights,
+)
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Buffer
@@ -276,8 +287,9 @@ def pool_grad(low: Lowering, node: Node) -> bool:
     target = low.allocate(y, CHANNELS_LAST)
     given = [low.channels_last(v) for v in node.inputs]
     kind = _POOLS[node.op.name]
-    if kind == "max" and max_pool_tiles.fits(shape):
-        return _pool_grad_by_tiles(low, node, shape, target, given)
+    windows = _max_pool_grad(low.machine, shape) if kind == "max" else None
+    if windows is not None:
+        return _pool_grad_with_epilogue(low, node, shape, target, given, windows)
     ldx = given[0][1] if kind == "max" else 0
     kernel = pool.gradient(low.machine, shape, kind, ldx, given[-1][1], pixel_distance(target) or 0)
     places = [*(p for p, _ in given), target]
@@ -286,16 +298,23 @@ def pool_grad(low: Lowering, node: Node) -> bool:
     return True
 
 
-def _pool_grad_by_tiles(
-    low: Lowering, node: Node, shape: pool.Pool, target: Placed, given: list[tuple[Placed, int]]
+def _max_pool_grad(machine: Machine, shape: pool.Pool) -> Any:
+    """The module of the kernels with an epilogue that takes these windows, if there is one."""
+    if max_pool_tiles.fits(shape):
+        return max_pool_tiles
+    return max_pool_grad if max_pool_grad.pays(machine, shape) else None
+
+
+def _pool_grad_with_epilogue(
+    low: Lowering, node: Node, shape: pool.Pool, target: Placed, given: list[tuple[Placed, int]], windows: Any
 ) -> bool:
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
         distances = [*(ld for _, ld in given), pixel_distance(place) or 0]
-        kernel = max_pool_tiles.gradient(low.machine, shape, epilogue, *distances)
+        kernel = windows.gradient(low.machine, shape, epilogue, *distances)
         places = [*(p for p, _ in given), place]
         low.kernel(kernel, [*((p.buffer, p.offset) for p in places), *extra], place.buffer, nodes)
 
-    low.waiting.defer(node, target, emit, functools.partial(max_pool_tiles.parts, shape))
+    low.waiting.defer(node, target, emit, functools.partial(windows.parts, shape))
     return True
 
 
