@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+import twofold as tw
 from twofold.cli.bench import step_of
 
 
@@ -16,3 +17,11 @@ def test_equal_layers_share_their_kernels(network, batch, train, different):
     calls, kernels = map(int, re.search(r"(\d+) kernel calls \((\d+) different\)", run.report()).groups())
     assert 1.5 * different < calls, "the bound would not notice"
     assert kernels <= 1.5 * different, f"{network}: {kernels} different kernels for {calls} calls, {different} were needed"
+
+
+def test_slices_share_a_kernel():
+    """Where a slice begins is no part of the kernel."""
+    step = tw.compile(lambda x: [tw.exp(x[at : at + 40]).sum() for at in (0, 40, 80)])
+    step(tw.ones((120, 50)))
+    calls, kernels = map(int, re.search(r"(\d+) kernel calls \((\d+) different\)", step.report()).groups())
+    assert calls == 3 * kernels

@@ -12,6 +12,7 @@ from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
 from twofold.backends.cpu.lowering.memory import Block, lifetimes, padded, place
 from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered
+from twofold.backends.cpu.lowering.rewrite import from_first_elements
 from twofold.backends.cpu.lowering.split import split_reduction
 from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
 from twofold.backends.cpu.machine import Machine
@@ -66,9 +67,10 @@ def _kernel(step: Step, machine: Machine) -> tuple[Kernel, list[tuple[Buffer, in
         name = "_".join(dict.fromkeys(n.op.name for n in step.nodes[:3])) or (
             step.nest.note.replace(" ", "_") or "copy"
         )
-        kernel, buffers = nest_kernel(machine, simplified(step.nest), name)
+        nest, firsts = from_first_elements(simplified(step.nest))
+        kernel, buffers = nest_kernel(machine, nest, name)
         jit.begin(kernel.ir, machine, kernel.level)
-        return kernel, [(b, 0) for b in buffers]
+        return kernel, [(b, firsts.get(b, 0)) for b in buffers]
     if isinstance(step, KernelStep):
         return step.kernel, step.places
     return None
