@@ -119,3 +119,19 @@ def test_a_data_gradients_sums_fit_their_parts(conv, ldx):
     run(back.kernel, [wide, weights, dx, stats], 3)
     assert np.isnan(stats[parts:]).all()
     assert error(moments(stats[:parts])[1], data_gradient(conv, dy, w).var((0, 1, 2))) < 1e-4
+@pytest.mark.parametrize("pooled", [False, True])
+def test_concatenated_relus_are_masked_and_summed_by_the_kernel_that_makes_their_gradient(pooled):
+    def fire(x, a, p, b, q, w):
+        y = tw.concat([F.relu(F.conv2d(x, a, p)), F.relu(F.conv2d(x, b, q, padding=1))], axis=1)
+        z = F.conv2d(F.max_pool2d(y, 3, stride=2) if pooled else y, w)
+        return tw.gradients((z * z).mean(), [x, a, p, b, q, w])
+
+    left, right = 2 * HOST.lanes + 3, 19
+    shapes = [(2, 8, 13, 11), (left, 8, 1, 1), (left,), (right, 8, 3, 3), (right,), (6, left + right, 1, 1)]
+    graph = graph_of(fire, *shapes)
+    ops = [c.ops for c in CpuProgram(graph).calls]
+    assert f"{'max_pool' if pooled else 'conv_input'}_grad, where, sum" in ops
+    assert not any(o.startswith(("greater", "where")) for o in ops)
+    assert not any(v.wrong for v in verdicts(graph, 0, on_cpu))
+
+

@@ -19,6 +19,7 @@ from twofold.passes.common_subexpressions import common_subexpressions
 from twofold.passes.dead_code import dead_code
 from twofold.passes.fold_constants import fold_constants
 from twofold.passes.fold_scales import fold_scales
+from twofold.passes.join_slices import join_slices
 from twofold.passes.simplify import simplify
 
 PASSES = {
@@ -26,6 +27,7 @@ PASSES = {
     "dead_code": dead_code,
     "fold_constants": fold_constants,
     "fold_scales": lambda graph: dead_code(fold_scales(graph)),
+    "join_slices": lambda graph: dead_code(join_slices(graph)),
     "optimise": optimise,
     "simplify": simplify,
     "specialise": lambda graph: specialise(graph, {"N": 8}),

@@ -13,6 +13,7 @@ from twofold.passes.common_subexpressions import common_subexpressions
 from twofold.passes.dead_code import dead_code
 from twofold.passes.fold_constants import fold_constants
 from twofold.passes.fold_scales import fold_scales
+from twofold.passes.join_slices import join_slices
 from twofold.passes.simplify import simplify
 
 Pass = Callable[[Graph], Graph]
@@ -23,6 +24,7 @@ PIPELINE: tuple[Pass, ...] = (
     fold_constants,
     simplify,  # on the numbers now known
     common_subexpressions,
+    join_slices,
     fold_scales,
     dead_code,
 )
