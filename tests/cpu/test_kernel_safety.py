@@ -100,6 +100,7 @@ def kernels(machine: Machine):
         yield lanes.data_gradient(machine, many, back), [y, back.size, x]
         if lanes.shares(machine, many):
             yield lanes.weight_gradient(machine, many, fwd), [x, y, fwd.size]
+            yield lanes.weight_gradient(replace(machine, l3=0), many, fwd), [x, y, fwd.size]
     for shape in (
         gemm.Matmul(3, 13, 21, 2, transpose_b=True),
         gemm.Matmul(40, 70, 33, transpose_a=True),

@@ -9,7 +9,7 @@ SCHEDULE
     of kw, whose weights are in registers, and input columns: a spread column serves every pixel that it meets, three of
     them for 3x3. All vectors of a tile's pixels are done in turn, so that whole cache lines are read; large maps, which
     come from memory, are prefetched a row ahead. The data gradient is the same with transposed groups; the weight gradient
-    keeps kw x q accumulators (up to 12) over the rows.
+    keeps kw x q accumulators over the rows and goes by columns, too: a spread column serves all its taps.
     Weights are Packed as one group of one-vector blocks, ``[vector][kh][kw][j][lane]``; where a group fills the vector that
     is the order of the direct kernels, whose weight gradient serves it.
 """
@@ -17,6 +17,7 @@ SCHEDULE
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
@@ -32,7 +33,7 @@ from twofold.backends.cpu.program import Kernel, KernelBuilder
 VECTORS = 16  # of one unit: a tile walks them in turn, reading whole cache lines
 TAPS = 3  # horizontal ones whose weights are in registers together
 MOST_PIXELS = 14  # of a tile, however many registers there are: chains enough to hide the latency of multiply-adds
-ACCUMULATORS = 12  # of the weight gradient
+Meets = tuple[tuple[int, int], ...]  # what a column of x meets: (number of a tap, output counted from the column's block)
 
 
 @dataclass(frozen=True)
@@ -241,15 +242,17 @@ def weight_gradient(machine: Machine, conv: Conv, packed: Packed, ldx: int = 0, 
         f.vstore(const(f.vec(), 0.0), f.gep(f.arg("dw"), f.mul(loop.index, machine.lanes)))
     k.barrier()
     emitter = _WeightGradient(f, conv, packed, ldx or conv.c, ldy or conv.o)
-    together = max(1, ACCUMULATORS // conv.cg)
+    together = max(1, machine.registers * 3 // 4 // conv.cg)  # taps: beside their sums there are pixels of x and dy
     with f.loop(0, conv.n * -(-conv.oh // rows)) as chunk:
         image, band = f.divmod_chain(chunk.index, [conv.n, -(-conv.oh // rows)])
         start = f.mul(band, rows)
         stop = f.imin(f.add(start, rows), conv.oh)
         for first, count, outs in packed.kinds():
             for kw in range(0, conv.kw, together):
-                with f.loop(*f.share(count * conv.kh, f.arg("tid"), f.arg("n"))) as unit:
+                low, high = f.share(count * conv.kh, f.arg("tid"), f.arg("n"))
+                with f.loop(low, high) as unit:
                     vector, kh = f.divmod_chain(unit.index, [count, conv.kh])
+                    emitter.look_ahead(vector, f.div(low, conv.kh), f.div(f.sub(high, 1), conv.kh), rows)
                     taps = range(kw, min(conv.kw, kw + together))
                     emitter.unit(f.add(vector, first), outs, kh, taps, image, (start, stop))
     return k.finish(flops=conv.flops, note=f"lanes of {machine.lanes // conv.cg} groups, {rows} rows at a time")
@@ -260,6 +263,16 @@ class _WeightGradient:
         self.f, self.conv, self.packed, self.ldx, self.ldy = f, conv, packed, ldx, ldy
         self.v, self.h = forward_axes(conv)
         self.q, self.lanes = conv.cg, f.machine.lanes
+        self.ahead: list[Value] = []  # elements from what is read of x, and of dy, to what is asked for
+        self.far = 4 * conv.n * conv.h * conv.w * self.ldx > f.machine.l3 // 8  # pixels come from memory
+
+    def look_ahead(self, vector: Index, first: Index, last: Index, rows: int) -> None:
+        """How far from what is read lies what will be: the next vector of the same rows, or the first one of the next."""
+        f, conv = self.f, self.conv
+        again = f.mul(f.sub(first, vector), self.lanes)
+        more = f.icmp("slt", f.index(vector), f.index(last))
+        below = rows * conv.stride[0] * conv.w * self.ldx, rows * conv.ow * self.ldy
+        self.ahead = [f.select(more, const("i64", self.lanes), f.index(f.add(again, step))) for step in below]
 
     def unit(self, vector: Index, outs: int, kh: Index, taps: range, image: Index, band: tuple[Index, Index]) -> None:
         """Add some rows of an image to the weights of one vector, one kh and some kw."""
@@ -284,21 +297,51 @@ class _WeightGradient:
         self, sums: list[Value], image: Index, row: Index, line: Index, channel: Index, outs: int, taps: range
     ) -> list[Value]:
         f, conv, h = self.f, self.conv, self.h
-        x = f.mul(f.add(f.mul(f.add(f.mul(image, conv.h), line), conv.w), h.first), self.ldx)
+        x = f.mul(f.mul(f.add(f.mul(image, conv.h), line), conv.w), self.ldx)
         x = f.gep(f.arg("x"), f.add(x, channel))
         dy = f.mul(f.mul(f.add(f.mul(image, conv.oh), row), conv.ow), self.ldy)
         dy = f.gep(f.arg("dy"), f.add(dy, channel))
-        for start, _, count in segments(h, 1):
-            with f.loop(start, start + count, carry=sums) as column:
-                sums = list(column.carried)
-                g = f.vload(f.gep(dy, f.mul(column.index, self.ldy)), outs)
-                here = f.gep(x, f.mul(column.index, h.step * self.ldx))
-                for i, tap in enumerate(taps):
-                    if h.valid(start, tap):
-                        value = f.vload(f.gep(here, tap * h.spacing * self.ldx), outs)
-                        for j in range(self.q):
-                            at = i * self.q + j
-                            sums[at] = f.fma(permuted(f, value, self.q, j), g, sums[at])
-                column.carry(sums)
-            sums = column.results
+        for first, count, columns in _column_blocks(h, taps):
+            with f.loop(first, first + count, carry=sums) as block:
+                here = f.gep(x, f.mul(block.index, h.step * self.ldx))
+                pixels = sorted({pixel for meets in columns for _, pixel in meets})
+                start = f.gep(dy, f.mul(block.index, self.ldy))
+                if self.far:
+                    f.prefetch(f.gep(start, self.ahead[1]), 2)
+                    for number in range(len(columns)):
+                        f.prefetch(f.gep(f.gep(here, number * self.ldx), self.ahead[0]), 2)
+                right = {pixel: f.vload(f.gep(start, pixel * self.ldy), outs) for pixel in pixels}
+                block.carry(self._block(block.carried, here, right, columns, outs))
+            sums = block.results
         return sums
+
+    def _block(
+        self, sums: Sequence[Value], x: Value, dy: dict[int, Value], columns: Sequence[Meets], outs: int
+    ) -> list[Value]:
+        """Add the products of neighbouring columns of x, the first of them at ``x``."""
+        f, q, sums = self.f, self.q, list(sums)
+        for number, meets in enumerate(columns):
+            value = f.vload(f.gep(x, number * self.ldx), outs)
+            for j in range(q if meets else 0):
+                spread = permuted(f, value, q, j)
+                for i, pixel in meets:
+                    sums[i * q + j] = f.fma(spread, dy[pixel], sums[i * q + j])
+        return sums
+
+
+def _column_blocks(h: Axis, taps: Sequence[int]) -> list[tuple[int, int, list[Meets]]]:
+    """The columns of x in blocks, as many as from one output to the next, as runs of equal ones: (first block, how many, the
+    outputs that each column meets)."""
+
+    def meets(column: int) -> Meets:
+        reached = [(i, *divmod(column - h.first - tap * h.spacing, h.step)) for i, tap in enumerate(taps)]
+        return tuple((i, y - column // h.step) for i, y, off in reached if off == 0 and 0 <= y < h.outputs)
+
+    found, first = [], 0
+    columns = [meets(column) for column in range(h.inputs)]
+    for block, same in itertools.groupby(columns[at : at + h.step] for at in range(0, h.inputs, h.step)):
+        count = len(list(same))
+        if any(block):
+            found.append((first, count, block))
+        first += count
+    return found

@@ -12,6 +12,7 @@ SCHEDULE
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -133,11 +134,12 @@ class _Builder:
             line = f.gep(self.own, f.add(f.mul(loop.index, self.line), conv.pad[1][0]))
             x = f.gep(f.arg("x"), f.mul(f.add(f.mul(image, conv.h), source), conv.w))
 
-            def copy(x: Value | None = x, line: Value = line) -> list[Value]:
+            def copy(x: Value | None, line: Value = line) -> list[Value]:
                 self._copy(x, line, conv.w)
                 return []
 
-            f.choose(f.icmp("ult", f.index(source), conv.h), copy, lambda copy=copy: copy(None))
+            inside = f.icmp("ult", f.index(source), conv.h)
+            f.choose(inside, functools.partial(copy, x), functools.partial(copy, None))
         whole, rest = divmod(self.x_vectors, self.period)
         with f.loop(0, rows) as loop:
             line = f.gep(self.own, f.mul(loop.index, self.line))
