@@ -253,7 +253,9 @@ class _Builder:
                 fresh = f.icmp("eq", loop.index, f.index(first))
                 pixel = f.mul(f.add(f.mul(at.image, conv.oh), at.row), conv.ow)
                 dy = f.gep(f.arg("dy"), f.mul(pixel, self.ldy), self.element)
-                next_x = f.add(f.mul(f.add(pixel, self.pixels), self.ldx), channel)
+                line = f.add(f.mul(at.image, conv.h), f.mul(at.row, conv.stride[0]))
+                further = self.images * conv.h if self.rows == conv.oh else self.rows * conv.stride[0]
+                next_x = f.add(f.mul(f.mul(f.add(line, further), conv.w), self.ldx), channel)
                 next_x = f.gep(f.arg("x"), next_x, self.element)
                 if not slab.cut:
                     whole = f.gep(dy, f.mul(group, conv.og), self.element)
@@ -286,7 +288,7 @@ class _Builder:
         for kind in self._strips(slab):
             for first_tap, tap_groups, taps in self.taps:
                 with f.loop(0, kind.count) as strip:
-                    if self.flat and conv.groups == 1:
+                    if (conv.kh, conv.kw) == (1, 1) and conv.groups == 1:
                         self._ahead(slab, unit, f.add(strip.index, kind.before))
                     first = f.add(f.mul(strip.index, kind.inputs), kind.first)
                     with f.loop(0, conv.kh, self.tall) as kh, f.loop(0, tap_groups) as kw:
@@ -369,8 +371,10 @@ class _Builder:
         share = f.div(f.add(f.sub(shares, 1), self.pixels * each), shares)
         start = f.mul(f.add(f.mul(f.sub(unit.index, unit.low), tiles), strip), share)
         with f.loop(start, f.add(start, share)) as line:
-            pixel, part = f.divmod_chain(line.index, [0, each])
-            f.prefetch(f.gep(unit.next_x, f.dot([(pixel, self.ldx), (part, line_size)]), kind), 2)
+            row, column, part = f.divmod_chain(line.index, [0, self.conv.ow, each])
+            vertical, horizontal = self.conv.stride
+            place = f.dot([(row, vertical * self.conv.w * self.ldx), (column, horizontal * self.ldx), (part, line_size)])
+            f.prefetch(f.gep(unit.next_x, place, kind), 2)
 
     def _next_dy(self, unit: _Unit) -> Value:
         """The dy that is copied next: of the next block, or of the first one in the next chunk."""
