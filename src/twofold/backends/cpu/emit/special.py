@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twofold.backends.cpu.llvm import Value, const, vector
+from twofold.backends.cpu.loops.index import var
 from twofold.base import rng
 
 if TYPE_CHECKING:
     from twofold.backends.cpu.emit.body import Body
     from twofold.backends.cpu.loops import Expr
+
+WORDS = 4  # of a block of Philox
+LOW = 0xFFFFFFFF
 
 
 def _checked(body: Body, e: Expr, args: list[Value], size: int, code: int, negative: int = 1) -> Value:
@@ -47,33 +51,47 @@ def _fma(body: Body, _e: Expr, args: list[Value]) -> Value:
     return body.f.fma(*args)
 
 
-def _multiply_high(body: Body, x: Value, m: int) -> tuple[Value, Value]:
-    """The (high, low) words of a 32 x 32 bit product."""
-    f = body.f
-    product = f.binary("mul", f.cast("zext", x, "i64"), m)
-    return f.cast("trunc", f.binary("lshr", product, 32), "i32"), f.cast("trunc", product, "i32")
-
-
-def _philox(body: Body, _e: Expr, args: list[Value]) -> Value:
+def _philox(body: Body, e: Expr, args: list[Value]) -> Value:
     """Word ``args[0] % 4`` of block ``args[0] / 4`` of the draw given by four state words (base/rng.py)."""
+    f, (number, *state) = body.f, args
+    if _in_whole_blocks(body, e.args[0]):
+        blocks = number.lanes // WORDS
+        state = [f.shuffle(x, None, range(blocks)) for x in state]
+        words = _block(body, f.shuffle(number, None, range(0, number.lanes, WORDS)), state)
+        low, high = (f.shuffle(words[k], words[k + 1], range(2 * blocks)) for k in (0, 2))
+        return f.shuffle(low, high, [k * blocks + b for b in range(blocks) for k in range(WORDS)])
+    *words, out = _block(body, number, state)
+    place = f.cast("trunc", f.binary("and", number, WORDS - 1), "i32")
+    for k, word in enumerate(words):
+        out = f.select(f.icmp("eq", place, k), word, out)
+    return out
+
+
+def _in_whole_blocks(body: Body, number: Expr) -> bool:
+    """Whether lanes are neighbouring words from the first of a block on: a vector begins at a multiple of its lanes."""
+    if body.vector is None or number.kind != "index" or number.extra.terms.get(body.vector) != 1:
+        return False
+    rest = number.extra - var(body.vector)
+    whole = rest.const % WORDS == 0 and all(c % WORDS == 0 for c in rest.terms.values())
+    return whole and not rest.hides(body.vector) and body.lanes % WORDS == 0 and body.lanes > WORDS
+
+
+def _block(body: Body, number: Value, state: list[Value]) -> list[Value]:
+    """The four words of the blocks in which the words of these numbers are. On the way words are the lower halves of i64s, of
+    which a multiplication of 32 x 32 bits reads no more."""
     f = body.f
-    number, key0, key1, draw0, draw1 = args
+    keys, draw = [[f.cast("zext", x, "i64") for x in state[at : at + 2]] for at in (0, 2)]
     block = f.binary("lshr", number, 2)
-    c = [f.cast("trunc", block, "i32"), f.cast("trunc", f.binary("lshr", block, 32), "i32"), draw0, draw1]
-    keys = [key0, key1]
+    c = [block, f.binary("lshr", block, 32), *draw]
     for _ in range(rng.ROUNDS):
-        high0, low0 = _multiply_high(body, c[0], rng.MULTIPLIERS[0])
-        high1, low1 = _multiply_high(body, c[2], rng.MULTIPLIERS[1])
+        product0, product1 = (f.binary("mul", f.binary("and", c[k], LOW), m) for k, m in zip((0, 2), rng.MULTIPLIERS))
+        high0, high1 = (f.binary("lshr", product, 32) for product in (product0, product1))
         c = [
-            f.binary("xor", f.binary("xor", high1, c[1]), keys[0]), low1,
-            f.binary("xor", f.binary("xor", high0, c[3]), keys[1]), low0,
+            f.binary("xor", f.binary("xor", high1, c[1]), keys[0]), product1,
+            f.binary("xor", f.binary("xor", high0, c[3]), keys[1]), product0,
         ]  # fmt: skip
         keys = [f.binary("add", k, w) for k, w in zip(keys, rng.WEYL)]
-    word = f.cast("trunc", f.binary("and", number, 3), "i32")
-    out = c[3]
-    for k in (2, 1, 0):
-        out = f.select(f.icmp("eq", word, k), c[k], out)
-    return out
+    return [f.cast("trunc", word, "i32") for word in c]
 
 
 SPECIAL: dict[str, Any] = {"checked": _checked, "philox": _philox, "fma": _fma}
