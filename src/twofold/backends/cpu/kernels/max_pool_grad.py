@@ -88,6 +88,7 @@ class _Emitter:
         self.windows, self.pixels = max(1, k.machine.registers // 16), k.machine.registers // 8
         self.width = -(-pool.c // self.lanes) * self.lanes  # channels of a winner, whole vectors
         self.rows = self.down.high - self.down.low + 1
+        self.streams = [s for s in ep.streams(epilogue, self.ldd) if not s.written]
         self.chunks = channel_chunks(pool.c, self.lanes, 1)
 
     def kernel(self) -> Kernel:
@@ -245,6 +246,9 @@ class _Emitter:
                 channel = f.add(f.mul(chunk.index, self.lanes), begin)
                 sums = self._sums(block, phase, first, channel, pixels)
                 sites = [ep.Site(f.add(place, i), channel, lanes) for i in range(pixels)]
+                for stream in self.streams:
+                    for site in sites:
+                        stream.fetch(f, f.add(site.pixel, pool.w), channel)
                 dx = f.gep(f.arg("dx"), f.add(f.mul(place, self.ldd), channel), element)
                 self._store(ep.finish_column(f, self.epilogue, sums, sites, part), dx, lanes)
 
