@@ -62,6 +62,7 @@ def _reduction(name: str, axes: str, shape: str) -> str:
 
 WIDE = host().lanes  # channels that fill a vector
 STRASSEN = "strassen strassen_dx conv_dw" if (WIDE, host().fma_rate) == (16, 1) else ""  # others may not gain by it here
+FOLD = "conv_fold_dx" if WIDE == 16 else "conv_dx"  # narrow vectors of inputs leave few lanes empty
 CONV, LANES = "conv conv_dx conv_dw", "conv_lanes conv_lanes_dx conv_lanes_dw"
 
 # name: (graph, the kernels it must call)
@@ -73,11 +74,11 @@ PATHS = {
     "dilated": (conv((2, 8, 13, 13), (24, 8, 3, 3), pad=1, dilation=2), CONV),
     "stem": (conv((2, 3, 33, 31), (16, 3, 7, 7), 2, 3), CONV),
     "few outputs": (conv((2, 5, 19, 15), (6, 5, 5, 5), pad=2), CONV),
-    "planes of few channels": (conv((2, 3, 9, 11), (16, 3, 3, 3)), f"channels_last {CONV}"),
+    "planes of few channels": (conv((2, 3, 9, 11), (16, 3, 3, 3)), f"channels_last conv {FOLD} conv_dw"),
     "one channel": (
-        conv((2, 1, 19, WIDE + 5), (6, 1, 5, 4)), "conv_planes conv_fold_dx conv_planes_dw" if host().registers == 32 else ""
+        conv((2, 1, 19, WIDE + 5), (6, 1, 5, 4)), "conv_planes conv_fold_dx conv_planes_dw" if WIDE == 16 else ""
     ),
-    "few inputs": (conv((2, 3, 9, 11), (13, 3, 5, 5), pad=1), "conv conv_fold_dx conv_dw" if host().registers == 32 else ""),
+    "few inputs": (conv((2, 3, 9, 11), (13, 3, 5, 5), pad=1), f"conv {FOLD} conv_dw"),
     "one channel, few taps": (conv((2, 1, 19, WIDE + 5), (6, 1, 3, 2), pad=1), "conv conv_dx conv_planes_dw"),
     "one channel, pooled": (
         f"graph f(%x: f32[3,1,12,{2 * WIDE + 8}], %w: f32[6,1,3,3]) {{\n"
