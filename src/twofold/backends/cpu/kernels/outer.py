@@ -3,23 +3,25 @@
 ALGORITHM
     c[i, j] = sum over k of a[k, i] * b[k, j]
 SCHEDULE
-    Writing c is the work. Units (block of columns, strip of rows) are shared among the threads; the block of b stays in
-    L1 while strips pass by, a tile has all of its k in registers. Tiles are whole lines, written past the caches if c is
-    larger than they are: an ordinary store would first fetch the line.
+    Writing c is the work, and whatever else an epilogue reads and writes of each element: an optimizer's state, say. So a
+    thread goes along two rows at a time, few streams of whole lines, with their elements of a in registers and the block of b
+    in L1. Units (strip of rows, block of columns) are shared among the threads. What the epilogue reads of the next two rows
+    is prefetched into L2. If it reads nothing of the kind and c is larger than the caches, c is written past them: an ordinary
+    store would first fetch the line.
 """
 
 from __future__ import annotations
 
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels.shapes import Matmul, runs, split
-from twofold.backends.cpu.kernels.tile import flatten, shaped, zeros
-from twofold.backends.cpu.llvm import Index, Value
+from twofold.backends.cpu.kernels.shapes import Matmul
+from twofold.backends.cpu.llvm import Index, Value, const
 from twofold.backends.cpu.llvm.values import BITS
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 FEW = 16  # steps of k at most
 LINE = 16  # float32 elements in a cache line
+STRIP = 128  # rows of a unit
 
 
 def fits(machine: Machine, shape: Matmul) -> bool:
@@ -40,67 +42,77 @@ class _Builder:
         self.f, self.machine, self.shape, self.epilogue, self.ldc = self.k.f, machine, shape, epilogue, ldc
         self.lanes, self.element = machine.lanes, ep.element(epilogue)
         self.line = 8 * 64 // BITS[self.element]  # elements of c in a cache line
-
-    def _pieces(self, width: int) -> list[tuple[int, int, int]]:
-        """The columns as (first block, how many, columns in each)."""
-        n = self.shape.n
-        kinds = [(0, n // width, width)] if n >= width else []
-        return kinds + ([(n // width, 1, n % width)] if n % width else [])
+        self.rows = 2 if 2 * shape.k + 8 <= machine.registers else 1  # with the elements of a, the sums and an epilogue's
+        self.block = min(max(LINE, machine.l1 // 2 // (4 * shape.k) // LINE * LINE), 1024)
+        self.reads = [stream for stream in ep.streams(epilogue, ldc) if not stream.written]
+        self.lines = not self.reads and ldc % self.line == 0 and 64 // self.line * shape.m * shape.n > machine.l3 // 2
 
     def kernel(self) -> Kernel:
-        f, shape = self.f, self.shape
-        most = self.machine.accumulators(self.line // self.lanes) // (self.line // self.lanes)
-        block = min(max(LINE, self.machine.l1 // 2 // (4 * shape.k) // LINE * LINE), 1024)
-        lines = self.ldc % self.line == 0 and 64 // self.line * shape.m * shape.n > self.machine.l3 // 2
-        aligned = f.is_aligned(f.arg("c"), 64) if lines else None
-        for first, count, columns in self._pieces(block):
-            for row, strips, rows in runs(split(shape.m, most)):
-                with f.loop(*f.share(count * strips, f.arg("tid"), f.arg("n"))) as loop:
-                    number, strip = f.divmod_chain(loop.index, [count, strips])
-                    column = f.mul(f.add(number, first), block)
-                    at = f.add(f.mul(strip, rows), row)
-                    whole = columns - columns % self.line
-                    if whole:
-                        with f.loop(0, whole, self.line) as line:
-                            self._tile(at, rows, f.add(column, line.index), self.line, aligned)
-                    if columns > whole:
-                        self._tile(at, rows, f.add(column, whole), columns - whole, None)
-        note = f"outer products in blocks of {block} columns" + (", whole lines past the caches" if lines else "")
-        return self.k.finish(flops=shape.flops, note=note, once=True)
+        m, n = self.shape.m, self.shape.n
+        aligned = self.f.is_aligned(self.f.arg("c"), 64) if self.lines else None
+        for top, bottom, rows in _pieces(m, self.rows):
+            for left, right, columns in _pieces(n, self.line):
+                self._area((top, bottom, rows), (left, right, columns), aligned if columns == self.line else None)
+        note = f"outer products in blocks of {self.block} columns" + (", whole lines past the caches" if self.lines else "")
+        return self.k.finish(flops=self.shape.flops, note=note, once=True)
 
-    def _tile(self, row: Index, rows: int, column: Index, columns: int, aligned: Value | None) -> None:
-        f, shape, lanes = self.f, self.shape, self.lanes
-        offsets = [(at, min(lanes, columns - at)) for at in range(0, columns, lanes)]
-        tile = zeros(f, rows, len(offsets))
-        a, b = f.gep(f.arg("a"), row), f.gep(f.arg("b"), column)
-        with f.loop(0, shape.k, carry=flatten(tile)) as loop:
-            inner = shaped(loop.carried, len(offsets))
-            right = [f.vload(f.gep(b, f.add(f.mul(loop.index, shape.n), at)), wide) for at, wide in offsets]
+    def _area(self, down: tuple[int, int, int], along: tuple[int, int, int], aligned: Value | None) -> None:
+        """The units of an area of c; ``down`` and ``along`` are (start, stop, step)."""
+        f, (top, bottom, rows), (left, right, columns) = self.f, down, along
+        strips, blocks = -(-(bottom - top) // STRIP), -(-(right - left) // self.block)
+        with f.loop(*f.share(strips * blocks, f.arg("tid"), f.arg("n"))) as unit:
+            strip, block = f.divmod_chain(unit.index, [strips, blocks])
+            row, column = f.add(f.mul(strip, STRIP), top), f.add(f.mul(block, self.block), left)
+            with f.loop(row, f.imin(f.add(row, STRIP), bottom), rows) as tile:
+                a = self._broadcast(tile.index, rows)
+                with f.loop(column, f.imin(f.add(column, self.block), right), columns) as line:
+                    self._fetch(f.add(tile.index, self.rows), rows, line.index)
+                    self._line(a, tile.index, line.index, columns, aligned)
+
+    def _broadcast(self, row: Index, rows: int) -> list[list[Value]]:
+        """The elements of a that meet ``rows`` rows of c."""
+        f, shape = self.f, self.shape
+        a = f.gep(f.arg("a"), row)
+        return [[f.broadcast(f.gep(a, k * shape.m + i)) for k in range(shape.k)] for i in range(rows)]
+
+    def _fetch(self, row: Index, rows: int, column: Index) -> None:
+        """Prefetch what the epilogue reads for a line of c in each of ``rows`` rows."""
+        for stream in self.reads:
             for i in range(rows):
-                left = f.broadcast(f.gep(a, f.add(f.mul(loop.index, shape.m), i)))
-                inner[i] = [f.fma(left, value, total) for value, total in zip(right, inner[i])]
-            loop.carry(flatten(inner))
-        tile = shaped(loop.results, len(offsets))
-        for j, (at, wide) in enumerate(offsets):
-            sites = [ep.Site(f.add(row, i), f.add(column, at), wide) for i in range(rows)]
-            done = ep.finish_column(f, self.epilogue, [line[j] for line in tile], sites, 0)
-            for i, value in enumerate(done):
-                tile[i][j] = value
-        lines = [f.gep(f.arg("c"), f.mul(f.add(row, i), self.ldc), self.element) for i in range(rows)]
-        places = [[f.gep(start, f.add(column, at), self.element) for at, _ in offsets] for start in lines]
+                for at in range(0, self.line, LINE):
+                    stream.fetch(self.f, self.f.add(row, i), self.f.add(column, at))
+
+    def _line(self, a: list[list[Value]], row: Index, column: Index, columns: int, aligned: Value | None) -> None:
+        """Up to a line of c in each of some rows, written past the caches if that is ``aligned``."""
+        f, shape, parts = self.f, self.shape, list[tuple[Value, Value, int]]()
+        for at in range(0, columns, self.lanes):
+            place, count = f.add(column, at), min(self.lanes, columns - at)
+            sums = [const(f.vec(), 0.0)] * len(a)
+            for k in range(shape.k):
+                b = f.vload(f.gep(f.arg("b"), f.add(place, k * shape.n)), count)
+                sums = [f.fma(left[k], b, total) for left, total in zip(a, sums)]
+            sites = [ep.Site(f.add(row, i), place, count) for i in range(len(a))]
+            for value, site in zip(ep.finish_column(f, self.epilogue, sums, sites, 0), sites):
+                to = f.gep(f.arg("c"), f.add(f.mul(site.pixel, self.ldc), place), self.element)
+                parts.append((value, to, count))
 
         def store() -> list[Value]:
-            for line, to in zip(tile, places):
-                for value, place, (_, wide) in zip(line, to, offsets):
-                    f.vstore(value, place, wide)
+            for value, to, count in parts:
+                f.vstore(value, to, count)
             return []
 
         def stream() -> list[Value]:
-            for value, place in zip(flatten(tile), flatten(places)):
-                f.stream(value, place)
+            for value, to, _ in parts:
+                f.stream(value, to)
             return []
 
         if aligned is None:
             store()
         else:
             f.choose(aligned, stream, store)
+
+
+def _pieces(total: int, step: int) -> list[tuple[int, int, int]]:
+    """A range in steps and what is left of it, as (start, stop, step)."""
+    whole = total - total % step
+    return [piece for piece in ((0, whole, step), (whole, total, total - whole)) if piece[0] < piece[1]]

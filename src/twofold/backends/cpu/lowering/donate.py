@@ -58,8 +58,8 @@ def safe(news: Sequence[tuple[int, Step]], olds: Sequence[tuple[int, Step]], new
 
 def same_elements(step: Step, new: Buffer, old: Buffer) -> bool:
     """Whether a step reads ``old`` only at the address at which it writes ``new`` in the same iteration."""
-    if isinstance(step, KernelStep):
-        return step.kernel.once and old in step.aligned
+    if isinstance(step, KernelStep):  # sums may rest in what it writes first, its own result
+        return old in step.aligned and (step.kernel.once or new is not step.written[0])
     if not isinstance(step, NestStep) or step.nest.each or step.nest.rdims:
         return False
     written = {s.address for s in step.nest.stores if s.buffer is new}

@@ -7,16 +7,19 @@ or a single value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from twofold.backends.cpu.emit.body import Body
 from twofold.backends.cpu.kernels.epilogue import Site, Step, Stream
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.llvm.types import memory_type
-from twofold.backends.cpu.loops import Affine, Buffer, Expr, Var, acc, constant, load, var
+from twofold.backends.cpu.loops import Affine, Buffer, Expr, Store, Var, acc, constant, load, var
 from twofold.backends.cpu.loops.expr import loads, rewrite_loads
 from twofold.backends.cpu.lowering.steps import Placed
+from twofold.base.dtypes import float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +36,14 @@ class Formula(Step):
     def params(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(f"{self.name}{i}" for i in range(len(self.buffers)))
 
+    @property
+    def values(self) -> list[Expr]:
+        """All that it computes."""
+        return [self.value]
+
     def streams(self) -> list[Stream]:
         names, found = dict(zip(self.buffers, self.params)), []
-        for l in loads(self.value):
+        for l in itertools.chain.from_iterable(map(loads, self.values)):
             buffer, address = l.extra
             if (pitch := address.coefficient(self.pixel)) and address.coefficient(self.channel):
                 found.append(Stream(names[buffer], pitch, (buffer, address.const), address.const, memory_type(buffer.dtype)))
@@ -63,16 +71,22 @@ class Formula(Step):
         body.vector = self.channel
         body.count = None if count == lanes else count
         body.values[self.channel] = channel
-        body.hoist([self.value])
+        body.hoist(self.values)
         return [body]  # type: ignore[list-item]
 
     def apply(self, f: Function, x: Value, site: Site, columns: list[Value]) -> Value:
         body: Body = columns[0]  # type: ignore[assignment]
+        with self._at(body, x, site):
+            return body.spread(body.emit(self.value))
+
+    @contextlib.contextmanager
+    def _at(self, body: Body, x: Value, site: Site) -> Iterator[None]:
+        """Inside, the body is that of one vector of results."""
         with body.block():
             body.values[self.pixel] = site.pixel
             body.vector_accumulators = True
             body.accumulators = [[x]]
-            return body.spread(body.emit(self.value))
+            yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,44 +123,96 @@ class Totals(Formula):
         return f.gep(f.arg(self._sums), f.dot([(part, self.channel.extent), (channel, 1)]))
 
 
+@dataclass(frozen=True, eq=False)
+class Beside(Formula):
+    """Stores other results at the same pixels and channels, all from the kernel's, which becomes ``value``. Whatever it reads
+    of an element is read before anything is stored there, so all may lie over what they are made of. The last step but
+    ``Stored``: others would read what it has written."""
+
+    planar = False
+    others: tuple[Store, ...] = ()
+
+    @property
+    def values(self) -> list[Expr]:
+        return [self.value, *(s.value for s in self.others)]
+
+    def streams(self) -> list[Stream]:
+        names, found = dict(zip(self.buffers, self.params)), super().streams()
+        for s in self.others:
+            pitch, first, element = s.address.coefficient(self.pixel), s.address.const, memory_type(s.buffer.dtype)
+            found.append(Stream(names[s.buffer], pitch, (s.buffer, first), first, element, written=True))
+        return found
+
+    def apply(self, f: Function, x: Value, site: Site, columns: list[Value]) -> Value:
+        body: Body = columns[0]  # type: ignore[assignment]
+        with self._at(body, x, site):
+            value, *_ = [body.emit(value) for value in self.values]
+            for s in self.others:
+                body.store(s)
+            return body.spread(value)
+
+
+def beside(value: Formula | None, others: Sequence[tuple[Placed, Formula]], number: int) -> Beside:
+    """The step that stores ``others``, and makes the kernel's result ``value`` if that is given."""
+    pixel, channel = others[0][1].pixel, others[0][1].channel
+    stores = tuple(Store(to.buffer, _evenly(to, pixel, channel), made.value) for to, made in others)
+    made = [*([value] if value else []), *(f for _, f in others)]
+    buffers = dict.fromkeys([*(b for f in made for b in f.buffers), *(s.buffer for s in stores)])
+    result = value.value if value else acc(0, float32)
+    return Beside(result, pixel, channel, tuple(buffers), f"e{number}_", stores)
+
+
 def totals(value: Expr, variables: Sequence[Var], result: Placed, number: int = 0) -> Totals | None:
     """The step that adds up ``value`` for every channel; as ``formula``."""
     step = formula(value, variables, result, number)
     return Totals(step.value, step.pixel, step.channel, step.buffers, step.name) if step is not None else None
 
 
-def formula(value: Expr, variables: Sequence[Var], result: Placed, number: int = 0) -> Formula | None:
+def formula(
+    value: Expr, variables: Sequence[Var], result: Placed, number: int = 0, known: Sequence[tuple[Placed, Formula]] = ()
+) -> Formula | None:
     """The step that computes ``value`` (over ``variables``, the output's index) from a kernel's ``result``; None if some load
-    does not fit. ``result`` has its channel innermost and its pixels evenly apart; ``number`` of the step among others."""
+    does not fit. ``result`` has its channel innermost and its pixels evenly apart; ``number`` of the step among others.
+    ``known`` are other results of the kernel, as formulas of the first: such as are read are computed."""
     *outer, last = result.order
     extents = [variables[d].extent for d in outer]
     pixels = 1
     for e in extents:
         pixels *= e
     pixel, channel = Var(pixels, "pixel"), Var(variables[last].extent, "channel")
-    own = result.address([var(v) for v in variables])
-    ok, buffers = True, []
+    if known:
+        pixel, channel = known[0][1].pixel, known[0][1].channel
+    index = [var(v) for v in variables]
+    made = {to.buffer: (to.address(index), f.value) for to, f in known}
+    ok = True
 
     def change(l: Expr) -> Expr:
         nonlocal ok
         buffer, address = l.extra
+        own, instead = made.get(buffer) or (result.address(index), acc(0, l.dtype))
         if l.args:
             ok = False
-        elif buffer is result.buffer:
+        elif buffer is result.buffer or buffer in made:
             ok = ok and address == own
-            return acc(0, l.dtype)
+            return instead
         flat = _flattened(address, [variables[d] for d in outer], variables[last], pixel, channel)
         if flat is None:
             ok = False
             return l
-        if buffer not in buffers:
-            buffers.append(buffer)
         return load(buffer, flat)
 
     out = rewrite_loads(value, change)
     if not ok or any(v in out.vars for v in variables) or _has_index(out):
         return None
+    buffers = dict.fromkeys(l.extra[0] for l in loads(out))
     return Formula(out, pixel, channel, tuple(buffers), f"e{number}_")
+
+
+def _evenly(place: Placed, pixel: Var, channel: Var) -> Affine:
+    """Where a pixel and channel lie, of a place of which formulas are known."""
+    *outer, last = place.order
+    moving = [place.strides[d] for d in outer if place.shape[d] > 1]
+    return var(pixel) * (moving[-1] if moving else 0) + var(channel) * place.strides[last] + place.offset
 
 
 def _has_index(e: Expr) -> bool:
@@ -181,4 +247,4 @@ def _flattened(a: Affine, outer: Sequence[Var], last: Var, pixel: Var, channel: 
     return var(pixel) * ld + var(channel) * step + a.const
 
 
-__all__ = ["Formula", "Totals", "constant", "formula", "loads", "totals"]
+__all__ = ["Beside", "Formula", "Totals", "beside", "constant", "formula", "loads", "totals"]

@@ -13,7 +13,7 @@ from twofold.backends.cpu.kernels.pool import Pool
 from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Accumulator, Affine, Buffer, Expr, Var, acc, const, op, var
 from twofold.backends.cpu.loops.expr import converted, loads
-from twofold.backends.cpu.lowering.epilogue import formula, totals
+from twofold.backends.cpu.lowering.epilogue import Formula, beside, formula, totals
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed
 from twofold.backends.cpu.lowering.views import pixel_distance
 from twofold.base.dtypes import float32, float64
@@ -34,6 +34,7 @@ class Pending:
     places of their parameters, ``aligned`` the buffers that they read just where they write. ``parts`` says how many parts
     its epilogue's sums would have (None: it takes none), ``narrows`` whether it can store what its epilogue makes in
     another dtype. ``sums`` are those that it gathers besides: their parts, where they go, and the nodes that ask for them.
+    ``others`` are results that it stores besides, and ``made`` their values.
     ``pooled`` emits it with a max pooling of its result in it, if there is such a kernel, and says so.
     """
 
@@ -47,6 +48,8 @@ class Pending:
     aligned: frozenset[Buffer] = frozenset()
     narrows: bool = True
     sums: list[tuple[Placed, Placed, list[Node]]] = field(default_factory=list)
+    others: list[tuple[Placed, Formula]] = field(default_factory=list)
+    made: set[Value] = field(default_factory=set)
     pooled: Pools | None = None
 
 
@@ -56,7 +59,7 @@ class Waiting:
     def __init__(self, low: Lowering):
         self.low = low
         self.pending: dict[Buffer, list[Pending]] = {}
-        self.summed: dict[Buffer, Buffer] = {}  # sums that a kernel which waits gathers, and where its result will lie
+        self.besides: dict[Buffer, Buffer] = {}  # what else a kernel which waits will write, and where its result will lie
 
     def __contains__(self, buffer: Buffer) -> bool:
         """Whether a kernel that waits will write the buffer."""
@@ -75,20 +78,45 @@ class Waiting:
     def flush(self, buffers: Sequence[Buffer]) -> None:
         """Emit kernels that are waiting, as they are."""
         for buffer in buffers:
-            for waiting in self.pending.pop(self.summed.get(buffer, buffer), ()):
+            for waiting in self.pending.pop(self.besides.get(buffer, buffer), ()):
                 self._call(waiting)
 
     def _call(self, waiting: Pending) -> KernelStep:
+        others = [place.buffer for place, _ in waiting.others]
+        for buffer in others:
+            self.besides.pop(buffer)
+        if others:
+            waiting = self._with_others(waiting)
         dtype = waiting.target.buffer.dtype
         steps = (*waiting.steps, Stored(dtype)) if dtype.bits == 16 else waiting.steps
         waiting.emit(steps, waiting.target, waiting.extra, waiting.nodes)
         step: KernelStep = self.low.plan.steps[-1]
-        step.aligned = waiting.aligned
+        step.aligned = waiting.aligned.difference(b for b, _ in step.places[: -len(waiting.extra) or None])  # its operands
         step.written += [parts.buffer for parts, _, _ in waiting.sums]
+        step.written += [buffer for buffer in others if buffer not in step.written]
         for parts, target, nodes in waiting.sums:
-            self.summed.pop(target.buffer)
+            self.besides.pop(target.buffer)
             self._join(parts, target, nodes)
         return step
+
+    def _with_others(self, waiting: Pending) -> Pending:
+        """``waiting`` with its other results stored by its epilogue; the last of them in the place of its own, if nobody else
+        reads that."""
+        others, target, value = waiting.others, waiting.target, None
+        if waiting.value is not None and self._in_registers(waiting.value, waiting.made):
+            *others, (target, value) = others
+        step = beside(value, others, len(waiting.steps))
+        extra = [*waiting.extra, *((b, 0) for b in step.buffers)]
+        return replace(waiting, target=target, steps=(*waiting.steps, step), extra=extra)
+
+    def _in_registers(self, value: Value, made: set[Value]) -> bool:
+        """Whether all that is made of ``value`` is what a kernel has ``made``."""
+        low = self.low
+
+        def inside(out: Value) -> bool:
+            return out in made or (out in low.formulas and out not in low.places and self._in_registers(out, made))
+
+        return value not in low.outputs and all(inside(out) for user in low.users.get(value, ()) for out in user.outputs)
 
     def _wait(self, waiting: Pending) -> None:
         self.pending.setdefault(waiting.target.buffer, []).append(waiting)
@@ -134,13 +162,12 @@ class Waiting:
             if waiting not in self.pending.get(out.buffer, ()):
                 return False  # something that it would read came after it
             parts = self.low.temporary(Spec((waiting.parts(), out.shape[1]), float32), "sums")
-            read_so = _aligned(value, out, [var(v) for v in variables])
             waiting.steps += (step,)
             waiting.extra += [*((b, 0) for b in step.buffers), (parts.buffer, 0)]
-            waiting.aligned = (waiting.aligned | read_so) - (set(step.buffers) - read_so)
+            waiting.aligned = _aligned_too(waiting, value, out, variables)
             waiting.nodes = [*waiting.nodes, *nodes]
             waiting.sums.append((parts, target, nodes))
-            self.summed[target.buffer] = out.buffer
+            self.besides[target.buffer] = out.buffer
             self.low.plan.notes.append(f"sum {nodes[0].outputs[0].spec} is gathered by the kernel that makes {out.shape}")
             return True
         return False
@@ -156,7 +183,7 @@ class Waiting:
             alone = waiting.value is not None and self.low.reads.get(waiting.value, 0) <= 1
             dtypes = (value.dtype, out.buffer.dtype)
             fits = dtypes[0] is dtypes[1] or (waiting.narrows and all(d.is_floating and d.bits <= 32 for d in dtypes))
-            if not _same_form(out, target) or not alone or not fits or waiting.sums:
+            if not _same_form(out, target) or not alone or not fits or waiting.sums or waiting.others:
                 continue
             step = formula(value, variables, out, len(waiting.steps))
             if step is None:
@@ -166,8 +193,34 @@ class Waiting:
             extra = [*waiting.extra, *((b, 0) for b in step.buffers)]
             made = next((v for n in nodes for v in n.outputs if v.spec.shape == target.shape), None)
             steps, made_by = (*waiting.steps, step), [*waiting.nodes, *nodes]
-            aligned = waiting.aligned | _aligned(value, target, [var(v) for v in variables])
+            aligned = _aligned_too(waiting, value, target, variables)
             self._wait(replace(waiting, target=target, value=made, nodes=made_by, steps=steps, extra=extra, aligned=aligned))
+            return True
+        return self._beside(value, variables, target, nodes)
+
+    def _beside(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
+        """Let a kernel that waits store ``value``, an output of the graph, besides its result, if it can; it goes on waiting.
+        So parameters and an optimizer's state are updated in the kernel that makes their gradient."""
+        made = {v for n in nodes for v in n.outputs if v in self.low.outputs}
+        read = {self.besides.get(l.extra[0], l.extra[0]) for l in loads(value)}
+        for waiting in reversed([p for b, known in self.pending.items() if made and b in read for p in known]):
+            out = waiting.target
+            same = out.shape == target.shape and out.strides == target.strides and not out.offset and not target.offset
+            if not same or value.dtype is not target.buffer.dtype or not (value.dtype.is_floating and value.dtype.bits <= 32):
+                continue
+            step = formula(value, variables, out, len(waiting.steps), waiting.others)
+            if step is None:
+                continue
+            self.flush(step.buffers)
+            if waiting not in self.pending.get(out.buffer, ()):
+                return False  # something that it would read came after it
+            waiting.aligned = _aligned_too(waiting, value, target, variables)
+            waiting.others.append((target, step))
+            waiting.made |= made
+            waiting.nodes = [*waiting.nodes, *nodes]
+            self.besides[target.buffer] = out.buffer
+            spec, source = nodes[0].outputs[0].spec, waiting.nodes[0].op.name
+            self.low.plan.notes.append(f"{nodes[0].op.name} {spec} is made in the epilogue of {source}, besides its result")
             return True
         return False
 
@@ -175,7 +228,9 @@ class Waiting:
         """Let the kernel that waits with ``x`` leave the max pooling of it at ``place``, if nobody else reads it."""
         placed = self.low.places.get(x)
         known = self.pending.get(placed.buffer, []) if placed is not None else []
-        if placed is None or len(known) != 1 or known[0].pooled is None or known[0].sums or known[0].target != placed:
+        if placed is None or len(known) != 1 or known[0].pooled is None or known[0].target != placed:
+            return False
+        if known[0].sums or known[0].others:
             return False
         if x in self.low.outputs or any(user is not node for user in self.low.users.get(x, ())):
             return False
@@ -197,6 +252,14 @@ def _aligned(value: Expr, target: Placed, index: Sequence[Affine]) -> frozenset[
     """The buffers that ``value`` reads only where ``target`` has the same element."""
     own, read = target.address(index), loads(value)
     return frozenset(l.extra[0] for l in read) - {l.extra[0] for l in read if l.extra[1] != own}
+
+
+def _aligned_too(waiting: Pending, value: Expr, target: Placed, variables: Sequence[Var]) -> frozenset[Buffer]:
+    """The buffers that a kernel's epilogue reads only where it writes the same element, once it computes ``value`` as well."""
+    so = _aligned(value, target, [var(v) for v in variables])
+    before = {b for b, _ in waiting.extra}.union(*(step.buffers for _, step in waiting.others))
+    apart = (before - waiting.aligned) | ({l.extra[0] for l in loads(value)} - so)
+    return (waiting.aligned | so) - apart
 
 
 def _same_form(a: Placed, b: Placed) -> bool:
