@@ -8,8 +8,8 @@ SCHEDULE
     (batch, 8*MR rows, panel) are shared among the threads; the rows stay in L2 while panels go by. Long sums are cut
     in blocks of K so that a panel stays in L2 as well; between blocks the sums rest in c.
     A transposed a, whose columns lie far apart, is copied into strips of MR rows in the same way.
-    With few k and a large result, the result is written past the caches (``outer.py``).
-    With few rows and b transposed, vectors run along k (``dots.py``).
+    With few k and a large result, writing that is the work (``outer.py``); with few rows and a large b, reading b: vectors run
+    along k if b is transposed (``dots.py``), else along its rows (``few_rows.py``).
     ``pairs`` of bfloat16 along k stand for single elements where the machine adds their products in one instruction. In
     operands stored (k, ...) the two lie in neighbouring rows, so these are always packed.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from twofold.backends.cpu.kernels import dots, outer
+from twofold.backends.cpu.kernels import dots, few_rows, outer
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Matmul, runs, split
 from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, best_shape, most_pixels, zeros
@@ -41,12 +41,14 @@ def matmul(
         return outer.matmul(machine, shape, epilogue, ldc)
     if dots.fits(shape):
         return dots.matmul(machine, shape, epilogue, ldc, pairs)
+    if not pairs and few_rows.fits(machine, shape):
+        return few_rows.matmul(machine, shape, epilogue, ldc)
     return _Product(machine, shape, epilogue, ldc, pairs).kernel()
 
 
 def once(machine: Machine, shape: Matmul) -> bool:
     """Whether a float32 product keeps its sums in registers to the end, so that c may be of another dtype."""
-    if outer.fits(machine, shape) or dots.fits(shape):
+    if outer.fits(machine, shape) or dots.fits(shape) or few_rows.fits(machine, shape):
         return True
     return _Product(machine, shape, (), shape.n, False).k_block >= shape.k
 
