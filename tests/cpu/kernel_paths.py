@@ -102,7 +102,8 @@ PATHS = {
     "product, a turned": (matmul((53, 300), (300, 75), "a"), "matmul"),
     "product, b turned": (matmul((65, 130), (130, 75), "b"), "matmul"),
     "product, both turned": (matmul((65, 130), (130, 75), "ab"), "matmul"),
-    "skinny product": (matmul((3, 700), (700, 1030)), "matmul"),
+    "skinny product": (matmul((3, 700), (700, 1030)), "matmul_rows"),
+    "thin product": (matmul((20, 700), (700, 1030)), "matmul"),
     "dot products": (matmul((4, 900), (900, 210), "b"), "matmul_dots"),
     "outer product": (matmul((host().l2 // 900, 6), (6, 500), "a"), "matmul_outer"),  # beyond L2
     "long sums": (matmul((40, 9000), (9000, 40)), "matmul"),

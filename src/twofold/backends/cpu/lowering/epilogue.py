@@ -154,9 +154,9 @@ class Beside(Formula):
 
 def beside(value: Formula | None, others: Sequence[tuple[Placed, Formula]], number: int) -> Beside:
     """The step that stores ``others``, and makes the kernel's result ``value`` if that is given."""
-    pixel, channel = others[0][1].pixel, others[0][1].channel
-    stores = tuple(Store(to.buffer, _evenly(to, pixel, channel), made.value) for to, made in others)
     made = [*([value] if value else []), *(f for _, f in others)]
+    pixel, channel = made[0].pixel, made[0].channel
+    stores = tuple(Store(to.buffer, _evenly(to, pixel, channel), f.value) for to, f in others)
     buffers = dict.fromkeys([*(b for f in made for b in f.buffers), *(s.buffer for s in stores)])
     result = value.value if value else acc(0, float32)
     return Beside(result, pixel, channel, tuple(buffers), f"e{number}_", stores)

@@ -103,7 +103,8 @@ class Waiting:
         """``waiting`` with its other results stored by its epilogue; the last of them in the place of its own, if nobody else
         reads that."""
         others, target, value = waiting.others, waiting.target, None
-        if waiting.value is not None and self._in_registers(waiting.value, waiting.made):
+        fits = waiting.narrows or others[-1][0].buffer.dtype is target.buffer.dtype
+        if fits and waiting.value is not None and self._in_registers(waiting.value, waiting.made):
             *others, (target, value) = others
         step = beside(value, others, len(waiting.steps))
         extra = [*waiting.extra, *((b, 0) for b in step.buffers)]
