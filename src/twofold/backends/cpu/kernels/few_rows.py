@@ -3,11 +3,11 @@
 ALGORITHM
     c[i, j] = sum over k of a[i, k] * b[k, j]
 SCHEDULE
-    Reading b is the work. A unit is a block of columns, several pages wide, which a thread goes down a few rows of b at a time,
-    along the whole width: few long streams. The sums of the block rest in a scratch in L2, ``[columns of a tile][row]``: rows of
-    c lie the same power of two apart as often as not. A tile is some rows x a few vectors, for those few steps of k; the rows of
-    b that come next are asked for into L2 meanwhile. a is copied first, ``[k][row]``, for the same reason.
-    Units are shared among the threads; none adds to another's sums.
+    Reading b is the work. A thread has a part of the columns, and goes along a few rows of b in all of them, then along the
+    next: few long streams. Its sums rest in a scratch in L2, ``[columns of a tile][row]``: rows of c lie the same power of two
+    apart as often as not. A tile is some rows x a few vectors, for those few steps of k; the rows of b that come next are
+    asked for into L2 meanwhile. a is copied first, ``[k][row]``, for the same reason.
+    No sum depends on how the columns are shared.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Builder:
         if whole < shape.n:
             with f.loop(*f.share(1, f.arg("tid"), f.arg("n"))):
                 self._unit(whole, shape.n, shape.n - whole)
-        note = f"{self.rows[0]}x{self.width} tiles, {STEPS} rows of b at a time in blocks of up to {self.block * self.width} columns"
+        note = f"{self.rows[0]}x{self.width} tiles, {STEPS} rows of b at a time, up to {self.block * self.width} columns"
         return self.k.finish(
             flops=shape.flops, workspace=4 * shape.m * shape.k, scratch=self.scratch, note=note, once=True
         )
@@ -80,7 +80,8 @@ class _Builder:
         """All rows of c, from column ``start`` to ``stop`` in tiles of ``columns``."""
         f, shape, lanes = self.f, self.shape, self.lanes
         counts = tuple(min(lanes, columns - at) for at in range(0, columns, lanes))
-        with f.loop(0, f.mul(f.sub(stop, start), shape.m) if columns == self.width else self.width * shape.m, lanes) as place:
+        room = f.mul(f.sub(stop, start), shape.m) if columns == self.width else self.width * shape.m
+        with f.loop(0, room, lanes) as place:
             f.vstore(const(f.vec(), 0.0), f.gep(self.sums, place.index))
         whole = shape.k - shape.k % STEPS
         with f.loop(0, whole, STEPS) as step:
