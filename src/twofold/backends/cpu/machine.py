@@ -54,6 +54,11 @@ class Machine:
         """The part of the description on which machine code depends (for the object cache)."""
         return f"{self.triple}|{self.cpu}|{self.features}|{self.vector_bits}"
 
+    def overflows(self, nbytes: int) -> bool:
+        """Whether an array is better written past the caches, in whole lines: the last one would not keep it until it is read,
+        and a line need not be read to be overwritten then."""
+        return self.vector_bits == 8 * LINE and nbytes > self.l3 // 2
+
     def narrowed(self, channels: int) -> Machine:
         """This machine with vectors of half as many elements, where AVX-512's would lie idle by half or more: those of
         AVX2 are at least as quick a piece, twice as quick where the processor does 512 bits in two goes."""
@@ -68,6 +73,7 @@ class Machine:
 # have one unit for them.
 FMA_RATES = {"znver4": 1, "cannonlake": 1, "icelake-client": 1, "tigerlake": 1, "rocketlake": 1}
 
+LINE = 64  # bytes of a cache line
 SHARE = 4  # a team counts on this part of the last cache: others use it too
 FEW_THREADS = 2  # as many second caches are counted on
 

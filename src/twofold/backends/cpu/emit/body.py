@@ -8,7 +8,7 @@ everything else stays a scalar and is spread over the lanes where they meet.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from twofold.backends.cpu.emit.functions import ROWS
@@ -26,6 +26,7 @@ class Body:
 
     def __init__(self, f: Function, pointers: dict[Buffer, Value], written: set[Buffer], lanes: int, errors: Value | None):
         self.f, self.pointers, self.written, self.full_lanes, self.errors = f, pointers, written, lanes, errors
+        self.past: frozenset[Buffer] = frozenset()  # buffers to be written past the caches
         self.values: dict[Var, Any] = {}  # loop variables known now: an int or an i64 value (of the first lane)
         self.vector: Var | None = None
         self.lanes = 0
@@ -306,6 +307,9 @@ class Body:
         f = self.f
         mask = self._mask(self.spread(self.emit(s.guard, copy)) if s.guard is not None else None)
         place = self.pointer(s.buffer, s.address, copy)
+        if mask is None and s.buffer in self.past and self._in_lines(s.address):
+            self._store_line(raw, place)
+            return
         if mask is None:
             f.store(raw, place)
             return
@@ -315,6 +319,22 @@ class Body:
         name = f"llvm.masked.store.v{self.lanes}{_suffix(raw.element)}.p0"
         f.module.declare(name, "void", [raw.type, "ptr", mask.type])
         f.emit(f"call void @{name}({raw}, ptr align {max(1, s.buffer.dtype.itemsize)} {place.name}, {mask})")
+
+    def _in_lines(self, a: Affine) -> bool:
+        """Whether vectors stored there are whole lines of the cache, if the buffer begins with one."""
+        assert self.vector is not None
+        rest = [c for atom, c in a.terms.items() if atom is not self.vector]
+        return a.coefficient(self.vector) == 1 and all(c % self.lanes == 0 for c in (a.const, *rest))
+
+    def _store_line(self, raw: Value, place: Value) -> None:
+        """A line past the caches, where lines begin there."""
+        f = self.f
+
+        def store(write: Callable[[Value, Value], None]) -> list[Value]:
+            write(raw, place)
+            return []
+
+        f.choose(f.is_aligned(place, 4 * self.lanes), lambda: store(f.stream), lambda: store(f.store))
 
     # ---- moving work out of loops ---------------------------------------------------------------------------------
     def hoist(self, roots: list[Expr], copy: int = 0) -> None:

@@ -21,6 +21,7 @@ from twofold.backends.cpu.loops import Buffer, Nest, Var
 from twofold.backends.cpu.loops.expr import Expr
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+from twofold.base.dtypes import float32
 
 ERRORS = "errors"
 
@@ -36,8 +37,15 @@ def nest_kernel(machine: Machine, nest: Nest, name: str = "nest") -> tuple[Kerne
     pointers = {b: k.f.arg(f"p{i}") for i, b in enumerate(buffers)}
     errors = k.f.arg(ERRORS) if params[-1:] == [ERRORS] else None
     body = Body(k.f, pointers, set(nest.writes()), machine.lanes, errors)
+    body.past = _past(machine, nest)
     _Emitter(body, nest, schedule(nest, machine.lanes)).emit()
     return k.finish(note=nest.note), buffers
+
+
+def _past(machine: Machine, nest: Nest) -> frozenset[Buffer]:
+    """What is written past the caches: what they do not keep, and is not read here."""
+    written = set(nest.writes()) - set(nest.reads())
+    return frozenset(b for b in written if b.dtype is float32 and machine.overflows(b.nbytes))
 
 
 def checks_indices(nest: Nest) -> bool:

@@ -21,12 +21,11 @@ from twofold.backends.cpu.kernels.pool import Pool, channel_chunks, larger
 from twofold.backends.cpu.kernels.shapes import Axis
 from twofold.backends.cpu.llvm import Index, Value, const
 from twofold.backends.cpu.llvm.types import load_wide
-from twofold.backends.cpu.machine import SHARE, Machine
+from twofold.backends.cpu.machine import LINE, Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 MOST_TAPS = 25  # windows with more are rare and written otherwise
 ENOUGH = 16  # units for the threads: images, or images and bands
-LINE = 64  # bytes of a cache line
 NOBODY = -1.0  # the winner of what is no window
 
 
@@ -116,11 +115,10 @@ class _Emitter:
         return self.k.finish(scratch=size, note=f"max pool gradient, {self.rows} rows of windows kept")
 
     def _is_large(self) -> bool:
-        """Whether dx is whole lines, more of them than stay in the last cache: they need not be read to be written."""
+        """Whether dx is whole lines, and too many for the last cache."""
         machine, pool = self.k.machine, self.pool
-        size = 4 * pool.n * pool.h * pool.w * self.ldd
-        lines = 4 * machine.lanes == LINE and self.ldd % machine.lanes == 0 and ep.element(self.epilogue) == "float"
-        return lines and size > machine.l3 // SHARE
+        lines = self.ldd % machine.lanes == 0 and ep.element(self.epilogue) == "float"
+        return lines and machine.overflows(4 * pool.n * pool.h * pool.w * self.ldd)
 
     def _slot(self, row: Index, column: Index, channel: Index = 0) -> Value:
         """Where the winner of a window lies in the scratch; its gradient lies ``width`` further."""
