@@ -1,4 +1,4 @@
-"""Convolutions of one channel with pixels in the lanes, and the max pooling in them, against NumPy in float64."""
+"""Convolutions of one channel with pixels in the lanes, the max pooling in them, weight gradients, against float64 NumPy."""
 
 from __future__ import annotations
 
