@@ -1,6 +1,6 @@
 # One command for each habit; `make` prints them.
 .DEFAULT_GOAL := help
-.PHONY: help install quick test lint types imports check golden gpu-compile
+.PHONY: help install quick test lint types imports check fuzz golden gpu-compile
 
 help:      ## print this list
 	@grep -hE '^[a-z-]+: *.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -24,6 +24,9 @@ imports:   ## the layering contracts
 	lint-imports
 
 check: lint types imports test ## everything that must pass before a commit
+
+fuzz:      ## thousands of random graphs through the CPU compiler: make fuzz SEEDS=1000:1300
+	python tests/cpu/fuzz.py --seeds $(or $(SEEDS),0:300)
 
 golden:    ## rewrite the golden texts of the passes, to be read before committing
 	pytest tests/passes --update-golden

@@ -8,7 +8,7 @@ from fuzz_check import FAMILIES, check, on_cpu, on_xla
 
 from twofold.ir.op import OPS
 
-GRAPHS = 45  # of each family: some 40 seconds in all
+GRAPHS = 220  # of each family
 BY_JAX = ("plain", "double", "images", "training")
 
 
