@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from fuzz_check import on_cpu, on_cpu_as_it_is, verdicts
 
+from twofold.backends.cpu.lowering.lower import lower
+from twofold.backends.cpu.machine import host
+from twofold.base.errors import GraphError
 from twofold.ir.text import parse_graph
 
 FINDINGS = {
@@ -30,6 +33,29 @@ FINDINGS = {
   %6 = concat(%0, %1, %5) {axis=1} : f32[2,44,3,5]
   return %6
 }""",
+    # a kernel wrote its part of a concatenation although what it reads was only being emitted: that reads another part
+    "a part made of another part by two kernels": """graph f(%w2: f32[1,1,1,1], %w1: f32[1,12,1,1], %w: f32[7,1,1,1], %x: f32[3,12,7,3]) {
+  %0 = relu(%x) : f32[3,12,7,3]
+  %1 = conv(%0, %w1) {strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1} : f32[3,1,7,3]
+  %2 = conv(%1, %w2) {strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1} : f32[3,1,7,3]
+  %3 = conv(%2, %w) {strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1} : f32[3,7,7,3]
+  %4 = concat(%3, %0) {axis=1} : f32[3,19,7,3]
+  %5 = add(%2, %1) : f32[3,1,7,3]
+  %6 = concat(%5, %0, %4, %0) {axis=1} : f32[3,44,7,3]
+  return %6
+}""",
+    # LRN of 16 bits: the kernel squared its result and left only that, though what divides by its sums reads the result
+    "a result of 16 bits, widened once and read twice": """graph f(%x: f16[1,12,7,7], %w: f16[3,12,3,3]) {
+  %0 = conv(%x, %w) {strides=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1} : f16[1,3,7,7]
+  %1 = cast(%0) {dtype=f32} : f32[1,3,7,7]
+  %2 = multiply(%1, %1) : f32[1,3,7,7]
+  %3 = pad(%2) {widths=((0, 0), (1, 1), (0, 0), (0, 0)), interior=(0, 0, 0, 0), fill=1.0} : f32[1,5,7,7]
+  %4 = slice(%3) {starts=(0, 2, 0, 0), stops=(1, 5, 7, 7), steps=(1, 1, 1, 1)} : f32[1,3,7,7]
+  %5 = constant() {value=f32[]{1.0}} : f32[]
+  %6 = add(%4, %5) : f32[1,3,7,7]
+  %7 = divide(%1, %6) : f32[1,3,7,7]
+  return %7
+}""",
 }  # fmt: skip
 
 
@@ -39,3 +65,13 @@ def test_a_finding_stays_mended(finding, run):
     graph = parse_graph(FINDINGS[finding])
     for seed in range(3):
         assert not any(v.wrong for v in verdicts(graph, seed, run))
+
+
+def test_a_plan_that_reads_what_nothing_wrote_is_refused():
+    graph = parse_graph(FINDINGS["a part made of another part by two kernels"])
+    plan = lower(graph, host(), None)
+    plan.check()
+    kernel = next(step for step in plan.steps if any(node.op.name == "conv" for node in step.nodes))
+    plan.steps.remove(kernel)
+    with pytest.raises(GraphError, match="reads 'conv' in conv before it is written, please report it"):
+        plan.check()

@@ -99,6 +99,7 @@ class Lowering:
         self.plan.outputs = [self.whole(v) for v in self.graph.outputs]
         self.plan.outputs += [self.rows(s.output) for s in self.graph.state]
         self.plan.values = self.places
+        self.plan.check()
         return self.plan
 
     def _lower(self, node: Node) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from twofold.backends.cpu.loops import Affine, Buffer, Expr, Nest, constant, load
 from twofold.backends.cpu.program import Kernel
+from twofold.base.errors import GraphError
 from twofold.ir import Node, Spec, Value
 
 At = Callable[[Sequence[Affine]], Expr]
@@ -181,3 +182,19 @@ class Plan:
     values: dict[Value, Placed] = field(default_factory=dict)
     prepare: list[Step] = field(default_factory=list)
     kept: list[Buffer] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise GraphError where a step, or an output, reads what no step before it has written. That would be an error of
+        the lowering, and wrong numbers."""
+        known = {*self.inputs, *self.constants}
+        for step in self.steps:
+            known.update(step.writes())
+            self._expect(known, step.reads(), getattr(step, "nodes", ()))
+        self._expect(known, [p.buffer for p in self.outputs], ())
+
+    @staticmethod
+    def _expect(known: set[Buffer], read: Sequence[Buffer], nodes: Sequence[Node]) -> None:
+        for buffer in read:
+            if buffer not in known and buffer.size:
+                where = ", ".join(n.op.name for n in nodes) or "the program's end"
+                raise GraphError(f"the CPU backend reads {buffer.name!r} in {where} before it is written, please report it")

@@ -23,10 +23,11 @@ PACKED = frozenset(("conv", "conv_input_grad"))  # ops that read their second in
 
 
 def count_reads(graph: Graph, outputs: Collection[Value]) -> dict[Value, int]:
-    """How many nests read each value, through index maps."""
+    """How many nests read each value, through index maps and what is widened wherever it is read."""
     reads: dict[Value, int] = dict.fromkeys(outputs, 1)
     for node in reversed(graph.nodes):
-        own = reads.get(node.outputs[0], 0) if node.op.name in VIEWS else 1
+        through = node.op.name in VIEWS or _widens(node)
+        own = reads.get(node.outputs[0], 0) if through else 1
         for value in node.inputs:
             reads[value] = reads.get(value, 0) + own
     return reads
@@ -55,7 +56,11 @@ def _waits(low: Lowering, value: Value) -> bool:
 
 def _is_wider(low: Lowering, node: Node) -> bool:
     """Whether a node is the float32 form of what lies, or is to lie, in 16 bits: half as much to read as if stored."""
-    return node.op.name == "cast" and node.inputs[0].dtype.bits == 16 and node.inputs[0] in low.places
+    return _widens(node) and node.inputs[0] in low.places
+
+
+def _widens(node: Node) -> bool:
+    return node.op.name == "cast" and node.inputs[0].dtype.bits == 16
 
 
 def _is_cheap(low: Lowering, value: Value) -> bool:

@@ -4,6 +4,8 @@ done in the kernel's epilogue, while the result is in registers. It is called wh
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -35,9 +37,11 @@ class Pending:
     its epilogue's sums would have (None: it takes none), ``narrows`` whether it can store what its epilogue makes in
     another dtype. ``sums`` are those that it gathers besides: their parts, where they go, and the nodes that ask for them.
     ``others`` are results that it stores besides, and ``made`` their values.
+    ``number`` is its place among the kernels that ever waited: it reads nothing of later ones.
     ``pooled`` emits it with a max pooling of its result in it, if there is such a kernel, and says so.
     """
 
+    number: int
     target: Placed
     emit: Emit
     value: Value | None
@@ -60,6 +64,7 @@ class Waiting:
         self.low = low
         self.pending: dict[Buffer, list[Pending]] = {}
         self.besides: dict[Buffer, Buffer] = {}  # what else a kernel which waits will write, and where its result will lie
+        self._numbers, self._before = itertools.count(), math.inf
 
     def __contains__(self, buffer: Buffer) -> bool:
         """Whether a kernel that waits will write the buffer."""
@@ -72,14 +77,19 @@ class Waiting:
         """The result of a kernel that takes an epilogue: ``emit`` is called when the result is first read."""
         dtype = node.outputs[0].dtype
         steps = (Rounded(dtype),) if dtype.bits == 16 else ()
-        self._wait(Pending(target, emit, node.outputs[0], [node], parts, steps, narrows=narrows, pooled=pooled))
+        number, made = next(self._numbers), node.outputs[0]
+        self._wait(Pending(number, target, emit, made, [node], parts, steps, narrows=narrows, pooled=pooled))
         self.low.result(node.outputs[0], target)
 
     def flush(self, buffers: Sequence[Buffer]) -> None:
-        """Emit kernels that are waiting, as they are."""
+        """Emit kernels that are waiting, as they are. While a kernel is emitted that reads these buffers, later ones go on
+        waiting: they write another slice of a concatenation, and may read what it makes."""
         for buffer in buffers:
-            for waiting in self.pending.pop(self.besides.get(buffer, buffer), ()):
-                self._call(waiting)
+            written = self.besides.get(buffer, buffer)
+            while ready := [p for p in self.pending.get(written, ()) if p.number < self._before]:
+                first = min(ready, key=lambda p: p.number)
+                self._stop_waiting(first)
+                self._call(first)
 
     def _call(self, waiting: Pending) -> KernelStep:
         others = [place.buffer for place, _ in waiting.others]
@@ -89,7 +99,9 @@ class Waiting:
             waiting = self._with_others(waiting)
         dtype = waiting.target.buffer.dtype
         steps = (*waiting.steps, Stored(dtype)) if dtype.bits == 16 else waiting.steps
+        outer, self._before = self._before, waiting.number
         waiting.emit(steps, waiting.target, waiting.extra, waiting.nodes)
+        self._before = outer
         step: KernelStep = self.low.plan.steps[-1]
         step.aligned = waiting.aligned.difference(b for b, _ in step.places[: -len(waiting.extra) or None])  # its operands
         step.written += [parts.buffer for parts, _, _ in waiting.sums]
@@ -140,13 +152,8 @@ class Waiting:
         parts = self.low.temporary(Spec((waiting.parts(), Statistics.rows, channels), float32), "statistics")
         waiting.steps += (Statistics(channels),)
         waiting.extra.append((parts.buffer, 0))
-        waited = self.pending.pop(waiting.target.buffer)
-        at = waited.index(waiting)
-        for earlier in waited[:at]:
-            self._call(earlier)
+        self._stop_waiting(waiting)
         self._call(waiting).written.append(parts.buffer)
-        if later := waited[at + 1 :]:  # they may read what this one writes
-            self.pending[waiting.target.buffer] = later
         return parts
 
     def total(self, value: Expr, variables: list[Var], target: Placed, nodes: list[Node]) -> bool:
