@@ -56,6 +56,13 @@ FINDINGS = {
   %7 = divide(%1, %6) : f32[1,3,7,7]
   return %7
 }""",
+    # a product stored a second result of one column a whole vector at a time: beyond the end
+    "another result of a single column": """graph f(%a: f16[11,1,1,1], %b: f16[11,1,1,1]) {
+  %0 = matmul(%a, %b) : f16[11,1,1,1]
+  %1 = constant() {value=f16[]{0.5}} : f16[]
+  %2 = multiply(%0, %1) : f16[11,1,1,1]
+  return %2, %0
+}""",
 }  # fmt: skip
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from guarded import Guarded
 
 import twofold as tw
 from twofold import nn
 from twofold.backends.cpu.backend import CpuProgram
 from twofold.backends.interface import written_state
+from twofold.ir import interpret
 from twofold.passes import optimise
 
 F = nn.functional
@@ -91,6 +93,20 @@ def test_a_gradient_that_is_kept_is_stored_as_well():
     size = SMALL[1] * SMALL[2]
     (writer,) = [c for c in program(step, given).calls if any(b.size == size for b in c.step.writes())]
     assert len(writer.step.writes()) == 3
+
+
+@pytest.mark.parametrize("sizes", [SMALL, (6, 1, 23), (6, 17, 5), (3, 33, 1)], ids=str)
+def test_updates_stay_within_their_arrays(sizes):
+    """Arrays end where a page begins that nobody may touch."""
+    _, _, step, given = training("Adam", sizes)
+    graph, rng = optimise(step.graph(*given)), np.random.default_rng(0)
+    guarded = [Guarded(tuple(v.shape), True, v.dtype.numpy) for v in graph.all_inputs]
+    for g in guarded:
+        g.array[...] = 0 if g.array.dtype.kind in "iu" else rng.uniform(0.1, 0.9, g.array.shape)
+    exact = interpret(graph, [g.array.copy() for g in guarded])
+    got = CpuProgram(graph, written_state(graph))([g.array for g in guarded])
+    for x, y in zip(got, exact, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 

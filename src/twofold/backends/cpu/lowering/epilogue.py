@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from twofold.backends.cpu.emit.body import Body
 from twofold.backends.cpu.kernels.epilogue import Site, Step, Stream
 from twofold.backends.cpu.llvm import Function, Index, Value, const
-from twofold.backends.cpu.llvm.types import memory_type
+from twofold.backends.cpu.llvm.types import memory_type, to_memory
 from twofold.backends.cpu.loops import Affine, Buffer, Expr, Store, Var, acc, constant, load, var
 from twofold.backends.cpu.loops.expr import loads, rewrite_loads
 from twofold.backends.cpu.lowering.steps import Placed
@@ -146,10 +146,10 @@ class Beside(Formula):
     def apply(self, f: Function, x: Value, site: Site, columns: list[Value]) -> Value:
         body: Body = columns[0]  # type: ignore[assignment]
         with self._at(body, x, site):
-            value, *_ = [body.emit(value) for value in self.values]
-            for s in self.others:
-                body.store(s)
-            return body.spread(value)
+            value, *others = [body.spread(body.emit(value)) for value in self.values]
+            for s, other in zip(self.others, others):  # a single channel is stored as such, though its address tells of none
+                f.vstore(to_memory(f, other, s.buffer.dtype), body.pointer(s.buffer, s.address, 0), site.count)
+            return value
 
 
 def beside(value: Formula | None, others: Sequence[tuple[Placed, Formula]], number: int) -> Beside:
