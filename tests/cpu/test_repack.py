@@ -54,6 +54,21 @@ def test_weights_are_packed_and_unpacked_brick_by_brick(conv, lanes, machine):
     assert found or conv.cg % machine.lanes
 
 
+@pytest.mark.parametrize("machine", [HOST, AVX2], ids=["host", "avx2"])
+@pytest.mark.parametrize("conv", CASES, ids=str)
+def test_forward_packing_is_turned_into_backward_packing(conv, machine):
+    if machine is AVX2 and not HOST.is_x86:
+        pytest.skip("needs an x86 processor")
+    source, target = (direct.packing(machine, conv, forward) for forward in (True, False))
+    assert repack.turns(source, target) == (conv.cg % machine.lanes == 0)
+    if repack.turns(source, target):
+        w = normal((conv.o, conv.cg, conv.kh, conv.kw))
+        for threads in (1, 3):
+            there = unset(target.size)
+            run(repack.turn(machine, source, target), [_packed(w, source), there], threads)
+            assert np.array_equal(there, _packed(w, target))
+
+
 @pytest.mark.parametrize("conv", [Conv(1, 9, 9, 20, 36, 3, 3), Conv(1, 9, 9, 64, 64, 7, 7)], ids=str)
 def test_orders_that_would_cut_a_vector_are_left_to_nests(conv):
     assert not any(repack.fits(direct.packing(AVX2, conv, forward)) for forward in (True, False))

@@ -4,6 +4,7 @@ from twofold.backends.interface import (
     KINDS,
     Backend,
     Device,
+    Layout,
     Program,
     chosen_device,
     default_device,
@@ -11,4 +12,4 @@ from twofold.backends.interface import (
     device_group,
 )
 
-__all__ = ["KINDS", "Backend", "Device", "Program", "chosen_device", "default_device", "device", "device_group"]
+__all__ = ["KINDS", "Backend", "Device", "Layout", "Program", "chosen_device", "default_device", "device", "device_group"]

@@ -11,7 +11,7 @@ import functools
 import importlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,6 +103,23 @@ class Memory:
         return ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in parts.items())
 
 
+class Layout(ABC):
+    """An order of its own in which a program takes a state and leaves it, between calls that follow each other. Layouts that
+    compare equal are the same order. What these return shares no memory with what they are given."""
+
+    @abstractmethod
+    def pack(self, buffer: Any) -> Any:
+        """The numbers of an ordinary buffer, in this order."""
+
+    @abstractmethod
+    def unpack(self, buffer: Any) -> Any:
+        """An ordinary buffer of numbers in this order."""
+
+    @abstractmethod
+    def copy(self, buffer: Any) -> Any:
+        """An equal buffer of its own, in this order."""
+
+
 class Program(ABC):
     """A compiled graph. Buffers in (the graph's ``all_inputs``), buffers out (its ``all_outputs``).
 
@@ -111,9 +128,12 @@ class Program(ABC):
 
     A program may keep what it works out from state that it only reads (packed weights, say). ``version`` tells it when
     to do that again: calls with an equal number pass the same numbers for that state; None promises nothing.
+
+    ``layouts`` are the orders in which it takes the inputs at some positions, written state, and leaves their new values.
     """
 
     donated: Sequence[int] = ()
+    layouts: Mapping[int, Layout] = {}
 
     def place(self, index: int, array: np.ndarray) -> Any:
         """A buffer for input ``index`` from numbers on the host; None: the device's ``put`` will do."""
@@ -206,8 +226,8 @@ class Backend(ABC):
         those it does overwrite are its ``Program.donated``."""
 
     def remembered(self, graph: Graph, passes: Callable[[Graph], Graph], device: Device) -> tuple[Program, Graph]:
-        """A program for a recorded graph, which may overwrite the state that is written: of ``passes(graph)``, unless one
-        made before can be had without them. Also the graph that tells which state it writes."""
+        """A program for a recorded graph, which may overwrite the state that is written, and keep it in ``layouts``: of
+        ``passes(graph)``, unless one made before can be had without them. Also the graph that tells which state it writes."""
         graph = passes(graph)
         return self.compile(graph, device, donated=written_state(graph)), graph
 

@@ -77,15 +77,15 @@ class Rebuilt:
 Rule = Callable[[Rebuilt, Node, tuple[Value, ...]], "Sequence[Value | None] | None"]
 
 
-def rebuild(graph: Graph, rule: Rule, spec: Callable[[Spec], Spec] = lambda s: s) -> Graph:
+def rebuild(graph: Graph, rule: Rule, spec: Callable[[Value], Spec] = lambda v: v.spec) -> Graph:
     """A new graph, each node put through ``rule``; inputs and state keep their names, types go through ``spec``.
 
     A rule may give None for an output that nobody reads.
     """
     new = Rebuilt(graph.name)
-    new.graph.inputs = [new.leaf(v, spec(v.spec)) for v in graph.inputs]
+    new.graph.inputs = [new.leaf(v, spec(v)) for v in graph.inputs]
     for state in graph.state:
-        value = new.leaf(state.input, spec(state.input.spec))
+        value = new.leaf(state.input, spec(state.input))
         new.graph.state.append(State(state.name, value, value, state.variable))
     for node in graph.nodes:
         inputs = tuple(new.values[v] for v in node.inputs)
@@ -136,7 +136,7 @@ def specialise(graph: Graph, sizes: Mapping[str, Dim]) -> Graph:
                 error.args = (f"{node.scope}: {error.args[0]}", *error.args[1:])
             raise
 
-    return rebuild(graph, rule, lambda s: Spec(tuple(substitute(d, sizes) for d in s.shape), s.dtype))
+    return rebuild(graph, rule, lambda v: Spec(tuple(substitute(d, sizes) for d in v.shape), v.dtype))
 
 
 def _with_sizes(item: Any, sizes: Mapping[str, Dim]) -> Any:

@@ -9,12 +9,12 @@ import functools
 import itertools
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from twofold.backends import Device, Program
+from twofold.backends import Device, Layout, Program
 from twofold.backends.interface import written_state
 from twofold.base import flags, garbage
 from twofold.base.dims import substitute
@@ -24,7 +24,7 @@ from twofold.ir import Graph, Spec
 from twofold.ir.values import bind_symbols
 from twofold.passes import optimise, specialise
 from twofold.static.verification import check_against_reference
-from twofold.tensor.eager import Array, default_device
+from twofold.tensor.eager import Array, default_device, laid_out, lies
 from twofold.tensor.tensor import Tensor
 
 _versions = itertools.count(1)
@@ -41,6 +41,14 @@ class Compiled:
         first = len(graph.outputs)
         self.written = [(i, first + i) for i, state in enumerate(graph.state) if state.written]  # variable, result
         self._seen = _Seen((), device)
+
+    def buffers(self, arrays: Sequence[Array]) -> list[Any]:
+        """What the program takes for its inputs, state included."""
+        program, device, layouts = self.program, self.device, self.program.layouts
+        return [
+            a.buffer if a.device is device and i not in layouts else _buffer(i, a, device, program)
+            for i, a in enumerate(arrays)
+        ]
 
     def version(self, state: Sequence[Array]) -> int:
         """A number that changes when a constant variable has been given another value. A value never changes: it is
@@ -125,20 +133,28 @@ class GraphRunner:
         return [Array(spec, buffer, device) for spec, buffer in zip(compiled.specs, results)]
 
     def _whole(self, compiled: Compiled, arguments: Sequence[Array], state: list[Array]) -> list[Any]:
-        program, device = compiled.program, compiled.device
-        buffers = [
-            a.buffer if a.device is device else _buffer(i, a, device, program)
-            for i, a in enumerate([*arguments, *state])
-        ]
+        program, device, first = compiled.program, compiled.device, len(arguments)
+        layouts = program.layouts
+        for i, layout in layouts.items():
+            self._lay_out(i - first, state, layout, device)
+        buffers = compiled.buffers([*arguments, *state])
         for i in program.donated:
-            buffers[i] = _exclusive(buffers[i], state[i - len(arguments)], device)
+            copy = layouts[i].copy if i in layouts else device.backend.copy
+            buffers[i] = _exclusive(buffers[i], state[i - first], copy)
         if compiled.verify or self.verify:
             results = check_against_reference(compiled.graph, program, buffers, device)
         else:
             results = program(buffers, compiled.version(state))
         for i, at in compiled.written:
-            self.variables[i].set_buffer(results[at], device)
+            self.variables[i].set_buffer(results[at], device, layout=layouts.get(first + i))
         return results
+
+    def _lay_out(self, i: int, state: list[Array], layout: Layout, device: Device) -> None:
+        """Have a variable's numbers lie as the program takes them. It gets a new leaf before the next one's turn, so that only
+        one is there twice; whoever else looks at the old leaf keeps that."""
+        if state[i].device is device and not lies(state[i], layout):
+            self.variables[i].set_buffer(laid_out(state[i], layout), device, layout=layout)
+            state[i] = self.variables[i]._own
 
     def _device_of(self, arguments: Sequence[Array]) -> Device:
         if self._anchor is not None:
@@ -186,17 +202,19 @@ def check_arguments(graph: Graph, specs: Sequence[Spec]) -> None:
 
 
 def _buffer(index: int, array: Array, device: Device, program: Program) -> Any:
+    layout = program.layouts.get(index)
     if array.device == device:
-        return array.buffer
+        return array.buffer if layout is None else laid_out(array, layout)
     placed = program.place(index, array.numpy())
-    return device.backend.put(array.numpy(), device) if placed is None else placed
+    buffer = device.backend.put(array.numpy(), device) if placed is None else placed
+    return buffer if layout is None else layout.pack(buffer)
 
 
-def _exclusive(buffer: Any, leaf: Array, device: Device) -> Any:
+def _exclusive(buffer: Any, leaf: Array, copy: Callable[[Any], Any]) -> Any:
     """A buffer that a program may overwrite: itself, or a copy if somebody else looks at it: a view, a tensor, or the
     record of an eager computation, which holds the leaf."""
     shared = sys.getrefcount(buffer) > _ALONE or sys.getrefcount(leaf) > _ALONE
-    return device.backend.copy(buffer) if shared or not _owns(buffer) else buffer
+    return copy(buffer) if shared or not _owns(buffer) else buffer
 
 
 # references to a state buffer held by nobody but its variable, as seen inside `_exclusive`: the Array's slot, the list of

@@ -37,7 +37,7 @@ _known = Recent(MOST)
 def run(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Value | None:
     """The function's result by one program, or None: it is to be called, op by op."""
     arrays = [a for a in (*args, *kwargs.values()) if isinstance(a, Value)]
-    if context.precision is not None or not arrays or not all(type(a) is Array for a in arrays):
+    if context.precision is not None or not arrays or not all(isinstance(a, Array) for a in arrays):
         return None
     where = arrays[0].device  # type: ignore[attr-defined]
     buffers = [a.buffer for a in arrays]  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from twofold.backends import Device, default_device, device
+from twofold.backends import Device, Layout, default_device, device
+from twofold.base import locks
 from twofold.base.errors import DeviceError, TwofoldError
 from twofold.ir import Node, Op, Spec, Value, context
 from twofold.ir.builder import annotate, eager_bind
@@ -30,6 +31,53 @@ class Array(Value):
     def numpy(self) -> np.ndarray:
         """The content as a NumPy array (shares memory on a CPU)."""
         return np.asarray(self.device.backend.get(self.buffer))
+
+
+class LaidOut(Array):
+    """An array whose numbers lie in a program's own order (``Layout``). Whoever asks for its buffer gets an ordinary one, and
+    the array is an ordinary one from then on, so that the numbers are never held twice."""
+
+    __slots__ = ()
+
+    def __init__(self, spec: Spec, buffer: Any, where: Device, layout: Layout):
+        Value.__init__(self, spec)
+        _SLOT.__set__(self, _Order(buffer, layout))
+        self.device = where
+
+    @property
+    def buffer(self) -> Any:
+        with _turning:  # two threads that ask at once get the same buffer
+            held = _SLOT.__get__(self)
+            if isinstance(held, _Order):
+                held = held.layout.unpack(held.buffer)
+                _SLOT.__set__(self, held)
+                self.__class__ = Array  # type: ignore[assignment]
+            return held
+
+
+class _Order:
+    """What a ``LaidOut`` array has in the place of its buffer."""
+
+    __slots__ = ("buffer", "layout")
+
+    def __init__(self, buffer: Any, layout: Layout):
+        self.buffer, self.layout = buffer, layout
+
+
+_SLOT: Any = vars(Array)["buffer"]  # where both kinds of array have what they hold
+_turning = locks.renewed()
+
+
+def lies(array: Array, layout: Layout) -> bool:
+    """Whether the numbers of an array lie in the order of a layout."""
+    held = _SLOT.__get__(array)
+    return isinstance(held, _Order) and held.layout == layout
+
+
+def laid_out(array: Array, layout: Layout) -> Any:
+    """The numbers of an array in the order of a layout: what it holds, if they lie so, else a new buffer."""
+    held = _SLOT.__get__(array)
+    return held.buffer if isinstance(held, _Order) and held.layout == layout else layout.pack(array.buffer)
 
 
 _SPECS: dict[Any, tuple[Spec, ...]] = {}

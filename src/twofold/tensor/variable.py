@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from twofold import ops
-from twofold.backends import Device, device
+from twofold.backends import Device, Layout, device
 from twofold.base.dtypes import DType
 from twofold.base.errors import GradientError, ShapeError, TraceError
 from twofold.base.shapes import Shape, show
 from twofold.ir import Spec, Value, current_builder
 from twofold.ir.assumed import changed
 from twofold.ir.builder import note_assignment, noting_assignments
-from twofold.tensor.eager import Array
+from twofold.tensor.eager import Array, LaidOut
 from twofold.tensor.tensor import Tensor, concrete, fresh_leaf, unwrap
 
 
@@ -105,12 +105,16 @@ class Variable(Tensor):
         """Take over a concrete value as it is, on its device."""
         self.set_buffer(value.buffer, value.device, value.spec)
 
-    def set_buffer(self, buffer: Any, device: Device, spec: Spec | None = None) -> None:
+    def set_buffer(
+        self, buffer: Any, device: Device, spec: Spec | None = None, *, layout: Layout | None = None
+    ) -> None:
         """Have the numbers in a buffer on ``device`` (what a compiled program does after a step); ``spec`` if it is not the
-        old one. Every change of a variable's numbers gives it a new leaf."""
+        old one, ``layout`` if they lie in the program's own order. Every change of a variable's numbers gives it a new
+        leaf."""
         if spec is not None and spec != self._own.spec:
             changed()
-        leaf = Array(spec or self._own.spec, buffer, device)
+        spec = spec or self._own.spec
+        leaf = Array(spec, buffer, device) if layout is None else LaidOut(spec, buffer, device, layout)
         leaf.owner, leaf.requires_grad = self, self._own.requires_grad
         self._own = leaf
 

@@ -26,7 +26,7 @@ class CpuProgram(Program):
     """A graph as machine code. Safe to call from several threads (calls take turns).
 
     ``built`` is what it is made of, if that is known from disk; ``again`` then makes the program anew, for those who want
-    to look inside. One that ``borrows`` keeps no working memory between calls.
+    to look inside. One that ``borrows`` keeps no working memory between calls; one that ``packs`` may have ``layouts``.
     """
 
     def __init__(
@@ -37,16 +37,19 @@ class CpuProgram(Program):
         built: Assembled | None = None,
         again: Callable[[], CpuProgram] | None = None,
         borrows: bool = False,
+        packs: bool = False,
     ):
         from twofold.backends.cpu.execution import Execution
         from twofold.backends.cpu.machine import num_threads
 
         self.name = graph.name
         self.threads = num_threads()
-        self._built = built or _assembled(graph, donated, orders, self.threads)
+        self._built = built or _assembled(graph, donated, orders, self.threads, packs)
         self._again = again
-        self.donated = self._built.plan.donated
+        self.donated, self.layouts = self._built.plan.donated, self._built.plan.layouts
         shapes: list[Any] = [v.shape for v in graph.all_inputs]
+        for i, blocks in self.layouts.items():
+            shapes[i] = (blocks.size,)
         self._arguments = len(graph.inputs)
         sizes = {shape[0] for shape in shapes[: self._arguments] if shape}
         batch = sizes.pop() if len(sizes) == 1 else 0
@@ -142,10 +145,15 @@ class CpuProgram(Program):
 
 
 def _assembled(
-    graph: Graph, donated: Sequence[int], orders: Mapping[int, Sequence[int]] | None, threads: int
+    graph: Graph,
+    donated: Sequence[int],
+    orders: Mapping[int, Sequence[int]] | None,
+    threads: int,
+    packs: bool,
 ) -> Assembled:
     """A graph lowered, compiled and linked."""
     from twofold.backends.cpu.lowering.assemble import assemble
+    from twofold.backends.cpu.lowering.between import kept_packed, with_kernels
     from twofold.backends.cpu.lowering.donate import donate
     from twofold.backends.cpu.lowering.lines import as_images
     from twofold.backends.cpu.lowering.lower import lower
@@ -155,7 +163,9 @@ def _assembled(
     from twofold.backends.cpu.machine import host
 
     graph = widened(as_images(graph), host())
+    graph, packed = kept_packed(graph, host()) if packs else (graph, {})
     plan = lower(graph, host(), compile_graph, orders)
+    plan.layouts = with_kernels(packed, host())
     merge(plan)
     donate(plan, graph, donated)
     first = len(graph.inputs)
@@ -211,7 +221,7 @@ class CpuBackend(HostBackend):
 
         def anew() -> tuple[CpuProgram, Graph]:
             optimised = passes(graph)
-            return CpuProgram(optimised, written_state(optimised)), optimised
+            return CpuProgram(optimised, written_state(optimised), packs=True), optimised
 
         name = None if flags.get("TWOFOLD_DEBUG") >= 2 else remember.key(graph, num_threads())
         if name is None:

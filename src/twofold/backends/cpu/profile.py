@@ -109,7 +109,7 @@ def of(function: Any, arguments: Sequence[Any], rounds: int = 5) -> Recording:
     entries = [entry for known in function._entries.values() for entry in known]
     runner = entries[-1].runner
     compiled = list(runner.programs.values())[-1]
-    return record(compiled.program, [a._own.buffer for a in [*arguments, *runner.variables]], rounds)
+    return record(compiled.program, compiled.buffers([a._own for a in [*arguments, *runner.variables]]), rounds)
 
 
 def record(program: CpuProgram | StagedProgram, buffers: Sequence[Any], rounds: int = 5) -> Recording:

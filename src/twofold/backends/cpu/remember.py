@@ -13,6 +13,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from twofold.backends.cpu import cache, jit, team
 from twofold.backends.cpu.assembled import Assembled, Call, Segment
+from twofold.backends.cpu.blocks import Blocks
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.steps import Check, Placed, Plan
 from twofold.backends.cpu.machine import identity
@@ -68,6 +70,7 @@ def store(name: str, built: Assembled, written: Sequence[int]) -> None:
         "checks": [[c.message, c.scope] for c in plan.checks],
         "notes": plan.notes,
         "donated": plan.donated,
+        "layouts": [[i, *astuple(blocks)] for i, blocks in plan.layouts.items()],
         "written": list(written),
         "segments": [_of_program(p) for p in built.segments],
         "prepare": [_of_program(p) for p in built.prepare],
@@ -104,6 +107,7 @@ def recall(name: str, written: Sequence[int]) -> Assembled | None:
         notes=facts["notes"],
         donated=facts["donated"],
         prepare=[None] * facts["prepared"],
+        layouts={i: Blocks(*numbers) for i, *numbers in facts["layouts"]},
     )
     calls = [
         Call(Kernel(symbol, "", (), flops, note=note), [], None, ops=ops, layers=layers)

@@ -22,6 +22,7 @@ from twofold.backends.cpu.kernels import (
     fold,
     lanes,
     planes_wgrad,
+    repack,
     strassen,
     strassen_conv,
     weights,
@@ -80,6 +81,13 @@ def packed_weights(machine: Machine, conv: Conv) -> Packed:
     """The order in which parameters may be kept between steps: forward kernels read it, weight gradients write it."""
     machine = _fitted(machine, conv, conv.o)
     return lanes.packing(machine, conv) if lanes.fits(machine, conv) else direct.packing(machine, conv)
+
+
+def kept_weights(machine: Machine, conv: Conv) -> Packed | None:
+    """``packed_weights`` where they may be kept so: no block is cut, and kernels of all directions start from that order."""
+    packed = packed_weights(machine, conv)
+    whole = packed.outs % packed.block == 0 and repack.fits(packed)
+    return packed if whole and not lanes.fits(_fitted(machine, conv, conv.o), conv) else None
 
 
 def plain_weights(machine: Machine, conv: Conv) -> Plain:
@@ -343,6 +351,6 @@ def _pads_within(conv: Conv) -> bool:
 
 
 __all__ = [
-    "Choice", "Prepare", "data_gradient", "forward", "packed_weights", "parts", "plain_weights", "takes_bf16",
+    "Choice", "Prepare", "data_gradient", "forward", "kept_weights", "packed_weights", "parts", "plain_weights", "takes_bf16",
     "weight_gradient", "winograd_scheme", "winograd_scheme_backward",
 ]  # fmt: skip

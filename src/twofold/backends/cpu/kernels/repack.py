@@ -9,10 +9,14 @@ SCHEDULE
     unpacking is the same backwards. *Backward* packing has inputs side by side: of V*taps weights every ``taps``-th is wanted,
     which are V different lanes of ``taps`` vectors if taps and V have no common factor: a blend, put in order.
     The next brick's rows are prefetched: they are many, and further apart than a page.
+
+``turn`` makes backward packing of forward packing: units are a block of outputs x a block of inputs for one tap, one piece in
+both, turned by squares. They follow each other as they are read, so the next one can be prefetched.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +26,7 @@ from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
+Kind = tuple[int, int, int]
 MOST_TAPS = 25  # of which a brick is written out
 
 
@@ -46,6 +51,41 @@ def unpack(machine: Machine, packed: Packed) -> Kernel:
     for kind in packed.kinds():
         _turn(k.f, packed, *kind, back=True)
     return k.finish(note="unpack weights")
+
+
+def turns(source: Packed, target: Packed) -> bool:
+    """Whether ``turn`` knows the way: from forward to backward packing of the same weights, in whole vectors."""
+    whole = not (source.pairs or target.pairs or source.outs % source.lanes or target.outs % target.lanes)
+    return source.forward and not target.forward and source.lanes == target.lanes and whole
+
+
+def turn(machine: Machine, source: Packed, target: Packed) -> Kernel:
+    """Kernel (weights in forward packing, the same in backward packing)."""
+    k = KernelBuilder(machine, "turn_weights", ["source", "target"])
+    for there, here in itertools.product(source.kinds(), target.kinds()):
+        _turn_blocks(k.f, source, target, there, here)
+    return k.finish(note="turn packed weights")
+
+
+def _turn_blocks(f: Function, source: Packed, target: Packed, there: Kind, here: Kind) -> None:
+    """Units of one kind of block of outputs (first, count, outputs) and one of inputs."""
+    (first_out, out_blocks, outs), (first_in, in_blocks, ins) = there, here
+    lanes, box = source.lanes, [source.groups, out_blocks, source.taps, in_blocks]
+    with f.loop(*f.share(math.prod(box), f.arg("tid"), f.arg("n"))) as unit:
+        group, out_block, tap, in_block = f.divmod_chain(unit.index, box)
+        in_block, out_block = f.add(in_block, first_in), f.add(out_block, first_out)
+        row = f.add(f.mul(tap, source.ins), f.mul(in_block, target.block))
+        read = f.gep(f.arg("source"), f.add(source.panel(f, group, out_block), f.mul(row, outs)))
+        row = f.add(f.mul(tap, target.ins), f.mul(out_block, source.block))
+        written = f.gep(f.arg("target"), f.add(target.panel(f, group, in_block), f.mul(row, ins)))
+        with f.loop(0, outs, lanes) as out, f.loop(0, ins, lanes) as inner:
+            rows = f.gep(read, f.add(f.mul(inner.index, outs), out.index))
+            columns = f.gep(written, f.add(f.mul(out.index, ins), inner.index))
+            places = [f.gep(rows, k * outs) for k in range(lanes)]
+            for place in places:
+                f.prefetch(f.gep(place, ins * outs), 2)
+            for k, vector in enumerate(f.transposed([f.vload(place, lanes=lanes) for place in places])):
+                f.vstore(vector, f.gep(columns, k * ins))
 
 
 @contextmanager

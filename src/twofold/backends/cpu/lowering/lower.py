@@ -29,7 +29,7 @@ from twofold.backends.cpu.loops import (
     with_guard,
 )
 from twofold.backends.cpu.lowering.concat import homes
-from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, VIEWS
+from twofold.backends.cpu.lowering.rules import HOST, INLINE, NESTS, OWN, VIEWS
 from twofold.backends.cpu.lowering.rules.native import interleaved
 from twofold.backends.cpu.lowering.rules.normalization import Moments
 from twofold.backends.cpu.lowering.steps import (
@@ -109,6 +109,8 @@ class Lowering:
             self.formula(node, node.outputs[0], lambda index: INLINE[name](node, ats, tuple(index)))
         elif name in NESTS:
             NESTS[name](self, node)
+        elif name in OWN:
+            OWN[name](self, node)
         elif name in HOST:
             self.host(node, name, lambda *xs: run_reference(node, list(xs)), HOST[name])
         else:

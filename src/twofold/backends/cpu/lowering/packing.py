@@ -6,6 +6,7 @@ Both walk tiles of 16 inputs x all taps, so that what is read across and what is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from twofold.backends.cpu.kernels.weights import Packed
@@ -65,6 +66,14 @@ def unpack(low: Lowering, source: Buffer, packed: Packed, target: Placed) -> Non
         address = target.address(_index(packed, packed.ins, group, var(block) + first, lane, inner, tap))
         store = Store(target.buffer, address, value)
         low.nest(Nest([group, block, tile, lane, step, tap], [store]), [], "unpack weights")
+
+
+def place(packed: Packed, index: Sequence[Affine]) -> Affine:
+    """Where the weight at an index of (O, I, KH, KW) lies in an order of whole blocks."""
+    out, inner, row, column = index
+    tap = row * packed.kw + column
+    panel = floordiv(out, packed.block) * packed.taps + tap
+    return (panel * packed.ins + inner) * packed.block + mod(out, packed.block)
 
 
 def _variables(packed: Packed, blocks: int, lanes: int) -> tuple[Var, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from twofold.backends.cpu.blocks import Blocks
 from twofold.backends.cpu.loops import Affine, Buffer, Expr, Nest, constant, load
 from twofold.backends.cpu.program import Kernel
 from twofold.base.errors import GraphError
@@ -168,7 +169,7 @@ class Plan:
     """A lowered graph. Buffers that are neither inputs, outputs, constants nor kept are temporary and live in the arena.
 
     ``prepare`` are steps done at the first call and again when the state they read has changed; ``kept`` are their results
-    that ``steps`` read.
+    that ``steps`` read. ``layouts`` are the orders of the inputs that are state kept packed.
     """
 
     steps: list[Step]
@@ -182,6 +183,7 @@ class Plan:
     values: dict[Value, Placed] = field(default_factory=dict)
     prepare: list[Step] = field(default_factory=list)
     kept: list[Buffer] = field(default_factory=list)
+    layouts: dict[int, Blocks] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise GraphError where a step, or an output, reads what no step before it has written. That would be an error of

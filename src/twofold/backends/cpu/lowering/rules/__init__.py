@@ -4,6 +4,7 @@
 ``NESTS``   loops or kernels of its own: ``rule(lowering, node)``
 ``HOST``    the gaps, and why: they run in Python between native parts. ``f.report()`` names those of a program;
             docs/devices.md lists them, and a test holds the two together
+``OWN``     as ``NESTS``, for ops that no graph of a user has: the backend puts them there
 ``VIEWS``   the inline ops that only map indices
 """
 
@@ -16,6 +17,7 @@ from twofold.backends.cpu.lowering.rules import (
     indexing,
     matmul,
     movement,
+    native,
     normalization,
     pool,
     random,
@@ -33,6 +35,7 @@ HOST = {
     "topk": "needs a selection",
     "solve": "needs an LU factorisation",
 }
+OWN = native.OWN
 VIEWS = movement.VIEWS
 
-__all__ = ["HOST", "INLINE", "NESTS", "VIEWS"]
+__all__ = ["HOST", "INLINE", "NESTS", "OWN", "VIEWS"]

@@ -25,7 +25,7 @@ from twofold.backends.cpu.kernels import (
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.layout import CHANNELS_LAST
 from twofold.backends.cpu.loops import Buffer
-from twofold.backends.cpu.lowering.packing import pack, unpack
+from twofold.backends.cpu.lowering.packing import pack, place, unpack
 from twofold.backends.cpu.lowering.steps import KernelStep, Placed, row_strides
 from twofold.backends.cpu.lowering.views import matrix, pixel_distance
 from twofold.backends.cpu.lowering.waiting import Pending
@@ -127,14 +127,45 @@ def _by_bricks(plain: Placed, packed: weights.Packed) -> bool:
 
 def _packed(low: Lowering, w: Value, shape: Conv, packed: weights.Packed) -> Buffer:
     """The weights in packed order: brick by brick where they lie as users see them, else by a nest."""
-    placed = low.places.get(w)
+    placed, kept = low.places.get(w), _kept(w)
+    if kept is not None and kept.attrs["packed"] == packed:
+        return low.places[kept.inputs[0]].buffer
     out = Buffer(bfloat16, 2 * packed.size, "packed") if packed.pairs else Buffer(float32, packed.size, "packed")
-    if placed is not None and _by_bricks(placed, packed):
+    if kept is not None and repack.turns(kept.attrs["packed"], packed):
+        kernel = _generated(repack.turn, low.machine, kept.attrs["packed"], packed)
+        low.kernel(kernel, [(low.places[kept.inputs[0]].buffer, 0), (out, 0)], out)
+    elif placed is not None and _by_bricks(placed, packed):
         kernel = _generated(repack.pack, low.machine, packed)
         low.kernel(kernel, [(placed.buffer, 0), (out, 0)], out)
     else:
         pack(low, low.at(w), packed, shape.cg if packed.forward else shape.og, out)
     return out
+
+
+def _kept(w: Value) -> Node | None:
+    """The node that says in which order weights lie that stay packed between calls (``lowering/between.py``)."""
+    node = w.producer
+    return node if node is not None and node.op.name == "unpack_weights" else None
+
+
+def kept_weights(machine: Machine, node: Node) -> weights.Packed | None:
+    """The order in which the kernels for a convolution, or a gradient of one, find or leave weights that stay packed; None
+    if they are to be plain."""
+    return choose.kept_weights(machine, _conv(node)) if _suits(node) else None
+
+
+def unpack_weights(low: Lowering, node: Node) -> None:
+    """Nothing is done for it: kernels read the packed weights, and whoever else does reads them by their index."""
+    source, packed = low.places[node.inputs[0]], node.attrs["packed"]
+    low.formulas[node.outputs[0]] = lambda index: source.at([place(packed, index)])
+
+
+def pack_weights(low: Lowering, node: Node) -> None:
+    """The kernel of the gradient has left it so (``weight_grad``)."""
+    if node.outputs[0] not in low.places:
+        packed, target = node.attrs["packed"], low.allocate(node.outputs[0])
+        pack(low, low.at(node.inputs[0]), packed, packed.ins, target.buffer)
+        low.result(node.outputs[0], target)
 
 
 def conv(low: Lowering, node: Node) -> bool:
@@ -185,7 +216,7 @@ def _convolve(low: Lowering, node: Node, pick: Any) -> bool:
 
 
 def weight_grad(low: Lowering, node: Node) -> bool:
-    """The gradient with respect to the weights, brought back to the plain order."""
+    """The gradient with respect to the weights, brought back to the plain order if it is not to stay as it is."""
     if not _takes_conv(low, node):
         return False
     (x, g), dw, shape = node.inputs, node.outputs[0], _conv(node)
@@ -194,6 +225,11 @@ def weight_grad(low: Lowering, node: Node) -> bool:
     choice = _generated(choose.weight_gradient, low.machine, shape, ldx, ldy, x.dtype)
     order = Buffer(float32, choice.weights.size, "packed gradient")
     low.kernel(choice.kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
+    kept = next((user for user in low.users.get(dw, ()) if user.op.name == "pack_weights"), None)
+    if kept is not None and kept.attrs["packed"] == choice.weights:
+        low.result(kept.outputs[0], Placed(order, (order.size,), (1,)))
+        if dw not in low.outputs:
+            return True
     target = low.allocate(dw)
     if choice.algorithm == "lanes":
         plain = weights.repack(low.machine, choice.weights, choose.plain_weights(low.machine, shape))
@@ -318,4 +354,6 @@ def _pool_grad_with_epilogue(
     return True
 
 
-__all__ = ["KernelStep", "conv", "input_grad", "matmul", "pool_forward", "pool_grad", "weight_grad"]
+OWN: dict[str, Any] = {"pack_weights": pack_weights, "unpack_weights": unpack_weights}
+
+__all__ = ["OWN", "KernelStep", "conv", "input_grad", "matmul", "pool_forward", "pool_grad", "weight_grad"]
