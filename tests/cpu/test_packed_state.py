@@ -23,6 +23,7 @@ from twofold.backends.cpu.lowering import between
 from twofold.backends.cpu.machine import AVX2
 from twofold.ir.interpret import interpret
 from twofold.ir.text import parse_graph
+from twofold.optim.loss_scale import finite_each, keep_if, present
 from twofold.tensor.eager import Array, LaidOut
 
 F = nn.functional
@@ -280,6 +281,32 @@ def test_clipped_gradients(change, kept, monkeypatch):
 
     ours, plain = both(monkeypatch, play)
     assert ours == (plain[0], kept, plain[2])
+
+
+def test_a_step_left_out_where_a_gradient_is_not_finite(monkeypatch):
+    """As ``fit`` does: all of the gradients are looked at, in whatever order they lie."""
+
+    def play():
+        tw.random.seed(0)
+        model = Net()
+        optimiser = OPTIMISERS["momentum"](model.parameters())
+
+        @tw.compile
+        def step(x, y, scale):
+            before = present([*optimiser.variables(), *model.buffers()])
+            (F.cross_entropy(model(x), y) * scale).backward()
+            with tw.no_grad():
+                fine = tw.Tensor(finite_each([p.grad.value for p in optimiser.parameters()]))
+            optimiser.step()
+            optimiser.zero_grad()
+            keep_if(fine.all(), before)
+            return fine.all()
+
+        fine = [step(*batch, tw.tensor(np.float32(s))).item() for batch, s in zip(batches(3), (1.0, np.inf, 1.0))]
+        return fine, [n for n, p in model.named_parameters() if isinstance(p._own, LaidOut)], bits(model.state_dict())
+
+    ours, plain = both(monkeypatch, play)
+    assert ours == ([True, False, True], PACKED, plain[2]) and plain[1] == []
 
 
 def test_a_step_that_fails_leaves_numbers_that_can_be_read():

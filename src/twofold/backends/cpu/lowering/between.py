@@ -9,8 +9,8 @@
 
 The kernels of the forward pass read that order and those of weight gradients write it, so nothing is unpacked, and what is
 packed is the data gradient's weights alone, from it. The update must be elementwise, of numbers and of arrays that come
-along: whatever looks at one of them in another way (a norm of gradients, say) keeps the plain order for all. A caller who
-wants the gradient gets it unpacked.
+along: whatever looks at one of them in another way (a norm of gradients, say) keeps the plain order for all, unless any order
+does (whether all gradients are finite). A caller who wants the gradient gets it unpacked.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from twofold.ir.rewrite import Rebuilt, rebuild
 from twofold.ops import ELEMENTWISE
 
 READERS = ("conv", "conv_input_grad")  # of weights, their second input
+ORDERLESS = ("all", "any", "max", "min")  # reductions of all elements that give the same bits in every order
 
 
 def blocks_of(packed: Packed) -> Blocks:
@@ -84,6 +85,8 @@ def kept_packed(graph: Graph, machine: Machine) -> tuple[Graph, dict[int, Packed
             if inputs[1] not in unpacked:
                 (unpacked[inputs[1]],) = new.emit(UNPACK, [inputs[1]], {"packed": orders[node.inputs[1]]}, node.scope)
             return new.copy(node, [inputs[0], unpacked[inputs[1]]])
+        if node.inputs and node.inputs[0] in orders and _is_orderless(node):
+            return new.emit(node.op, inputs, {**node.attrs, "axes": (0,)}, node.scope)
         return None
 
     changed = rebuild(graph, rule, lambda v: Spec((orders[v].size,), v.dtype) if v in orders else v.spec)
@@ -112,7 +115,7 @@ def _together(weights: Value, users: Mapping[Value, Sequence[Node]], state: Coll
         value = todo.pop()
         node = value.producer
         made = value in state if node is None else _is_gradient(value) or node.op.name in ELEMENTWISE
-        uses = [user for user in users.get(value, ()) if not _is_reader(user, value, state)]
+        uses = [u for u in users.get(value, ()) if not (_is_reader(u, value, state) or _is_orderless(u))]
         if not made or any(user.op.name not in ELEMENTWISE for user in uses):
             return set()
         tied = uses if node is None or _is_gradient(value) else [*uses, node]
@@ -131,6 +134,12 @@ def _is_gradient(value: Value) -> bool:
 def _is_reader(node: Node, value: Value, state: Collection[Value]) -> bool:
     """Whether a convolution reads a state as its weights."""
     return node.op.name in READERS and value is node.inputs[1] and value is not node.inputs[0] and value in state
+
+
+def _is_orderless(node: Node) -> bool:
+    """Whether a node reduces all elements of what it reads, in whatever order."""
+    whole = node.op.name in ORDERLESS and len(node.attrs["axes"]) == node.inputs[0].ndim
+    return whole and not node.attrs["keepdims"]
 
 
 def _is_closed(graph: Graph, together: Collection[Value]) -> bool:
