@@ -123,3 +123,22 @@ def test_what_a_product_reads_is_not_overwritten_by_it(size, left):
 
     step(tw.tensor(a))
     np.testing.assert_allclose(v.numpy(), before - (before @ a if left else a @ before), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 40, 300])
+def test_a_value_is_read_before_a_new_one_lies_over_it(size):
+    """A step that keeps what it was given, and what that was last time."""
+    prev, diff = (tw.Variable(np.zeros(size, np.float32), name=name) for name in ("prev", "diff"))
+
+    @tw.compile(devices="cpu")
+    def step(x):
+        g = tw.exp(x * x)
+        d = g - prev
+        prev.assign(g)
+        diff.assign(d * 2)
+
+    x = np.linspace(0.1, 1, size, dtype=np.float32)
+    for k in (1, 2):
+        step(tw.tensor(k * x))
+    np.testing.assert_allclose(diff.numpy(), 2 * (np.exp(4 * x * x) - np.exp(x * x)), rtol=1e-5)
+    np.testing.assert_allclose(prev.numpy(), np.exp(4 * x * x), rtol=1e-5)

@@ -8,7 +8,7 @@ everything else stays a scalar and is spread over the lanes where they meet.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from twofold.backends.cpu.emit.functions import ROWS
@@ -288,10 +288,15 @@ class Body:
         mask = Value(vector("i1", self.lanes), f"<{used}>")
         return mask if guard is None else self.f.binary("and", guard, mask)
 
-    def store(self, s: Store, copy: int = 0) -> None:
-        """Carry out one store."""
+    def store_all(self, stores: Sequence[Store], copy: int = 0) -> None:
+        """Carry out the stores of one element. All values are there before the first is stored, for it may lie over what
+        others are made of."""
+        values = [self.emit(s.value, copy) for s in stores]
+        for s, value in zip(stores, values):
+            self._store(s, value, copy)
+
+    def _store(self, s: Store, x: Value, copy: int) -> None:
         f = self.f
-        x = self.emit(s.value, copy)
         if self.vector is not None and self.vector in s.address.vars:
             self._store_lanes(s, to_memory(f, self.spread(x), s.buffer.dtype), copy)
             return

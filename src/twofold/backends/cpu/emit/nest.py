@@ -150,8 +150,7 @@ class _Emitter:
                 start = [[self._spread_init(a.init, shape)] * copies for a in self.nest.accumulators]
                 body.accumulators = self._reduce(list(self.plan.rdims), start, copies)
             for copy in range(copies):
-                for s in self.nest.stores:
-                    body.store(s, copy)
+                body.store_all(self.nest.stores, copy)
             body.vector_accumulators = False
 
     # ---- transposed copies ----------------------------------------------------------------------------------------
@@ -186,8 +185,7 @@ class _Emitter:
                     body.values.update({plan.vector: base, plan.across: f.add(first, i)})  # type: ignore[dict-item]
                     for l, values in columns.items():
                         body.know(l, values[i])
-                    for s in self.nest.stores:
-                        body.store(s)
+                    body.store_all(self.nest.stores)
 
     # ---- results side by side, reduced row after row --------------------------------------------------------------
     def _rows(self, chunk: Any, chunks: int, vectors: int) -> None:
@@ -223,8 +221,7 @@ class _Emitter:
 
         def finish(at: list[Value], copies: int) -> None:
             self.body.accumulators = self._from_rows(at, 1)
-            for s in nest.stores:
-                self.body.store(s)
+            self.body.store_all(nest.stores)
 
         each(1, begin)
         self._row_loops(list(self.plan.rdims), each)
@@ -303,8 +300,7 @@ class _Emitter:
             if self.nest.each:
                 body.accumulators = out
                 for copy in range(copies):
-                    for s in self.nest.each:
-                        body.store(s, copy)
+                    body.store_all(self.nest.each, copy)
         return out
 
     # ---- a vector loop that is reduced ----------------------------------------------------------------------------
@@ -316,8 +312,7 @@ class _Emitter:
             rows = self._reduce_outer(list(plan.rdims), start)
             body.vector_accumulators = False
             body.accumulators = [[self._fold(k, row)] for k, row in enumerate(rows)]
-            for s in self.nest.stores:
-                body.store(s)
+            body.store_all(self.nest.stores)
 
     def _reduce_outer(self, rdims: list[Var], accumulators: list[list[Value]]) -> list[list[Value]]:
         body, copies = self.body, self.plan.unroll
