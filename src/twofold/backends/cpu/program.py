@@ -55,7 +55,7 @@ class Kernel:
     scratch: int = 0
     level: int = 0
     note: str = ""  # what was chosen and why, for reports
-    once: bool = False  # each result is stored once, after its epilogue: so the epilogue may read what it overwrites
+    once: bool = False  # each result is stored once, after its epilogue: so results may lie over what the epilogue reads there
 
 
 class KernelBuilder:

@@ -47,8 +47,8 @@ Source = Packed | Plain
 # is waiting for L2), and bytes a core reads per cycle from L3 and from memory, and writes; measured on Zen 3.
 _TRANSFORM = 300.0 / winograd.F4.points
 _WEIGHT_TRANSFORM = 110.0 / winograd.F4.points
-_HUGE = 4  # times L3: transformed weights that are made anew at every call though they are constant; once L3 suffices
-_MANY = 32  # where each weight meets so many tiles: to transform it is little then (1 to 2 % of a network's time)
+_HUGE = 4  # times L3: constant weights that are larger when transformed are transformed at every call, from 1 on if
+_MANY = 32  # or more tiles meet each of them: to transform it is little then (1 to 2 % of a network's time)
 _LEAN = 0.85  # and these may take a sixth longer than the best, for half the memory or a quarter
 _INSIDE = 190.0 / winograd.F4.points  # the same into L2, on the way; measured on Zen 4
 _STREAM = 8.0
