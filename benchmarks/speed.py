@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-SLOW = 0.9  # of the rates that another row of the same results had
+SLOW = 0.9  # of the rates that most rows of the same results had (there are also moments in which it gives more)
 Row = dict[str, Any]
 
 
@@ -26,14 +26,13 @@ def during(samples: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def shares(rows: Iterable[Row]) -> dict[int, float]:
-    """By ``id`` of the row: the smaller of its rates' shares of the best that rows with as many threads had. Rows without
-    rates are left out."""
-    rows = [r for r in rows if "speed" in r]
-    best: dict[tuple[int, str], float] = {}
+    """By ``id`` of the row: the smaller of its rates' shares of the median of rows with as many threads. Rows without rates are
+    left out."""
+    rows, usual = [r for r in rows if "speed" in r], dict[tuple[int, str], float]()
     for r in rows:
-        for rate, value in r["speed"].items():
-            best[r["threads"], rate] = max(value, best.get((r["threads"], rate), 0.0))
-    return {id(r): min(value / best[r["threads"], rate] for rate, value in r["speed"].items()) for r in rows}
+        for rate in r["speed"]:
+            usual[r["threads"], rate] = median(q["speed"][rate] for q in rows if q["threads"] == r["threads"])
+    return {id(r): min(value / usual[r["threads"], rate] for rate, value in r["speed"].items()) for r in rows}
 
 
 def quicker(row: Row, other: Row) -> Row:

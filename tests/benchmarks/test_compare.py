@@ -147,12 +147,12 @@ def test_rows_of_slow_minutes_are_measured_again(modules, tmp_path, monkeypatch)
     assert [kept[n] for n in first] == [100, 99, 95, 80]
 
 
-def test_rates_are_medians_and_shares_are_of_the_best(modules):
+def test_rates_are_medians_and_shares_are_of_the_median_row(modules):
     speed = modules["speed"]
     samples = [{"fma": f, "read": r} for f, r in [(1, 9), (5, 8), (3, 7)]]
     assert speed.during(samples) == {"fma": 3, "read": 8}
-    rows = [{"threads": t, "speed": {"fma": f, "read": r}} for t, f, r in [(2, 200, 30), (2, 100, 60), (1, 50, 10)]]
-    assert [speed.shares([*rows, {"threads": 2}])[id(r)] for r in rows] == [0.5, 0.5, 1.0]
+    rows = [{"threads": t, "speed": {"fma": f, "read": r}} for t, f, r in [(2, 200, 30), (2, 200, 60), (2, 100, 30), (1, 50, 10)]]
+    assert [speed.shares([*rows, {"threads": 2}])[id(r)] for r in rows] == [1.0, 1.0, 0.5, 1.0]
     now = speed.now(1)
     assert now["fma"] > now["read"] > 0.1
 
