@@ -54,10 +54,15 @@ class Machine:
         """The part of the description on which machine code depends (for the object cache)."""
         return f"{self.triple}|{self.cpu}|{self.features}|{self.vector_bits}"
 
+    @property
+    def stores_lines(self) -> bool:
+        """Whether a vector is a whole line of the cache."""
+        return self.vector_bits == 8 * LINE
+
     def overflows(self, nbytes: int) -> bool:
-        """Whether an array is better written past the caches, in whole lines: the last one would not keep it until it is read,
-        and a line need not be read to be overwritten then."""
-        return self.vector_bits == 8 * LINE and nbytes > self.l3 // 2
+        """Whether an array is better written past the caches, where that is done in whole lines: the last one would not keep
+        it until it is read, and a line need not be read to be overwritten then."""
+        return nbytes > self.l3 // 2
 
     def narrowed(self, channels: int) -> Machine:
         """This machine with vectors of half as many elements, where AVX-512's would lie idle by half or more: those of

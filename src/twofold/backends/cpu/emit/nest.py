@@ -44,6 +44,8 @@ def nest_kernel(machine: Machine, nest: Nest, name: str = "nest") -> tuple[Kerne
 
 def _past(machine: Machine, nest: Nest) -> frozenset[Buffer]:
     """What is written past the caches: what they do not keep, and is not read here."""
+    if not machine.stores_lines:
+        return frozenset()
     written = set(nest.writes()) - set(nest.reads())
     return frozenset(b for b in written if b.dtype is float32 and machine.overflows(b.nbytes))
 

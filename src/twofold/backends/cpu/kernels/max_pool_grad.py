@@ -117,7 +117,7 @@ class _Emitter:
     def _is_large(self) -> bool:
         """Whether dx is whole lines, and too many for the last cache."""
         machine, pool = self.k.machine, self.pool
-        lines = self.ldd % machine.lanes == 0 and ep.element(self.epilogue) == "float"
+        lines = machine.stores_lines and self.ldd % machine.lanes == 0 and ep.element(self.epilogue) == "float"
         return lines and machine.overflows(4 * pool.n * pool.h * pool.w * self.ldd)
 
     def _slot(self, row: Index, column: Index, channel: Index = 0) -> Value:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Matmul
+from twofold.backends.cpu.kernels.tile import LINE
 from twofold.backends.cpu.llvm import Index, Value, const
 from twofold.backends.cpu.llvm.values import BITS
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 FEW = 16  # steps of k at most
-LINE = 16  # float32 elements in a cache line
 STRIP = 128  # rows of a unit
 
 
@@ -45,7 +45,7 @@ class _Builder:
         self.rows = 2 if 2 * shape.k + 8 <= machine.registers else 1  # with the elements of a, the sums and an epilogue's
         self.block = min(max(LINE, machine.l1 // 2 // (4 * shape.k) // LINE * LINE), 1024)
         self.reads = [stream for stream in ep.streams(epilogue, ldc) if not stream.written]
-        self.lines = not self.reads and ldc % self.line == 0 and 64 // self.line * shape.m * shape.n > machine.l3 // 2
+        self.lines = not self.reads and ldc % self.line == 0 and machine.overflows(64 // self.line * shape.m * shape.n)
 
     def kernel(self) -> Kernel:
         m, n = self.shape.m, self.shape.n

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from twofold.backends.cpu.kernels import strips
 from twofold.backends.cpu.kernels.direct import is_pointwise
 from twofold.backends.cpu.kernels.shapes import Conv, runs, split
-from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, most_pixels, shaped
+from twofold.backends.cpu.kernels.tile import LINE, Operands, Tile, accumulate, flatten, most_pixels, shaped
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -44,7 +44,6 @@ SHORTEST = 96  # pixels that a chunk has at least, if rows are to be forgotten
 LONG = 128  # pixels, after which bringing in and storing a tile hardly counts
 UNITS = 32  # units wanted: enough to share them evenly among several threads
 FEW = 400  # products of a vector of dy: waiting for it takes about as long (27 for 3x3 of 3 channels), or a twentieth (363)
-LINE = 16  # float32 elements in a cache line
 
 
 @dataclass(frozen=True)
