@@ -4,7 +4,7 @@ SCHEDULE
     Within a unit the inputs are cut into blocks of at most 256, so that a block's weights (16 KB on AVX2) stay in L1 while
     all tiles of the unit pass by; in between the sums rest in a scratch of the thread's own. Without blocks every tile
     fetches all of its weights from L2 again, which held 1x1 layers to 60-80 % of the peak on two threads.
-    On the way three things are prefetched, few lines with every step of the loop, so that they are there when their turn
+    On the way three things are prefetched, a few lines with every round of the loop, so that they are there when their turn
     comes: the weights that lie behind (the next block's), into L1; the pixels of the next unit, and what the tile's epilogue
     will read and write, into L2.
 """
@@ -179,7 +179,10 @@ class Pointwise(Sweep):
 
         def fetch(step: Index) -> None:
             for place, rate, level in wanted:
-                f.prefetch(f.gep(place, f.mul(step, max(1, -(-size * rate // steps))), "i8"), level)
+                each = max(1, -(-size * rate // steps))  # bytes a step: of few pixels each has several lines to ask for
+                start = f.gep(place, f.mul(step, each), "i8")
+                for at in range(0, UNROLL * each, 4 * LINE):
+                    f.prefetch(f.gep(start, at, "i8"), level)
 
         return fetch
 

@@ -1,18 +1,20 @@
 """One sweep over all outputs of a pass: units shared among the threads, rows, tiles; how a tile reduces over the taps.
 
 A unit is (group, block of outputs, image, block of rows). It walks its rows, a row its tiles of MR pixels x NV vectors, and a
-tile reduces over (kh, kw, i) in registers. ``pointwise.Pointwise`` reduces passes of a single tap in blocks of inputs.
+tile reduces over (kh, kw, i) in registers, asking for the weights that come next. ``pointwise.Pointwise`` reduces passes of a
+single tap in blocks of inputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import slab
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.shapes import Pass
-from twofold.backends.cpu.kernels.tile import Operands, accumulate, flatten, most_pixels, shaped, zeros
+from twofold.backends.cpu.kernels.tile import LINE, Operands, accumulate, flatten, most_pixels, shaped, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
@@ -20,6 +22,7 @@ from twofold.backends.cpu.machine import Machine
 UNROLL = 2  # steps of the innermost loop written out
 MOST_ROWS = 8
 UNITS = 64  # of a pass, at least: to be shared evenly among many threads
+AHEAD = 4096  # bytes: how far before their use weights are asked for
 READ_AGAIN = 0.25  # what reading the weights once more for each row costs, by its products
 
 
@@ -173,14 +176,27 @@ class Sweep:
         everywhere = [p for p in range(size) if all(one.h.valid(example + p, t) for t in range(one.h.taps))]
         joined = one.h.spacing == one.h.kernel_step == 1 and one.h.kernel == 0 and ins == one.ldx
         if joined and len(everywhere) == size:  # (kw, i) is contiguous in x and in w: one loop
-            return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL)
+            return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL, self._next_weights(w))
         for t in range(one.h.taps):
             pixels = [p for p in range(size) if one.h.valid(example + p, t)]
             kernel = one.h.kernel + t * one.h.kernel_step
             if pixels:
                 moved = replace(ops, x=f.gep(x, t * one.h.spacing * one.ldx), w=f.gep(w, kernel * ins * self.width))
-                tile = accumulate(f, tile, moved, ins, pixels, UNROLL)
+                tile = accumulate(f, tile, moved, ins, pixels, UNROLL, self._next_weights(moved.w))
         return tile
+
+    def _next_weights(self, w: Value) -> Callable[[Index], None] | None:
+        """Prefetches the weights that come AHEAD bytes after those of a step, where L1 does not keep a block's."""
+        f = self.f
+        if 4 * self.packed.taps * self.packed.ins * self.width <= self.machine.l1:
+            return None
+
+        def fetch(step: Index) -> None:
+            start = f.gep(w, f.add(f.mul(step, self.width), AHEAD // 4))
+            for at in range(0, UNROLL * self.width, LINE):
+                f.prefetch(f.gep(start, at), 3)
+
+        return fetch
 
     def _store(self, tile, at: Index, size: int) -> None:
         f, one = self.f, self.one
