@@ -74,6 +74,10 @@ def kernels(machine: Machine):
                 yield winograd_conv.data_gradient(machine, conv, back, inside=True), [y, back.size, x]
         if winograd.fits(conv, winograd.F4):
             yield winograd_wgrad.weight_gradient(machine, conv, fwd), [x, y, fwd.size]
+    blocks = Conv(7, 13, 13, 5, 9, 3, 3, pad=PAD)
+    x, y, fwd = 7 * 13 * 13 * 5, 7 * 13 * 13 * 9, direct.packing(machine, blocks)
+    yield winograd_wgrad.weight_gradient(machine, blocks, fwd), [x, y, fwd.size]  # adds up sums
+    yield winograd_wgrad.weight_gradient(replace(machine, l2=0), blocks, fwd), [x, y, fwd.size]  # adds up taps
     product = Conv(2, 3, 7, 8 * machine.lanes + 8, 12 * machine.lanes, 1, 1)
     fwd = direct.packing(machine, product)
     for levels in (one for one in (1, 2) if strassen.fits(fwd, one)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from kernel_oracles import (
@@ -110,6 +112,21 @@ def test_weight_gradient(conv):
         results.append(dw)
     assert error(unpack(conv, results[0], packed), weight_gradient(conv, x, dy)) < BOUND[F4]
     assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize(
+    "conv", [Conv(7, 15, 16, 21, 40, 3, 3, pad=ONE), Conv(1, 50, 29, 40, 17, 3, 3, pad=ONE)], ids=str
+)
+def test_weight_gradient_in_blocks_that_add_up_sums_or_taps(conv):
+    x, dy = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.n, conv.oh, conv.ow, conv.o), 2)
+    packed, expected = direct.packing(HOST, conv), weight_gradient(conv, x, dy)
+    for machine in (HOST, replace(HOST, l2=0)):
+        assert winograd_wgrad.keeps_sums(machine, conv, 65) == (machine is HOST)
+        results = [unset(packed.size) for _ in (1, 3)]
+        for dw, threads in zip(results, (1, 3)):
+            run(winograd_wgrad.weight_gradient(machine, conv, packed), [x, dy, dw], threads)
+        assert error(unpack(conv, results[0], packed), expected) < BOUND[F4]
+        assert np.array_equal(*results)
 
 
 @each(CASES[3:6], LARGER[3:])
