@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from kernel_oracles import HOST
 
-from twofold.backends.cpu.kernels import partition
+from twofold.backends.cpu.kernels import direct, partition
+from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.llvm import const
 from twofold.backends.cpu.program import KernelBuilder, ProgramBuilder, Ref
 
@@ -42,3 +43,16 @@ def test_every_unit_is_done_once_and_idle_counts_what_the_code_does(loops, threa
 def test_odd_units_of_loops_fall_to_different_threads():
     done = times_done([(1, 2), (1, 1), (1, 2), (1, 1)], 2)
     assert done.tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_phases_of_a_strided_gradient_are_shared_by_their_taps(monkeypatch):
+    """Of 3x3 taps with stride 2 the four phases have 1, 2, 2 and 4: counted as equal, the last of two threads did twice the
+    products of the first."""
+    seen = []
+    shared = partition.parts
+    monkeypatch.setattr(partition, "parts", lambda f, loops: [seen.extend(loops), shared(f, loops)][1])
+    conv = Conv(8, 28, 28, 256, 256, 3, 3, (2, 2), ((1, 1), (1, 1)))
+    direct.data_gradient(HOST, conv, direct.packing(HOST, conv, forward=False))
+    work = [units * each for units, each in seen]
+    assert 2 * work[0] > work[1] == work[2] > 1.5 * work[0]
+    assert 2 * work[1] > work[3] > 1.5 * work[1]

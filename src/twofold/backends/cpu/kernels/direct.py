@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import partition
 from twofold.backends.cpu.kernels.pointwise import Pointwise, flattened, is_pointwise, scratch_bytes, suits
-from twofold.backends.cpu.kernels.shapes import Conv, Pass, forward_axes, gradient_axes
+from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, forward_axes, gradient_axes, runs, split
 from twofold.backends.cpu.kernels.sweep import Sweep, row_block, slab_of
 from twofold.backends.cpu.kernels.tile import best_shape
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.llvm import Function, const
+from twofold.backends.cpu.llvm import Function, Index, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
+
+TOGETHER = 4  # pixels that no product reaches whose vectors are written together
 
 
 def forward(
@@ -66,7 +68,9 @@ def _forward_passes(machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy:
 
 def _backward_passes(machine: Machine, conv: Conv, packed: Packed, ldx: int, ldy: int = 0) -> Sequence[Pass]:
     ldx, ldy = ldx or conv.o, ldy or conv.c
-    passes = [Pass(conv.n, v, h, ldx, ldy) for v in gradient_axes(conv, 0) for h in gradient_axes(conv, 1)]
+    across = gradient_axes(conv, 1)
+    whole = [Axis(conv.ow, conv.w, conv.w, taps=0)]  # a row that no product reaches
+    passes = [Pass(conv.n, v, h, ldx, ldy) for v in gradient_axes(conv, 0) for h in (across if v.taps else whole)]
     return flattened(machine, passes[0], packed) if is_pointwise(conv) else passes
 
 
@@ -96,8 +100,8 @@ def _build(
 
 
 def _untouched(f: Function, one: Pass, channels: int, rows: int, epilogue: ep.Epilogue, first_part: int) -> None:
-    """A pass that no product reaches (the gradient between the pixels a stride meets): zeros and the epilogue, pixel by
-    pixel with all channels, so that memory is written as it lies."""
+    """A pass that no product reaches (the gradient between the pixels a stride meets): zeros and the epilogue, a few pixels
+    with all channels at a time, so that memory is written as it lies."""
     lanes = f.machine.lanes
     whole = channels - channels % lanes
     kinds = [(0, whole, lanes)] if whole else []
@@ -111,13 +115,27 @@ def _untouched(f: Function, one: Pass, channels: int, rows: int, epilogue: ep.Ep
                 with f.loop(start, stop, lanes) as channel:
                     step.begin(f, part, channel.index, count)
         top = f.mul(block, rows)
-        with f.loop(top, f.imin(f.add(top, rows), one.v.outputs)) as row, f.loop(0, one.h.outputs) as column:
+        with f.loop(top, f.imin(f.add(top, rows), one.v.outputs)) as row:
             line = f.add(f.mul(image, one.v.extent), f.add(one.v.out_first, f.mul(row.index, one.v.out_step)))
-            across = f.add(one.h.out_first, f.mul(column.index, one.h.out_step))
-            pixel = f.add(f.add(one.pixel_first, f.mul(line, one.h.extent)), across)
-            for low, high, count in kinds:
-                with f.loop(low, high, lanes) as channel:
-                    site = ep.Site(pixel, channel.index, count)
-                    [value] = ep.finish_column(f, epilogue, [const(f.vec(), 0.0)], [site], part)
-                    y = f.gep(f.arg("y"), f.add(f.mul(pixel, one.ldy), channel.index), ep.element(epilogue))
-                    f.vstore(value, y, count)
+            left = f.add(f.add(one.pixel_first, f.mul(line, one.h.extent)), one.h.out_first)
+            for first, count, size in runs(split(one.h.outputs, TOGETHER)):
+                with f.loop(first, first + count * size, size) as column:
+                    pixel = f.add(left, f.mul(column.index, one.h.out_step))
+                    pixels = [f.add(pixel, p * one.h.out_step) for p in range(size)]
+                    for low, high, lanes_used in kinds:
+                        with f.loop(low, high, lanes) as channel:
+                            _zeros(f, one, pixels, channel.index, lanes_used, epilogue, part)
+
+
+def _zeros(
+    f: Function, one: Pass, pixels: Sequence[Index], channel: Index, count: int, epilogue: ep.Epilogue, part: Index
+) -> None:
+    """What the epilogue makes of zeros, at a vector of channels of some pixels; the same of the next ones is fetched."""
+    for pixel in pixels:
+        for stream in ep.streams(epilogue, one.ldy):
+            stream.fetch(f, f.add(pixel, len(pixels) * one.h.out_step), channel)
+    sites = [ep.Site(pixel, channel, count) for pixel in pixels]
+    values = ep.finish_column(f, epilogue, [const(f.vec(), 0.0)] * len(pixels), sites, part)
+    for site, value in zip(sites, values):
+        place = f.add(f.mul(site.pixel, one.ldy), channel)
+        f.vstore(value, f.gep(f.arg("y"), place, ep.element(epilogue)), count)

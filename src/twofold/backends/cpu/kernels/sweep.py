@@ -23,7 +23,9 @@ UNROLL = 2  # steps of the innermost loop written out
 MOST_ROWS = 8
 UNITS = 64  # of a pass, at least: to be shared evenly among many threads
 AHEAD = 4096  # bytes: how far before their use weights are asked for
+END = 48  # steps that a pixel's vector takes to be stored, at the speed of memory
 READ_AGAIN = 0.25  # what reading the weights once more for each row costs, by its products
+Fetch = Callable[[Index], None]  # prefetches of a round, called with the number of its first step
 
 
 def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
@@ -86,10 +88,12 @@ class Sweep:
         self.weights_outside = weights_outside(machine, one, packed, self.rows)
 
     def units(self, count: int, outs: int) -> tuple[int, int]:
-        """How many units ``count`` blocks of ``outs`` outputs are, and the work of each (in pixels x vectors)."""
+        """How many units ``count`` blocks of ``outs`` outputs are, and the work of each (in steps of a pixel's vector: the
+        phases of a strided gradient have 1 to 4 taps of a 3x3 kernel)."""
         one = self.one
         units = self.packed.groups * count * one.n * -(-one.v.outputs // self.rows)
-        return units, self.rows * one.h.outputs * -(-outs // self.machine.lanes)
+        steps = one.v.taps * one.h.taps * self.packed.ins + END
+        return units, self.rows * one.h.outputs * -(-outs // self.machine.lanes) * steps
 
     def emit(self, first: int, count: int, outs: int, part: tuple[Index, Index]) -> None:
         """A ``part`` of the units of one kind of block: ``count`` blocks of ``outs`` outputs from block ``first`` on."""
@@ -150,22 +154,22 @@ class Sweep:
 
     def _tile(self, at: Index, size: int, example: int) -> None:
         """``size`` pixels from output ``at`` on; ``example`` is a fixed position with the same taps inside."""
-        f, one, vectors = self.f, self.read, len(self.counts)
+        f, vectors = self.f, len(self.counts)
         tile = zeros(f, size, vectors)
-        column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
         low, high = self.taps
         if (low, high) == (0, 1):
-            tile = self._tap_row(tile, 0, column, size, example)
+            tile = self._tap_row(tile, 0, at, size, example)
         else:
             with f.loop(low, high, carry=flatten(tile)) as tap:
                 inner = shaped(tap.carried, vectors)
-                tap.carry(flatten(self._tap_row(inner, tap.index, column, size, example)))
+                tap.carry(flatten(self._tap_row(inner, tap.index, at, size, example)))
             tile = shaped(tap.results, vectors)
         self._store(tile, at, size)
 
-    def _tap_row(self, tile, tap: Index, column: Index, size: int, example: int):
+    def _tap_row(self, tile, tap: Index, at: Index, size: int, example: int):
         """Add the products of one vertical tap."""
         f, one, ins = self.f, self.read, self.packed.ins
+        column = f.mul(f.add(f.mul(at, one.h.step), one.h.first), one.ldx)
         row = f.sub(self.row, self.top)
         line = f.add(f.add(f.mul(row, one.v.step), one.v.first), f.mul(tap, one.v.spacing))
         x = f.gep(self.x, f.add(f.mul(line, one.h.inputs * one.ldx), column))
@@ -176,16 +180,19 @@ class Sweep:
         everywhere = [p for p in range(size) if all(one.h.valid(example + p, t) for t in range(one.h.taps))]
         joined = one.h.spacing == one.h.kernel_step == 1 and one.h.kernel == 0 and ins == one.ldx
         if joined and len(everywhere) == size:  # (kw, i) is contiguous in x and in w: one loop
-            return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL, self._next_weights(w))
+            fetch = _all(self._next_weights(w), self._streams(at, size, tap, one.h.taps * ins))
+            return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL, fetch)
         for t in range(one.h.taps):
             pixels = [p for p in range(size) if one.h.valid(example + p, t)]
             kernel = one.h.kernel + t * one.h.kernel_step
             if pixels:
                 moved = replace(ops, x=f.gep(x, t * one.h.spacing * one.ldx), w=f.gep(w, kernel * ins * self.width))
-                tile = accumulate(f, tile, moved, ins, pixels, UNROLL, self._next_weights(moved.w))
+                ends = self._streams(at, size, tap, ins) if t == one.h.taps // 2 else None
+                fetch = _all(self._next_weights(moved.w), ends)
+                tile = accumulate(f, tile, moved, ins, pixels, UNROLL, fetch)
         return tile
 
-    def _next_weights(self, w: Value) -> Callable[[Index], None] | None:
+    def _next_weights(self, w: Value) -> Fetch | None:
         """Prefetches the weights that come AHEAD bytes after those of a step, where L1 does not keep a block's."""
         f = self.f
         if 4 * self.packed.taps * self.packed.ins * self.width <= self.machine.l1:
@@ -195,6 +202,25 @@ class Sweep:
             start = f.gep(w, f.add(f.mul(step, self.width), AHEAD // 4))
             for at in range(0, UNROLL * self.width, LINE):
                 f.prefetch(f.gep(start, at), 3)
+
+        return fetch
+
+    def _streams(self, at: Index, size: int, tap: Index, steps: int) -> Fetch:
+        """Prefetches what the end of a tile reads and writes, an even share of the lines in every round of ``steps`` steps of
+        each vertical tap."""
+        f, one = self.f, self.one
+        lines, streams = -(-self.width // LINE), ep.streams(self.epilogue, one.ldy)
+        rounds = max(1, steps // UNROLL)
+        share = -(-size * lines // (one.v.taps * rounds))
+        first = f.add(self.pixel, f.mul(at, one.h.out_step))
+
+        def fetch(step: Index) -> None:
+            for k in range(share):
+                number = f.add(f.mul(f.add(f.mul(tap, rounds), f.div(step, UNROLL)), share), k)
+                pixel = f.add(first, f.mul(f.div(number, lines), one.h.out_step))
+                channel = f.add(self.channel, f.mul(f.rem(number, lines), LINE))
+                for stream in streams:
+                    stream.fetch(f, pixel, channel)
 
         return fetch
 
@@ -210,3 +236,14 @@ class Sweep:
             values = ep.finish_column(f, self.epilogue, [row[j] for row in tile], sites, self.part)
             for p, value in enumerate(values):
                 f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes, y), count)
+
+
+def _all(*fetches: Fetch | None) -> Fetch:
+    """Prefetches of several kinds together."""
+
+    def fetch(step: Index) -> None:
+        for one in fetches:
+            if one is not None:
+                one(step)
+
+    return fetch
