@@ -52,7 +52,8 @@ _MANY = 32  # or more tiles meet each of them: to transform it is little then (1
 _LEAN = 0.85  # and these may take a sixth longer than the best, for half the memory or a quarter
 _INSIDE = 190.0 / winograd.F4.points  # the same into L2, on the way; measured on Zen 4
 _STREAM = 8.0
-_FETCH = 3.5
+_FETCH = 6.0
+_SEEN = 0.25  # of the shorter of fetching weights and multiplying is not hidden behind the longer; measured on Zen 5
 _WRITE = 3.0
 _SCHEMES = (winograd.F4, winograd.F2, winograd.F2_5)
 _LEVELS = (1, 2)  # of Strassen's algorithm
@@ -284,7 +285,7 @@ def direct_cycles(machine: Machine, conv: Conv, forward: bool = True) -> float:
 
 def winograd_cycles(machine: Machine, conv: Conv, constant: bool, scheme: winograd.Scheme = winograd.F4) -> float:
     """Estimated cycles of the Winograd forward kernel on one core, its weight transform included unless
-    ``constant``. Transformed weights are fetched while products are done: the slower of the two counts.
+    ``constant``. Transformed weights are fetched while products are done.
     """
     plan = winograd_conv.plan_forward(machine, conv, scheme)
     packed = direct.packing(machine, conv)
@@ -302,9 +303,14 @@ def winograd_cycles(machine: Machine, conv: Conv, constant: bool, scheme: winogr
     read = max(rounds * size / _STREAM if size > machine.l2 // 2 else 0.0, size / _FETCH)
     if _inside(machine, conv, packed, constant, scheme):
         products += columns[1] * conv.c * scheme.points * _INSIDE
-        return (max(products, 4 * packed.size / _FETCH) + transforms) * (_LEAN if constant else 1.0)
+        return (_together(products, 4 * packed.size / _FETCH) + transforms) * (_LEAN if constant else 1.0)
     written = 0.0 if constant else columns[1] * conv.c * scheme.points * _WEIGHT_TRANSFORM + size / _WRITE
-    return max(products, read) + transforms + written
+    return _together(products, read) + transforms + written
+
+
+def _together(products: float, read: float) -> float:
+    """Cycles of two things that are done at the same time."""
+    return max(products, read) + _SEEN * min(products, read)
 
 
 def _inside(machine: Machine, conv: Conv, packed: Packed, constant: bool, scheme: winograd.Scheme) -> bool:

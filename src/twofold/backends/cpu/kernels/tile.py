@@ -16,7 +16,7 @@ from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 
 LINE = 16  # float32 elements in a cache line
-LEVEL = 0.01  # shapes that differ by less are as good as each other
+LEVEL = 0.02  # shapes that differ by less are as good as each other
 ENOUGH = 4  # accumulators for every multiply-add in flight: more cost registers (a stem of 14x2 ran at 79 %, of 8x2 at 97 %)
 Tile = list[list[Value]]  # [pixel][vector]
 
@@ -60,7 +60,7 @@ def most_pixels(machine: Machine, vectors: int, pitch: int = 0) -> int:
 @functools.lru_cache(maxsize=1024)
 def best_shape(machine: Machine, pixels: int, outs: int, pitch: int = 0) -> TileShape:
     """The tile that takes the fewest cycles over ``pixels`` in a row, ``pitch`` bytes apart, and ``outs`` channels (split
-    evenly); of those within 1 % of each other the first: two vectors, unless others save work."""
+    evenly); of those within 2 % of each other the first: two vectors, unless others save work."""
 
     def cost(shape: TileShape) -> float:
         width = shape.vectors * machine.lanes
@@ -97,9 +97,8 @@ class Operands:
     j*lanes``.
 
     ``counts`` are the lanes to read of each vector (all, if the weights are padded). ``offsets``, if given, place the
-    pixels in ``x`` one by one, instead of ``p * pixel_step``. ``ahead`` (pointer, step), if given, prefetches into L2 what
-    lies ``k*step`` elements from the pointer in step k. Elements are float32, or ``pairs`` of bfloat16 (a step of the loop
-    then takes two of each, in the same bytes); ``single``: of the pixels' pairs only the first counts.
+    pixels in ``x`` one by one, instead of ``p * pixel_step``. Elements are float32, or ``pairs`` of bfloat16 (a step of the
+    loop then takes two of each, in the same bytes); ``single``: of the pixels' pairs only the first counts.
     """
 
     x: Value
@@ -109,7 +108,6 @@ class Operands:
     w_step: int
     counts: tuple[int, ...]
     offsets: tuple[int, ...] = ()
-    ahead: tuple[Value, int] | None = None
     pairs: bool = False
     single: bool = False
 
@@ -142,10 +140,6 @@ def accumulate(
         for p, row in zip(pixels, shaped(loop.carried, vectors)):
             inner[p] = row
         x = f.gep(ops.x, f.mul(loop.index, ops.x_step))
-        if ops.ahead:
-            start, step = ops.ahead
-            for at in range(0, unroll * step, LINE):
-                f.prefetch(f.gep(start, f.add(f.mul(loop.index, step), at)), 2)
         if fetch is not None:
             fetch(loop.index)
         w = f.gep(ops.w, f.mul(loop.index, ops.w_step))

@@ -4,33 +4,38 @@ ALGORITHM
     v = B' x B for every tile;  m[point] = v[point] @ u[point] (one matrix product over the channels each);  y = A' m A
 SCHEDULE
     *blocked* (many tiles): a thread takes blocks of tiles whose v and m stay near its L2, and does all three stages.
-    *staged* (few tiles, or weights about as large as all of v and m): all threads do one stage, with barriers between;
+    *staged* (few tiles, or weights larger than all of v and m): all threads do one stage, with barriers between;
     in the products they share out (point, block of outputs), so that every weight is read by one thread, once.
     A row of v has 16 elements more than its channels, so that the rows of a tile fall into different cache sets. The
-    panel of weights that is next is prefetched into L2 while one is used, an equal piece with every run of tiles: all of it
-    with the first run would come faster than memory gives it.
+    panel of weights that is next is prefetched while one is used, an equal piece with every run of tiles: all of it with the
+    first run would come faster than memory gives it.
     *inside* (staged, F(4x4)): plain weights come in, a quarter of the bytes. A thread takes whole blocks of outputs and goes
     through their inputs in stretches: it transforms the weights of one into L2, multiplies, and adds to m.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import winograd as wg
 from twofold.backends.cpu.kernels.partition import idle
 from twofold.backends.cpu.kernels.shapes import Conv, blocks, runs, split
-from twofold.backends.cpu.kernels.tile import Operands, accumulate, most_pixels, zeros
+from twofold.backends.cpu.kernels.tile import LINE, Operands, accumulate, most_pixels, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 from twofold.base.dtypes import DType, float32
 
-STAGED_BELOW = 8  # blocks: with fewer, threads would stand idle or read all the weights for little
+ENOUGH_BLOCKS = 8  # blocks are made smaller to be as many
+FEWEST_BLOCKS = 4  # with fewer, threads would stand idle
+FEWEST_TILES = 12  # of a block: with fewer, weights would be read for little
 FEW_BLOCKS = 32  # with more, one block does not matter
 UNEVEN = 0.06  # more than an even share, of the thread with most blocks
+UNROLL = 2  # steps of the products' loop written out
+Fetch = Callable[[Index], None]  # prefetches what a round of the products' loop is to ask for, given its first step
 SHORTEST = 16  # inputs of a stretch: with fewer, sums would go to memory and back too often
 
 
@@ -106,23 +111,27 @@ def stretch(machine: Machine, conv: Conv, packed: Packed, scheme: wg.Scheme, thr
         return 0
     if idle([(count, outs) for _, count, outs in packed.kinds()], threads) > UNEVEN:
         return 0
-    rows = _stretch(machine, packed)
+    rows = _stretch(machine, packed, scheme)
     return rows if rows >= SHORTEST else 0
 
 
-def _stretch(machine: Machine, packed: Packed) -> int:
-    most = 3 * machine.l2 // 8 // (4 * wg.F4.points * packed.block)
+def _stretch(machine: Machine, packed: Packed, scheme: wg.Scheme) -> int:
+    most = 3 * machine.l2 // 8 // (4 * scheme.points * packed.block)
     return max(rows for rows in range(1, packed.ins + 1) if packed.ins % rows == 0 and rows <= max(1, most))
 
 
 def plan_forward(machine: Machine, conv: Conv, scheme: wg.Scheme = wg.F4) -> Plan:
-    """Cut the tiles into blocks: v and m fill L2, but no fewer than 16 tiles (each reads all the weights)."""
+    """Cut the tiles into blocks: v and m of one fill L2, but there are enough for a few threads. Staged, if blocks would be too
+    few or too small, or weights, which each of them reads, are more than all of v and m."""
     grid = wg.TileGrid(conv, scheme)
     per_tile = scheme.points * 4 * (conv.c + 16 + conv.o + 16)
     target = max(16, min(96, machine.l2 // per_tile))
     weights = scheme.points * 4 * conv.c * conv.o
-    staged = -(-grid.count // target) < STAGED_BELOW or weights > per_tile * grid.count * 3 // 4
-    if staged:
+    count = -(-grid.count // target)
+    if count < ENOUGH_BLOCKS:
+        count = min(ENOUGH_BLOCKS, grid.count // FEWEST_TILES // 2 * 2)
+        target = -(-grid.count // max(1, count))
+    if count < FEWEST_BLOCKS or weights > per_tile * grid.count:
         return Plan(grid, [(0, 1, grid.count)], True)
     return Plan(grid, _even(grid.count, blocks(grid.count, target)), False)
 
@@ -237,26 +246,23 @@ class _Builder:
                             f.gep(m, f.mul(row, self.m_pitch)),
                             size,
                             width,
-                            (ahead, piece),
+                            self._panel_ahead(ahead, piece),
                         )
                     passed += many
 
     def _apart(self) -> int:
         """Elements from a point's transformed weights of a stretch to the next's."""
-        return wg.apart(_stretch(self.machine, self.packed) * self.packed.block)
+        return wg.apart(_stretch(self.machine, self.packed, self.scheme) * self.packed.block)
 
     def _products_inside(self, tiles: int) -> None:
         f, packed, scheme = self.f, self.packed, self.scheme
-        rows = _stretch(self.machine, packed)
+        rows = _stretch(self.machine, packed, scheme)
         own = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), 4 * scheme.points * self._apart()), "i8")
         between = wg.apart(tiles * self.m_pitch)
         for first, count, outs in packed.kinds():
             vectors = -(-outs // self.lanes)
             width = vectors * self.lanes
             cuts = split(tiles, most_pixels(self.machine, vectors))
-            # four points read as much of the next stretch as one tap has of it, a quarter each
-            quarter = rows * width * packed.taps // scheme.points
-            piece = -(-quarter // (rows * len(cuts)))
             with f.loop(*self._share(count)) as unit:
                 block = f.add(unit.index, first)
                 w = f.gep(f.arg("u"), packed.panel(f, 0, block))
@@ -267,18 +273,32 @@ class _Builder:
                     wg.emit_weights(f, packed, self.flip, scheme, source, rows, width, own, wg.apart(rows * width))
                     following = f.gep(source, rows * width)
                     with f.loop(0, scheme.points) as point:
-                        tap, share = f.divmod_chain(point.index, [packed.taps, scheme.points // packed.taps])
-                        ahead = f.gep(following, f.dot([(tap, packed.ins * width), (share, quarter)]))
                         u = f.gep(own, f.mul(point.index, wg.apart(rows * width)))
                         v = f.gep(self.v, f.add(f.mul(point.index, wg.apart(tiles * self.v_pitch)), part.index))
                         m, passed = f.gep(results, f.mul(point.index, between)), 0
                         for at, many, size in runs(cuts):
                             with f.loop(0, many) as run:
                                 row = f.add(f.mul(run.index, size), at)
-                                near = f.gep(ahead, f.mul(f.add(run.index, passed), rows * piece))
+                                number = f.add(f.mul(point.index, len(cuts)), f.add(run.index, passed))
+                                ahead = self._stretch_ahead(following, number, len(cuts), rows, width)
                                 places = f.gep(v, f.mul(row, self.v_pitch)), u, f.gep(m, f.mul(row, self.m_pitch))
-                                self._product(*places, size, width, (near, piece), rows)
+                                self._product(*places, size, width, ahead, rows)
                             passed += many
+
+    def _stretch_ahead(self, following: Value, number: Index, runs: int, rows: int, width: int) -> Fetch:
+        """Prefetches an even share of the weights of the ``following`` stretch, ``taps`` pieces of them, with every round of a
+        product's loop; ``number`` is that of the product among all of a stretch."""
+        f, taps = self.f, self.packed.taps
+        rounds = -(-rows // UNROLL)
+        lines = -(-taps * rows * width // LINE // (self.scheme.points * runs * rounds))
+
+        def fetch(step: Index) -> None:
+            first = f.mul(f.add(f.mul(number, rounds), f.div(step, UNROLL)), lines)
+            for k in range(lines):
+                tap, place = f.divmod_chain(f.mul(f.add(first, k), LINE), [taps, rows * width])
+                f.prefetch(f.gep(following, f.dot([(tap, self.packed.ins * width), (place, 1)])), 2)
+
+        return fetch
 
     def _clear(self, m: Value, tiles: int, vectors: int) -> None:
         f = self.f
@@ -287,24 +307,34 @@ class _Builder:
             for j in range(vectors):
                 f.vstore(const(f.vec(), 0.0), f.gep(m, f.add(place, j * self.lanes)))
 
-    def _product(
-        self, v: Value, u: Value, m: Value, size: int, width: int, ahead: tuple[Value, int], rows: int = 0
-    ) -> None:
+    def _product(self, v: Value, u: Value, m: Value, size: int, width: int, ahead: Fetch, rows: int = 0) -> None:
         """``m = v @ u``; with ``rows`` of them ``m += v @ u``."""
         f, vectors = self.f, width // self.lanes
-        ops = Operands(v, u, 1, self.v_pitch, width, (self.lanes,) * vectors, ahead=ahead)
+        ops = Operands(v, u, 1, self.v_pitch, width, (self.lanes,) * vectors)
         at = lambda p, j: f.gep(m, p * self.m_pitch + j * self.lanes)
         start = [[f.vload(at(p, j)) for j in range(vectors)] for p in range(size)] if rows else zeros(f, size, vectors)
 
         def fetch(step: Index) -> None:
-            """Of the next tiles: their stretches are too short for the core to see them come."""
+            """Of the next tiles, too: their stretches are too short for the core to see them come."""
+            ahead(step)
             row, column = f.divmod_chain(f.mul(step, size), [size, rows])
             f.prefetch(f.gep(v, f.add(f.mul(f.add(row, size), self.v_pitch), column)))
 
-        tile = accumulate(f, start, ops, rows or self.packed.ins, range(size), 2, fetch if rows else None)
+        tile = accumulate(f, start, ops, rows or self.packed.ins, range(size), UNROLL, fetch if rows else ahead)
         for p, row in enumerate(tile):
             for j, value in enumerate(row):
                 f.vstore(value, at(p, j))
+
+    def _panel_ahead(self, place: Value, piece: int) -> Fetch:
+        """Prefetches ``piece`` elements with every step, from ``place`` on."""
+        f = self.f
+
+        def fetch(step: Index) -> None:
+            start = f.gep(place, f.mul(step, piece))
+            for at in range(0, UNROLL * piece, LINE):
+                f.prefetch(f.gep(start, at), 3)
+
+        return fetch
 
     def _transform_output(self, first: Index, tiles: int, part: Index) -> None:
         f, conv, lanes = self.f, self.conv, self.lanes
