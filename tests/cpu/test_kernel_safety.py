@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -221,10 +222,12 @@ def test_kernels_are_emitted_for_other_machines(machine):
     assert jit.compile_ir(runtime_ir(machine), machine).startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize("machine", [AVX2, AVX512, NEON], ids=["avx2", "avx512", "neon"])
-def test_the_inner_loop_does_not_spill(machine):
-    """Accumulators, weights and the broadcast fit the registers: no vector is stored to the stack."""
-    conv = Conv(1, 56, 56, 64, 64, 3, 3, pad=PAD)
-    text = jit.assembly(direct.forward(machine, conv, direct.packing(machine, conv)).ir, machine)
-    spills = [line for line in text.splitlines() if "Spill" in line and ("mm" in line or "str\tq" in line)]
-    assert not spills
+@pytest.mark.parametrize("machine", [AVX2, AVX512, replace(AVX512, cpu="znver5")], ids=["avx2", "avx512", "znver5"])
+@pytest.mark.parametrize("kernel", [3, 7, 11])
+def test_the_inner_loop_does_not_spill(machine, kernel):
+    """Accumulators, weights and the broadcast fit the registers, also where ReLU compares with zero: LLVM took that out of the
+    loops, and kept accumulators in the stack instead (225 and 400 stores of a vector for 7x7 and 11x11)."""
+    conv = Conv(1, 224, 224, 3, 64, kernel, kernel, (kernel // 3, kernel // 3), PAD)
+    text = jit.assembly(direct.forward(machine, conv, direct.packing(machine, conv), (ep.Bias(), ep.Relu())).ir, machine)
+    stores = re.findall(r"\tvmovup?a?[sd]\s+%[yz]mm\d+, -?\d*\(%rsp\)", text)
+    assert re.search(r"\tvfmadd", text) and len(stores) <= 4

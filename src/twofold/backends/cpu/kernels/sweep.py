@@ -233,7 +233,8 @@ class Sweep:
         for j, count in enumerate(self.counts):
             channel = f.add(self.channel, j * self.machine.lanes)
             sites = [ep.Site(pixel, channel, count) for pixel in places]
-            values = ep.finish_column(f, self.epilogue, [row[j] for row in tile], sites, self.part)
+            with f.crowded():
+                values = ep.finish_column(f, self.epilogue, [row[j] for row in tile], sites, self.part)
             for p, value in enumerate(values):
                 f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes, y), count)
 
