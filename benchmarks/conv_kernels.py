@@ -119,8 +119,9 @@ class Problem:
         from twofold.backends.cpu.kernels import choose
         from twofold.backends.cpu.machine import host
 
-        entry = {"forward": choose.forward, "data": choose.data_gradient, "weights": choose.weight_gradient}[which]
-        return entry(host(), self.conv, constant=True) if which == "forward" else entry(host(), self.conv)
+        if which == "forward":
+            return choose.forward(host(), self.conv, constant=True)
+        return (choose.data_gradient if which == "data" else choose.weight_gradient)(host(), self.conv)
 
     def _ours(self, which: str, threads: int, whole: bool) -> Contestant:
         from twofold.backends.cpu.kernels import choose, weights

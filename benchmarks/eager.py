@@ -43,7 +43,9 @@ def main() -> None:
         profile(options.profile)
         return
     keys = [compare.Key(network, "train8", threads) for threads in options.threads for network in options.networks]
-    compare.run(keys, replace(SETTINGS, rounds=options.rounds), options.results, budget=None, resume=False)
+    running = compare.Run(replace(SETTINGS, rounds=options.rounds), options.results, None)
+    running.measure(keys)
+    running.measure_again()
     if not options.no_docs:
         rows = sorted(compare.read(options.results).values(), key=lambda r: NETWORKS.index(r["network"]))
         page = HERE.parent / "docs" / "performance.md"
@@ -94,7 +96,7 @@ def timed_ops() -> dict[str, list[float]]:
         row[1] += 1
         return out
 
-    BACKEND.run_graph = timed_graph  # type: ignore[method-assign]
+    BACKEND.run_graph = timed_graph  # type: ignore[assignment, method-assign]
     return spent
 
 

@@ -63,7 +63,7 @@ def temporaries(network: str, mode: str, options: argparse.Namespace) -> str:
         x, y = (tw.tensor(np.load(Path(folder, name)), device=options.device) for name in ("x.npy", "y.npy"))
         arguments = (x,) if mode == "infer" else (x, y)
         functions = [peers.twofold_function(Path(folder), mode, options.device, precision) for precision in OURS]
-        found = [function.memory(*arguments) for function in functions]
+        found = [function.memory(*arguments) for function in functions]  # type: ignore[attr-defined]
     return " / ".join(f"{memory.temporaries / 2**20:.0f}" if memory else "-" for memory in found)
 
 

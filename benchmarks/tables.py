@@ -23,7 +23,7 @@ def best_peer(row: Row) -> tuple[str, float] | None:
 
 def counts(found: dict | None) -> bool:
     """Whether an entry is a measurement of right results."""
-    return bool(found) and "ms" in found and "error" not in found
+    return found is not None and "ms" in found and "error" not in found
 
 
 def ratio(row: Row) -> float | None:

@@ -175,3 +175,14 @@ def test_pads_that_the_converter_leaves_go_into_the_convolution(modules):
     ]  # fmt: skip
     with pytest.raises(NotImplementedError, match="before a Pooling"):
         modules["pads"].without_pads(text.replace("Convolution", "Pooling"), [[0] * 8])
+
+
+def test_eager_steps_are_measured_by_the_same_rows(tmp_path):
+    """Whether or not PyTorch is there to be compared with."""
+    results = tmp_path / "eager.json"
+    options = ["--networks", "lenet5", "--threads", "1", "--rounds", "1", "--no-docs", "--results", str(results)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "eager.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (row,) = map(json.loads, results.read_text().splitlines())
+    assert row["mode"] == "train8" and row["peers"]["twofold"]["steps"] >= 1
