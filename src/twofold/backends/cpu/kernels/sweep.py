@@ -19,13 +19,13 @@ from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
 
-UNROLL = 2  # steps of the innermost loop written out
+UNROLL = 2  # steps of the innermost loop written out, at most
+ROUND = 32  # multiply-adds written out, if one step has not more: with two steps of 14x2 LLVM runs short of registers
 MOST_ROWS = 8
 UNITS = 64  # of a pass, at least: to be shared evenly among many threads
 AHEAD = 4096  # bytes: how far before their use weights are asked for
 END = 48  # steps that a pixel's vector takes to be stored, at the speed of memory
 READ_AGAIN = 0.25  # what reading the weights once more for each row costs, by its products
-Fetch = Callable[[Index], None]  # prefetches of a round, called with the number of its first step
 
 
 def row_block(machine: Machine, one: Pass, packed: Packed) -> int:
@@ -179,20 +179,20 @@ class Sweep:
         ops = Operands(x, w, 1, one.h.step * one.ldx, self.width, counts, pairs=self.packed.pairs)
         everywhere = [p for p in range(size) if all(one.h.valid(example + p, t) for t in range(one.h.taps))]
         joined = one.h.spacing == one.h.kernel_step == 1 and one.h.kernel == 0 and ins == one.ldx
+        unroll = min(UNROLL, max(1, ROUND // (size * len(self.counts))))
         if joined and len(everywhere) == size:  # (kw, i) is contiguous in x and in w: one loop
-            fetch = _all(self._next_weights(w), self._streams(at, size, tap, one.h.taps * ins))
-            return accumulate(f, tile, ops, one.h.taps * ins, range(size), UNROLL, fetch)
+            self._ask_ends(at, size, tap, 0, 1)
+            return accumulate(f, tile, ops, one.h.taps * ins, range(size), unroll, self._next_weights(w, unroll))
         for t in range(one.h.taps):
             pixels = [p for p in range(size) if one.h.valid(example + p, t)]
             kernel = one.h.kernel + t * one.h.kernel_step
+            self._ask_ends(at, size, tap, t, one.h.taps)
             if pixels:
                 moved = replace(ops, x=f.gep(x, t * one.h.spacing * one.ldx), w=f.gep(w, kernel * ins * self.width))
-                ends = self._streams(at, size, tap, ins) if t == one.h.taps // 2 else None
-                fetch = _all(self._next_weights(moved.w), ends)
-                tile = accumulate(f, tile, moved, ins, pixels, UNROLL, fetch)
+                tile = accumulate(f, tile, moved, ins, pixels, unroll, self._next_weights(moved.w, unroll))
         return tile
 
-    def _next_weights(self, w: Value) -> Fetch | None:
+    def _next_weights(self, w: Value, unroll: int) -> Callable[[Index], None] | None:
         """Prefetches the weights that come AHEAD bytes after those of a step, where L1 does not keep a block's."""
         f = self.f
         if 4 * self.packed.taps * self.packed.ins * self.width <= self.machine.l1:
@@ -200,29 +200,22 @@ class Sweep:
 
         def fetch(step: Index) -> None:
             start = f.gep(w, f.add(f.mul(step, self.width), AHEAD // 4))
-            for at in range(0, UNROLL * self.width, LINE):
+            for at in range(0, unroll * self.width, LINE):
                 f.prefetch(f.gep(start, at), 3)
 
         return fetch
 
-    def _streams(self, at: Index, size: int, tap: Index, steps: int) -> Fetch:
-        """Prefetches what the end of a tile reads and writes, an even share of the lines in every round of ``steps`` steps of
-        each vertical tap."""
+    def _ask_ends(self, at: Index, size: int, tap: Index, number: int, taps: int) -> None:
+        """Prefetches what the end of a tile reads and writes: an even share of its pixels with each vertical tap, and of their
+        lines before each of its ``taps`` loops. Within these it would cost instructions in every round (3x3/2 of 512 channels:
+        4 %)."""
         f, one = self.f, self.one
-        lines, streams = -(-self.width // LINE), ep.streams(self.epilogue, one.ldy)
-        rounds = max(1, steps // UNROLL)
-        share = -(-size * lines // (one.v.taps * rounds))
-        first = f.add(self.pixel, f.mul(at, one.h.out_step))
-
-        def fetch(step: Index) -> None:
-            for k in range(share):
-                number = f.add(f.mul(f.add(f.mul(tap, rounds), f.div(step, UNROLL)), share), k)
-                pixel = f.add(first, f.mul(f.div(number, lines), one.h.out_step))
-                channel = f.add(self.channel, f.mul(f.rem(number, lines), LINE))
-                for stream in streams:
-                    stream.fetch(f, pixel, channel)
-
-        return fetch
+        share, streams = -(-size // one.v.taps), ep.streams(self.epilogue, one.ldy)
+        first = f.add(f.add(self.pixel, f.mul(at, one.h.out_step)), f.mul(tap, share * one.h.out_step))
+        lines = [(p, line) for p in range(share) for line in range(0, self.width, LINE)]
+        for p, line in lines[number::taps]:
+            for stream in streams:
+                stream.fetch(f, f.add(first, p * one.h.out_step), f.add(self.channel, line))
 
     def _store(self, tile, at: Index, size: int) -> None:
         f, one = self.f, self.one
@@ -237,14 +230,3 @@ class Sweep:
                 values = ep.finish_column(f, self.epilogue, [row[j] for row in tile], sites, self.part)
             for p, value in enumerate(values):
                 f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes, y), count)
-
-
-def _all(*fetches: Fetch | None) -> Fetch:
-    """Prefetches of several kinds together."""
-
-    def fetch(step: Index) -> None:
-        for one in fetches:
-            if one is not None:
-                one(step)
-
-    return fetch
