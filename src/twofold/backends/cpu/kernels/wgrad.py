@@ -16,8 +16,9 @@ SCHEDULE
     With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip. If all of
     them leave most of the registers free, it takes several kh as well.
     For 1x1 kernels only the pixels that the stride meets are copied, and a chunk is one loop over them; without a
-    stride, images and rows are forgotten. There the tiles also ask for what is copied next: a few lines each. So they do where
-    dy has few products (stems): a tile asks for a line of every pixel, as it goes.
+    stride, images and rows are forgotten. There the tiles also ask for what is copied next and for the next tile of the
+    result, a few lines with every round of the loop. So they do where dy has few products (stems): a tile asks for a line of
+    every pixel, as it goes.
     Images of bfloat16 are copied as pairs of pixels that neighbouring outputs meet, for dot products: of dy every pixel is in
     one pair, of x as well if the kernel is one column wide; else each column of x is in two, as the first and as the second.
     In a row of an odd number of outputs the last pair counts half.
@@ -42,8 +43,11 @@ from twofold.base.dtypes import DType, bfloat16, float32
 GROUP = 8  # pixels of a strip copied together
 SHORTEST = 96  # pixels that a chunk has at least, if rows are to be forgotten
 LONG = 128  # pixels, after which bringing in and storing a tile hardly counts
+ROUND = 4  # steps of a 1x1 kernel's loop, written out
 UNITS = 32  # units wanted: enough to share them evenly among several threads
 FEW = 400  # products of a vector of dy: waiting for it takes about as long (27 for 3x3 of 3 channels), or a twentieth (363)
+
+Fetch = Callable[[Index], None]  # asks for lines, given the number of the step
 
 
 @dataclass(frozen=True)
@@ -287,8 +291,11 @@ class _Builder:
         for kind in self._strips(slab):
             for first_tap, tap_groups, taps in self.taps:
                 with f.loop(0, kind.count) as strip:
-                    if (conv.kh, conv.kw) == (1, 1) and conv.groups == 1:
-                        self._ahead(slab, unit, f.add(strip.index, kind.before))
+                    number, fetches = f.add(strip.index, kind.before), list[Fetch]()
+                    if self.flat and conv.groups == 1:
+                        fetches.append(self._next_pixels(slab, unit, number))
+                    elif (conv.kh, conv.kw) == (1, 1) and conv.groups == 1:
+                        self._ahead(slab, unit, number)
                     first = f.add(f.mul(strip.index, kind.inputs), kind.first)
                     with f.loop(0, conv.kh, self.tall) as kh, f.loop(0, tap_groups) as kw:
                         tap = f.add(f.mul(kw.index, taps), first_tap)
@@ -298,19 +305,16 @@ class _Builder:
                         corner = f.dot([(kh.index, conv.dilation[0] * self.in_columns), (tap, conv.dilation[1])])
                         strip_at = f.add(f.mul(first, self.x_plane), f.mul(corner, kind.inputs))
                         target = f.gep(panel, f.mul(row, width))
-                        ahead = self._line_ahead(unit, kh.index, tap) if slab.cut and self.few else None
-                        self._tile(unit, f.gep(x, strip_at), dy, target, kind.inputs, taps, width, ahead)
-
-    def _line_ahead(self, unit: _Unit, kh: Index, kw: Index) -> Value:
-        """The line of its first pixel that a tile asks for, of the dy that is copied next."""
-        f, width = self.f, self.packed.block
-        tile = f.add(f.mul(f.div(kh, self.tall), len(self.taps)), f.div(kw, self.taps[0][2]))
-        return f.gep(self._next_dy(unit), f.mul(f.imin(tile, -(-width // LINE) - 1), LINE))
+                        if (conv.kh, conv.kw) == (1, 1):
+                            fetches.append(self._next_tile(target, kind.inputs * width))
+                        elif slab.cut and self.few:
+                            fetches.append(self._next_lines(unit, kh.index, tap))
+                        self._tile(unit, f.gep(x, strip_at), dy, target, kind.inputs, taps, width, fetches)
 
     def _tile(
-        self, unit: _Unit, x: Value, dy: Value, target: Value, inputs: int, taps: int, width: int, ahead: Value | None
+        self, unit: _Unit, x: Value, dy: Value, target: Value, inputs: int, taps: int, width: int, fetches: list[Fetch]
     ) -> None:
-        """Add the chunk's products to one tile of the result."""
+        """Add the chunk's products to one tile of the result, and ``fetches`` on the way."""
         f, conv, lanes = self.f, self.conv, self.machine.lanes
         rows = list(itertools.product(range(self.tall), range(taps), range(inputs)))
         offsets = [
@@ -324,9 +328,10 @@ class _Builder:
         ops = Operands(x, dy, x_step, 1, width, (lanes,) * (width // lanes), pixels_of, pairs=self.pairs)
         if (conv.kh, conv.kw) == (1, 1) and not self.odd:  # all pixels of the chunk follow each other
             pixels = f.mul(unit.rows, self.images * self.y_columns)
-            results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), 4))
+            fetch = _all(fetches) if isinstance(pixels, int) else None
+            results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), ROUND, fetch))
         else:
-            results = self._lines(tile, ops, unit.rows, inputs, ahead)
+            results = self._lines(tile, ops, unit.rows, inputs, fetches)
         for value, offset in zip(results, [offset for line in offsets for offset in line]):
             f.vstore(value, f.gep(target, offset))
 
@@ -335,7 +340,7 @@ class _Builder:
         """Whether the last pair of every row has one pixel."""
         return self.pairs and self.conv.ow % 2 == 1
 
-    def _lines(self, tile: Tile, ops: Operands, rows: Index, inputs: int, ahead: Value | None) -> list[Value]:
+    def _lines(self, tile: Tile, ops: Operands, rows: Index, inputs: int, fetches: list[Fetch]) -> list[Value]:
         """The tile and the products of all rows of the chunk; ``ops`` are those of the first.
 
         One step a round: of two, LLVM would load what neighbouring pixels share once, and keep it in the stack."""
@@ -347,8 +352,8 @@ class _Builder:
             x_line = f.add(f.mul(which, self.in_rows), f.mul(line, self.strides[0]))
             x = f.gep(ops.x, f.mul(x_line, self.in_columns * inputs))
             dy = f.gep(ops.w, f.mul(loop.index, self.y_columns * ops.w_step))
-            start = ahead and f.gep(ahead, f.mul(loop.index, self.conv.ow * self.ldy))
-            fetch = start and (lambda k: f.prefetch(f.gep(start, f.mul(k, self.ldy)), 2))
+            done = f.mul(loop.index, self.y_columns)
+            fetch = (lambda k: _all(fetches)(f.add(done, k))) if self.few else None
             inner = accumulate(f, shaped(loop.carried, vectors), replace(ops, x=x, w=dy), steps, everything, fetch=fetch)
             if self.odd:
                 x, dy = f.gep(x, steps * ops.x_step), f.gep(dy, steps * ops.w_step)
@@ -356,8 +361,57 @@ class _Builder:
             loop.carry(flatten(inner))
         return loop.results
 
+    # ---- prefetches ---------------------------------------------------------------------------------------------------
+    def _next_lines(self, unit: _Unit, kh: Index, kw: Index) -> Fetch:
+        """One line of every pixel of the dy that is copied next, another one for each tile."""
+        f, width = self.f, self.packed.block
+        tile = f.add(f.mul(f.div(kh, self.tall), len(self.taps)), f.div(kw, self.taps[0][2]))
+        start = f.gep(self._next_dy(unit), f.mul(f.imin(tile, -(-width // LINE) - 1), LINE))
+        return lambda step: f.prefetch(f.gep(start, f.mul(step, self.ldy)), 2)
+
+    def _next_tile(self, target: Value, size: int) -> Fetch:
+        """The next tile of the result, in even shares of a tile's rounds: all tiles follow each other."""
+        f, start = self.f, self.f.gep(target, size)
+        each = -(-size // LINE // max(1, self.y_plane // ROUND))
+
+        def fetch(step: Index) -> None:
+            first = f.mul(f.div(step, ROUND), each)
+            for k in range(each):
+                f.prefetch(f.gep(start, f.mul(f.add(first, k), LINE)), 2)
+
+        return fetch
+
+    def _next_pixels(self, slab: _Slab, unit: _Unit, number: Index) -> Fetch:
+        """What is copied next: the first tiles of a unit ask for dy of the next block, the others for x of the next chunk. A
+        tile goes along the pixels, as many a round as suffice in all, and asks for as many lines of each as a block has: so a
+        round has one place to compute. (Shares even to the line took longer to compute than they saved.)"""
+        f, line = self.f, LINE * (2 if self.pairs else 1)
+        tiles = sum(kind.count for kind in self._strips(slab))
+        wide = -(-self.packed.block // line)  # lines of a pixel
+        parts = -(-slab.channels // (wide * line))  # of a pixel of x
+        usual = self.blocks if self.parts > 1 else -(-self.blocks // 2)  # units of a thread in a chunk
+        rounds = max(1, self.y_plane // ROUND)
+        turns = {many: -(-self.pixels // (many * rounds)) for many in (1, 2, 3, 4)}  # tiles, until all pixels are done
+        many = next((k for k, each in turns.items() if (tiles - each) * usual >= each * parts), 4)
+        pixels, each = many * rounds, turns[many]
+        share = f.add(f.mul(f.sub(unit.index, unit.low), max(1, tiles - each)), f.sub(number, each))
+        part, turn = f.divmod_chain(f.imin(share, each * parts), [parts, each])
+        x = f.gep(unit.next_x, f.dot([(part, wide * line), (turn, pixels * self.ldx)]), self.element)
+        dy = f.gep(self._next_dy(unit), f.mul(number, pixels * self.ldy), self.element)
+        of_dy = f.icmp("slt", f.index(number), each)
+        start, pitch = f.select(of_dy, dy, x), f.select(of_dy, const("i64", self.ldy), const("i64", self.ldx))
+
+        def fetch(step: Index) -> None:
+            first = f.mul(f.div(step, ROUND), many)
+            for k in range(many):
+                place = f.gep(start, f.mul(f.add(first, k), pitch), self.element)
+                for at in range(0, wide * line, line):
+                    f.prefetch(f.gep(place, at, self.element), 2)
+
+        return fetch
+
     def _ahead(self, slab: _Slab, unit: _Unit, strip: Index) -> None:
-        """Ask for a few of the lines that are copied next: dy of the next block, x of the next chunk."""
+        """Ask for a few of the lines that are copied next, before a tile: dy of the next block, x of the next chunk."""
         f, width, kind, line_size = self.f, self.packed.block, self.element, LINE * (2 if self.pairs else 1)
         tiles = sum(kind.count for kind in self._strips(slab))
         lines = -(-self.pixels // tiles)
@@ -516,3 +570,11 @@ class _Builder:
             for part in range(self.parts - 1):
                 total = f.fadd(total, f.vload(f.gep(f.arg("workspace"), f.add(at, part * size))))
             f.vstore(total, f.gep(f.arg("dw"), at))
+
+
+def _all(fetches: list[Fetch]) -> Fetch:
+    def fetch(step: Index) -> None:
+        for one in fetches:
+            one(step)
+
+    return fetch
