@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 from fuzz_check import on_cpu, on_cpu_as_it_is, verdicts
 
-from twofold.backends.cpu.lowering.lower import lower
-from twofold.backends.cpu.machine import host
-from twofold.base.errors import GraphError
 from twofold.ir.text import parse_graph
 
 FINDINGS = {
@@ -72,13 +69,3 @@ def test_a_finding_stays_mended(finding, run):
     graph = parse_graph(FINDINGS[finding])
     for seed in range(3):
         assert not any(v.wrong for v in verdicts(graph, seed, run))
-
-
-def test_a_plan_that_reads_what_nothing_wrote_is_refused():
-    graph = parse_graph(FINDINGS["a part made of another part by two kernels"])
-    plan = lower(graph, host(), None)
-    plan.check()
-    kernel = next(step for step in plan.steps if any(node.op.name == "conv" for node in step.nodes))
-    plan.steps.remove(kernel)
-    with pytest.raises(GraphError, match="reads 'conv' in conv before it is written, please report it"):
-        plan.check()

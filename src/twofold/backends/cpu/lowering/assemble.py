@@ -4,12 +4,14 @@ only where one reads or overwrites what another wrote."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from twofold.backends.cpu import jit
 from twofold.backends.cpu.assembled import ARENA, ERRORS, FIRST, KEPT, Assembled, Call, Segment
 from twofold.backends.cpu.emit import nest_kernel
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
+from twofold.backends.cpu.lowering.check import Access, Done, access, check
 from twofold.backends.cpu.lowering.memory import Block, lifetimes, padded, place
 from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered
 from twofold.backends.cpu.lowering.rewrite import from_first_elements
@@ -24,19 +26,47 @@ MEETING = 3e-6  # seconds of work for each time all wait that a team is worth wh
 
 def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
     """Compile and link a plan for a team of ``threads``."""
+    plan.prepare = as_late_as_possible([part for step in plan.prepare for part in _split(step)], plan.kept)
+    plan.steps = [part for step in plan.steps for part in _split(step)]
+    touched = {id(s): access(s, plan.pitches, plan.replaced) for s in (*plan.prepare, *plan.steps)}
+    wanted = [p.buffer for p in plan.outputs]
+    _name_places(plan)
+    plan.steps = reordered(plan.steps)
     fixed = [*plan.inputs, *(p.buffer for p in plan.outputs), *plan.constants]
     places = {b: Ref(FIRST + i) for i, b in enumerate(dict.fromkeys(fixed))}
     kept = 0
     for buffer in plan.kept:
         places[buffer] = Ref(KEPT, kept)
         kept += padded(buffer.nbytes)
-    plan.prepare = as_late_as_possible([part for step in plan.prepare for part in _split(step)], plan.kept)
-    plan.steps = reordered([part for step in plan.steps for part in _split(step)])
     once, prepare_arena = _strung(plan.prepare, machine, threads, places)
     always, arena = _strung(plan.steps, machine, threads, places)
+    _check(plan, touched, once, always, places, wanted)
     return Assembled(
         plan, places, always.segments, once.segments, arena, prepare_arena, kept, always.calls, always.barriers
     )
+
+
+def _name_places(plan: Plan) -> None:
+    """Call new state by the name of the old, where it lies in its place."""
+    for step in plan.steps:
+        for new in plan.replaced.keys() & {*step.reads(), *step.writes()}:
+            step.replace(new, plan.replaced[new])
+    plan.outputs = [replace(p, buffer=plan.replaced.get(p.buffer, p.buffer)) for p in plan.outputs]
+
+
+def _check(
+    plan: Plan, touched: dict[int, Access], once: _Assembler, always: _Assembler, places: dict[Buffer, Ref],
+    wanted: Sequence[Buffer],
+) -> None:  # fmt: skip
+    """Raise if a step reads what is not there: see ``check``."""
+    known = [*plan.inputs, *plan.constants]
+    named = {**places, **{new: places[old] for new, old in plan.replaced.items()}}
+    for part, steps, there, replaced, ends in (
+        (once, plan.prepare, known, {}, plan.kept),
+        (always, plan.steps, [*known, *plan.kept], plan.replaced, wanted),
+    ):
+        done = [Done(touched[id(s)], *how) for s, how in zip(steps, part.how, strict=True)]
+        check(done, named, there, replaced, ends, plan.pitches)
 
 
 def _strung(steps: Sequence[Step], machine: Machine, threads: int, places: dict[Buffer, Ref]) -> tuple[_Assembler, int]:
@@ -100,6 +130,7 @@ class _Assembler:
         self.segments: list[Segment] = []
         self.calls: list[Call] = []
         self.barriers = 0
+        self.how: list[tuple[bool, list[tuple[int, int]]]] = []  # of each step: whether all wait before it, its scratch
         self._builder: ProgramBuilder | None = None
         self._work = 0.0  # seconds of the open segment
         self._pending: list[tuple[int, int, int, bool]] = []  # (slot, start, stop, written) since the last barrier
@@ -107,6 +138,7 @@ class _Assembler:
     def native(self, step: Step, found: tuple[Kernel, list[tuple[Buffer, int]]], extra: Sequence[Block]) -> None:
         """Append a kernel, after a barrier if it needs one."""
         kernel, places = found
+        begins = self._builder is None
         if self._builder is None:
             self._builder, self._pending, self._work = ProgramBuilder(self.machine), [], 0.0
         touched = [self._range(b, True) for b in step.writes()] + [self._range(b, False) for b in step.reads()]
@@ -117,6 +149,7 @@ class _Assembler:
             self.barriers += 1
             self._pending = []
         self._pending += touched
+        self.how.append((begins or waits, [(block.offset, block.offset + block.size) for block in extra]))
         refs = [self._ref(b, at) for b, at in places]
         if "errors" in kernel.params:
             refs.append(Ref(ERRORS))
@@ -129,6 +162,7 @@ class _Assembler:
     def host(self, step: HostStep) -> None:
         self.close()
         self.segments.append(step)
+        self.how.append((True, []))
 
     def close(self) -> None:
         """Finish the native segment that is open."""

@@ -6,12 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from twofold.backends.cpu.loops import Buffer
-from twofold.backends.cpu.lowering.steps import KernelStep, NestStep, Placed, Plan, Step
+from twofold.backends.cpu.lowering.steps import KernelStep, NestStep, Plan, Step
 from twofold.ir import Graph
 
 
 def donate(plan: Plan, graph: Graph, positions: Sequence[int]) -> None:
-    """Let outputs of state take the buffers of the inputs at ``positions``, as far as that is safe; sets ``plan.donated``."""
+    """Let outputs of state lie where the inputs at ``positions`` do, as far as that is safe; sets ``plan.replaced`` and
+    ``plan.donated``."""
     first, outputs = len(graph.inputs), len(graph.outputs)
     touching = _touching(plan.steps)
     outside = {*plan.inputs, *plan.constants}
@@ -24,15 +25,9 @@ def donate(plan: Plan, graph: Graph, positions: Sequence[int]) -> None:
         foreign = place.buffer in outside
         if written[place.buffer] > 1 or written[old] or foreign or place.buffer.nbytes != old.nbytes:
             continue
-        steps = touching[place.buffer]
-        if not safe(steps, touching[old], place.buffer, old):
-            continue
-        for _, step in steps:
-            step.replace(place.buffer, old)
-        touching[old] = sorted({i: (i, s) for i, s in (*touching[old], *steps)}.values(), key=lambda pair: pair[0])
-        plan.outputs[at] = Placed(old, place.shape, place.strides, place.offset)
-        written[old] += 1
-        plan.donated.append(position)
+        if safe(touching[place.buffer], touching[old], place.buffer, old):
+            plan.replaced[place.buffer] = old
+            plan.donated.append(position)
 
 
 def _touching(steps: Sequence[Step]) -> dict[Buffer, list[tuple[int, Step]]]:

@@ -82,6 +82,7 @@ class Lowering:
         self.orders: dict[Value, tuple[int, ...]] = {}  # the order in memory that a value should have
         self.waiting = Waiting(self)
         self.homes = homes(graph)
+        self.plan.pitches = {p.buffer: p.strides[3] for p in self.homes.of.values()}
         self.filled: set[Placed] = set()  # slices of concatenations that are written
         self.moments: dict[Buffer, Moments] = {}  # of concatenations
         self.packs: dict[Any, Buffer] = {}
@@ -99,7 +100,6 @@ class Lowering:
         self.plan.outputs = [self.whole(v) for v in self.graph.outputs]
         self.plan.outputs += [self.rows(s.output) for s in self.graph.state]
         self.plan.values = self.places
-        self.plan.check()
         return self.plan
 
     def _lower(self, node: Node) -> None:
@@ -280,10 +280,17 @@ class Lowering:
         self.waiting.flush(step.reads())
         self.plan.steps.append(step)
 
-    def kernel(self, kernel: Kernel, places: list[tuple[Buffer, int]], written: Buffer, nodes: Sequence[Node] = ()) -> None:
-        """Append a generated kernel; it is compiled while the walk goes on."""
+    def kernel(
+        self, kernel: Kernel, operands: Sequence[Placed | Buffer], result: Placed | Buffer, nodes: Sequence[Node] = (),
+        extra: Sequence[tuple[Buffer, int]] = (),
+    ) -> None:  # fmt: skip
+        """Append a generated kernel; it is compiled while the walk goes on. ``extra`` are the places of its epilogue."""
         jit.begin(kernel.ir, self.machine, kernel.level)
-        self.append(KernelStep(kernel, places, [written], list(nodes)))
+        given = [*operands, result]
+        places = [(p.buffer, p.offset) if isinstance(p, Placed) else (p, 0) for p in given]
+        widths = {i: p.shape[1] for i, p in enumerate(given) if isinstance(p, Placed) and len(p.shape) == 4}
+        written = [places[-1][0]]
+        self.append(KernelStep(kernel, [*places, *extra], written, len(operands), widths, list(nodes)))
 
     def result(self, value: Value, placed: Placed) -> None:
         """Say where a node's output lies."""

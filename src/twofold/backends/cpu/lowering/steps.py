@@ -11,7 +11,6 @@ import numpy as np
 from twofold.backends.cpu.blocks import Blocks
 from twofold.backends.cpu.loops import Affine, Buffer, Expr, Nest, constant, load
 from twofold.backends.cpu.program import Kernel
-from twofold.base.errors import GraphError
 from twofold.ir import Node, Spec, Value
 
 At = Callable[[Sequence[Affine]], Expr]
@@ -107,13 +106,19 @@ class NestStep:
 
 @dataclass
 class KernelStep:
-    """A generated kernel; ``places`` answer to its parameters, as (buffer, element offset). Its epilogue reads ``aligned``
-    buffers only at the element that it computes."""
+    """A generated kernel; ``places`` answer to its parameters, as (buffer, element offset): what it reads, its result (the one
+    numbered ``result``), and what its epilogue touches. ``widths`` are the channels of those that are images.
+
+    The epilogue reads ``besides``, as (buffer, address), and ``aligned`` buffers only at the element that it computes.
+    """
 
     kernel: Kernel
     places: list[tuple[Buffer, int]]
     written: list[Buffer]
+    result: int
+    widths: dict[int, int]
     nodes: list[Node] = field(default_factory=list)
+    besides: list[tuple[Buffer, Affine]] = field(default_factory=list)
     aligned: frozenset[Buffer] = frozenset()
 
     def reads(self) -> list[Buffer]:
@@ -126,6 +131,7 @@ class KernelStep:
         swap = lambda b: new if b is old else b
         self.places = [(swap(b), at) for b, at in self.places]
         self.written = [swap(b) for b in self.written]
+        self.besides = [(swap(b), address) for b, address in self.besides]
         self.aligned = frozenset(map(swap, self.aligned))
 
 
@@ -169,7 +175,9 @@ class Plan:
     """A lowered graph. Buffers that are neither inputs, outputs, constants nor kept are temporary and live in the arena.
 
     ``prepare`` are steps done at the first call and again when the state they read has changed; ``kept`` are their results
-    that ``steps`` read. ``layouts`` are the orders of the inputs that are state kept packed.
+    that ``steps`` read. ``layouts`` are the orders of the inputs that are state kept packed. ``replaced`` are the buffers of
+    new state that are to lie where an input does, and that input's. ``pitches`` are the distances of pixels in buffers of which
+    slices of channels are values of their own.
     """
 
     steps: list[Step]
@@ -184,19 +192,5 @@ class Plan:
     prepare: list[Step] = field(default_factory=list)
     kept: list[Buffer] = field(default_factory=list)
     layouts: dict[int, Blocks] = field(default_factory=dict)
-
-    def check(self) -> None:
-        """Raise GraphError where a step, or an output, reads what no step before it has written. That would be an error of
-        the lowering, and wrong numbers."""
-        known = {*self.inputs, *self.constants}
-        for step in self.steps:
-            known.update(step.writes())
-            self._expect(known, step.reads(), getattr(step, "nodes", ()))
-        self._expect(known, [p.buffer for p in self.outputs], ())
-
-    @staticmethod
-    def _expect(known: set[Buffer], read: Sequence[Buffer], nodes: Sequence[Node]) -> None:
-        for buffer in read:
-            if buffer not in known and buffer.size:
-                where = ", ".join(n.op.name for n in nodes) or "the program's end"
-                raise GraphError(f"the CPU backend reads {buffer.name!r} in {where} before it is written, please report it")
+    replaced: dict[Buffer, Buffer] = field(default_factory=dict)
+    pitches: dict[Buffer, int] = field(default_factory=dict)

@@ -103,7 +103,8 @@ class Waiting:
         waiting.emit(steps, waiting.target, waiting.extra, waiting.nodes)
         self._before = outer
         step: KernelStep = self.low.plan.steps[-1]
-        step.aligned = waiting.aligned.difference(b for b, _ in step.places[: -len(waiting.extra) or None])  # its operands
+        step.aligned = waiting.aligned.difference(b for b, _ in step.places[: step.result])  # its operands
+        step.besides += _besides(waiting.steps)
         step.written += [parts.buffer for parts, _, _ in waiting.sums]
         step.written += [buffer for buffer in others if buffer not in step.written]
         for parts, target, nodes in waiting.sums:
@@ -245,6 +246,7 @@ class Waiting:
         if not known[0].pooled(pool, known[0], place, nodes):
             return False
         del self.pending[placed.buffer]
+        self.low.plan.steps[-1].besides += _besides(known[0].steps)
         self.low.plan.notes.append(f"{x.spec} is pooled by the kernel that makes it, and not stored")
         return True
 
@@ -254,6 +256,11 @@ class Waiting:
         value = converted(parts.at([var(part), var(channel)]), float64)
         total = Accumulator(float64, const(float64, 0), op("add", float64, acc(0, float64), value), "add")
         self.low.reduce([channel], [part], [total], [(target, converted(acc(0, float64), target.buffer.dtype))], nodes)
+
+
+def _besides(steps: Sequence[Any]) -> list[tuple[Buffer, Affine]]:
+    """What the steps of an epilogue read."""
+    return [l.extra for s in steps if isinstance(s, Formula) for value in s.values for l in loads(value)]
 
 
 def _aligned(value: Expr, target: Placed, index: Sequence[Affine]) -> frozenset[Buffer]:

@@ -109,15 +109,14 @@ def _weights(low: Lowering, w: Value, shape: Conv, choice: choose.Choice) -> Buf
     if key not in low.packs:
         steps = choice.prepare
         if choice.algorithm in ("lanes", "fold"):
-            source = low.rows(w)
-            at = source.buffer, source.offset
+            at: Placed | Buffer = low.rows(w)
         else:
-            at, steps = (_packed(low, w, shape, choice.weights), 0), steps[1:]
+            at, steps = _packed(low, w, shape, choice.weights), steps[1:]
         for step in steps:
             out = Buffer(float32, step.size, "weights")
-            low.kernel(step.kernel, [at, (out, 0)], out)
-            at = out, 0
-        low.packs[key] = at[0]
+            low.kernel(step.kernel, [at], out)
+            at = out
+        low.packs[key] = at.buffer if isinstance(at, Placed) else at
     return low.packs[key]
 
 
@@ -133,10 +132,10 @@ def _packed(low: Lowering, w: Value, shape: Conv, packed: weights.Packed) -> Buf
     out = Buffer(bfloat16, 2 * packed.size, "packed") if packed.pairs else Buffer(float32, packed.size, "packed")
     if kept is not None and repack.turns(kept.attrs["packed"], packed):
         kernel = _generated(repack.turn, low.machine, kept.attrs["packed"], packed)
-        low.kernel(kernel, [(low.places[kept.inputs[0]].buffer, 0), (out, 0)], out)
+        low.kernel(kernel, [low.places[kept.inputs[0]].buffer], out)
     elif placed is not None and _by_bricks(placed, packed):
         kernel = _generated(repack.pack, low.machine, packed)
-        low.kernel(kernel, [(placed.buffer, 0), (out, 0)], out)
+        low.kernel(kernel, [placed], out)
     else:
         pack(low, low.at(w), packed, shape.cg if packed.forward else shape.og, out)
     return out
@@ -189,8 +188,7 @@ def _convolve(low: Lowering, node: Node, pick: Any) -> bool:
             return emit_planes(epilogue, place, extra, nodes, False)
         choice = _generated(pick, low.machine, shape, epilogue, None, constant, ldx, pixel_distance(place), dtype)
         weight = _weights(low, w, shape, choice)
-        places = [(source.buffer, source.offset), (weight, 0), (place.buffer, place.offset), *extra]
-        low.kernel(choice.kernel, places, place.buffer, nodes)
+        low.kernel(choice.kernel, [source, weight], place, nodes, extra)
 
     def by_planes(epilogue: Any, ldy: int | None) -> bool:
         suits = pick is choose.forward and dtype is float32 and ldx == 1
@@ -201,8 +199,7 @@ def _convolve(low: Lowering, node: Node, pick: Any) -> bool:
     ) -> None:
         weight = low.rows(w)
         kernel = _generated(planes.forward, low.machine, shape, epilogue, pools)
-        places = [(p.buffer, p.offset) for p in (source, weight, place)]
-        low.kernel(kernel, [*places, *extra], place.buffer, nodes)
+        low.kernel(kernel, [source, weight], place, nodes, extra)
 
     def pooled(window: pool.Pool, waiting: Pending, place: Placed, nodes: list[Node]) -> bool:
         if not by_planes(waiting.steps, shape.o) or not planes.fits_pool(low.machine, shape, window):
@@ -224,7 +221,7 @@ def weight_grad(low: Lowering, node: Node) -> bool:
     b, ldy = low.channels_last(g)
     choice = _generated(choose.weight_gradient, low.machine, shape, ldx, ldy, x.dtype)
     order = Buffer(float32, choice.weights.size, "packed gradient")
-    low.kernel(choice.kernel, [(a.buffer, a.offset), (b.buffer, b.offset), (order, 0)], order, [node])
+    low.kernel(choice.kernel, [a, b], order, [node])
     kept = next((user for user in low.users.get(dw, ()) if user.op.name == "pack_weights"), None)
     if kept is not None and kept.attrs["packed"] == choice.weights:
         low.result(kept.outputs[0], Placed(order, (order.size,), (1,)))
@@ -233,10 +230,10 @@ def weight_grad(low: Lowering, node: Node) -> bool:
     target = low.allocate(dw)
     if choice.algorithm == "lanes":
         plain = weights.repack(low.machine, choice.weights, choose.plain_weights(low.machine, shape))
-        low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
+        low.kernel(plain, [order], target, [node])
     elif _by_bricks(target, choice.weights):
         plain = _generated(repack.unpack, low.machine, choice.weights)
-        low.kernel(plain, [(order, 0), (target.buffer, 0)], target.buffer, [node])
+        low.kernel(plain, [order], target, [node])
     else:
         unpack(low, order, choice.weights, target)
     low.result(dw, target)
@@ -252,7 +249,7 @@ def interleaved(low: Lowering, source: Placed, target: Placed) -> bool:
         return False
     low.waiting.flush([source.buffer])
     kernel = _generated(interleave.channels_last, low.machine, n, c, h * w)
-    low.kernel(kernel, [(source.buffer, source.offset), (target.buffer, target.offset)], target.buffer)
+    low.kernel(kernel, [source], target)
     return True
 
 
@@ -279,8 +276,7 @@ def matmul(low: Lowering, node: Node) -> bool:
 
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
         kernel = gemm.matmul(low.machine, shape, epilogue, pairs=pairs)
-        refs = [*((p.buffer, p.offset) for p in places), (place.buffer, place.offset), *extra]
-        low.kernel(kernel, refs, place.buffer, nodes)
+        low.kernel(kernel, places, place, nodes, extra)
 
     low.waiting.defer(node, target, emit, narrows=pairs or gemm.once(low.machine, shape))
     return True
@@ -308,7 +304,7 @@ def pool_forward(low: Lowering, node: Node) -> bool:
         if kind == "max" and not epilogue and ldy == shape.c and low.waiting.into_pool(x, node, shape, place, nodes):
             return
         kernel = pool.forward(low.machine, shape, kind, epilogue, ldx, ldy)
-        low.kernel(kernel, [(source.buffer, source.offset), (place.buffer, place.offset), *extra], place.buffer, nodes)
+        low.kernel(kernel, [source], place, nodes, extra)
 
     low.waiting.defer(node, target, emit)
     return True
@@ -328,8 +324,7 @@ def pool_grad(low: Lowering, node: Node) -> bool:
         return _pool_grad_with_epilogue(low, node, shape, target, given, windows)
     ldx = given[0][1] if kind == "max" else 0
     kernel = pool.gradient(low.machine, shape, kind, ldx, given[-1][1], pixel_distance(target) or 0)
-    places = [*(p for p, _ in given), target]
-    low.kernel(kernel, [(p.buffer, p.offset) for p in places], target.buffer, [node])
+    low.kernel(kernel, [p for p, _ in given], target, [node])
     low.result(y, target)
     return True
 
@@ -347,8 +342,7 @@ def _pool_grad_with_epilogue(
     def emit(epilogue: Any, place: Placed, extra: list[tuple[Buffer, int]], nodes: list[Node]) -> None:
         distances = [*(ld for _, ld in given), pixel_distance(place) or 0]
         kernel = windows.gradient(low.machine, shape, epilogue, *distances)
-        places = [*(p for p, _ in given), place]
-        low.kernel(kernel, [*((p.buffer, p.offset) for p in places), *extra], place.buffer, nodes)
+        low.kernel(kernel, [p for p, _ in given], place, nodes, extra)
 
     low.waiting.defer(node, target, emit, functools.partial(windows.parts, shape))
     return True
