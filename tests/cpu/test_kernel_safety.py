@@ -14,6 +14,7 @@ from kernel_paths import conv as conv_graph
 
 from twofold.backends.cpu import jit
 from twofold.backends.cpu.backend import CpuProgram
+from twofold.backends.cpu.emit.body import Body
 from twofold.backends.cpu.kernels import (
     direct,
     fold,
@@ -37,8 +38,11 @@ from twofold.backends.cpu.kernels import (
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.llvm.runtime import runtime_ir
+from twofold.backends.cpu.loops import Buffer, Store, Var, constant, floordiv, in_range, load, var
 from twofold.backends.cpu.machine import AVX2, AVX512, NEON, Machine
-from twofold.backends.cpu.program import TEAM
+from twofold.backends.cpu.program import TEAM, KernelBuilder
+from twofold.base.dtypes import float32
+from twofold.base.errors import GraphError
 from twofold.ir import Graph
 from twofold.ir.text import parse_graph
 
@@ -231,3 +235,38 @@ def test_the_inner_loop_does_not_spill(machine, kernel):
     text = jit.assembly(direct.forward(machine, conv, direct.packing(machine, conv), (ep.Bias(), ep.Relu())).ir, machine)
     stores = re.findall(r"\tvmovup?a?[sd]\s+%[yz]mm\d+, -?\d*\(%rsp\)", text)
     assert re.search(r"\tvfmadd", text) and len(stores) <= 4
+
+
+def _stored(address, value, guard=None):
+    """The instructions of one store within a vector loop over ``lane``."""
+    k = KernelBuilder(HOST, "stored", ["p0", "p1"])
+    body = Body(k.f, {TARGET: k.f.arg("p0"), SOURCE: k.f.arg("p1")}, {TARGET}, HOST.lanes, None)
+    body.values[LANE] = 0
+    with body.vectorised(LANE, None):
+        body.store_all([Store(TARGET, address, value, guard)])
+    return k.finish().ir
+
+
+LANE, TARGET, SOURCE = Var(64, "lane"), Buffer(float32, 128, "target"), Buffer(float32, 64, "source")
+ACROSS = load(SOURCE, var(LANE))
+
+
+@pytest.mark.parametrize(
+    ("address", "value", "guard"),
+    [
+        (constant(5), ACROSS, None),  # one element for a whole vector of values
+        (constant(5), load(SOURCE, constant(0)), in_range(var(LANE), 3, 9)),  # under a condition of each lane
+        (var(LANE) * 2, ACROSS, None),  # elements apart
+        (floordiv(var(LANE), 2), ACROSS, None),
+    ],
+)
+def test_a_vector_is_stored_only_where_its_lanes_lie_side_by_side(address, value, guard):
+    with pytest.raises(GraphError, match=r"stores a vector in target:f32\[128\] at .*, (that is the same for|whose lanes do)"):
+        _stored(address, value, guard)
+
+
+def test_what_may_be_stored_within_a_vector_loop():
+    lanes = f"store <{HOST.lanes} x float>"
+    assert _stored(var(LANE) + 3, ACROSS).count(lanes) == 1
+    assert _stored(var(LANE), load(SOURCE, constant(0))).count(lanes) == 1
+    assert lanes not in _stored(constant(5), load(SOURCE, constant(0)))

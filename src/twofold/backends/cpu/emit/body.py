@@ -19,6 +19,7 @@ from twofold.backends.cpu.loops import Affine, Buffer, Expr, Store, Var
 from twofold.backends.cpu.loops.expr import affines, computed
 from twofold.backends.cpu.loops.index import Div, Dyn, Mod
 from twofold.base.dtypes import bool_
+from twofold.base.errors import GraphError
 
 
 class Body:
@@ -298,8 +299,12 @@ class Body:
     def _store(self, s: Store, x: Value, copy: int) -> None:
         f = self.f
         if self.vector is not None and self.vector in s.address.vars:
+            if s.address.coefficient(self.vector) != 1 or s.address.hides(self.vector):
+                raise self._no_place(s, "whose lanes do not lie side by side")
             self._store_lanes(s, to_memory(f, self.spread(x), s.buffer.dtype), copy)
             return
+        if x.lanes or (s.guard is not None and self._varies(s.guard.vars)):
+            raise self._no_place(s, "that is the same for all lanes")
         raw = to_memory(f, x, s.buffer.dtype)
         if s.guard is None:
             f.store(raw, self.pointer(s.buffer, s.address, copy))
@@ -307,6 +312,10 @@ class Body:
         condition = self.emit(s.guard, copy)
         with self.block(), f.when(condition):
             f.store(raw, self.pointer(s.buffer, s.address, copy))
+
+    def _no_place(self, s: Store, why: str) -> GraphError:
+        """A whole vector would go to one element, and over those behind it."""
+        return GraphError(f"the CPU backend stores a vector in {s.buffer} at {s.address}, {why}; please report it")
 
     def _store_lanes(self, s: Store, raw: Value, copy: int) -> None:
         f = self.f
