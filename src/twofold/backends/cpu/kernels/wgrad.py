@@ -16,9 +16,9 @@ SCHEDULE
     With few input channels (stems) a tile takes several neighbouring kw: together they are contiguous in the strip. If all of
     them leave most of the registers free, it takes several kh as well.
     For 1x1 kernels only the pixels that the stride meets are copied, and a chunk is one loop over them; without a
-    stride, images and rows are forgotten. There the tiles also ask for what is copied next and for the next tile of the
-    result, a few lines with every round of the loop. So they do where dy has few products (stems): a tile asks for a line of
-    every pixel, as it goes.
+    stride, images and rows are forgotten.
+    On the way tiles ask for what is copied next and for the next tile of the result, a few lines with every row, or with every
+    round of a 1x1 kernel's loop. Where dy has few products (stems), a tile asks for a line of every pixel, as it goes.
     Images of bfloat16 are copied as pairs of pixels that neighbouring outputs meet, for dot products: of dy every pixel is in
     one pair, of x as well if the kernel is one column wide; else each column of x is in two, as the first and as the second.
     In a row of an odd number of outputs the last pair counts half.
@@ -47,7 +47,7 @@ ROUND = 4  # steps of a 1x1 kernel's loop, written out
 UNITS = 32  # units wanted: enough to share them evenly among several threads
 FEW = 400  # products of a vector of dy: waiting for it takes about as long (27 for 3x3 of 3 channels), or a twentieth (363)
 
-Fetch = Callable[[Index], None]  # asks for lines, given the number of the step
+Fetch = Callable[[Index], None]  # asks for lines, given the number of the round
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,8 @@ class _Builder:
         self.x_plane = self.images * self.in_rows * self.in_columns  # pixels, or pairs, of a strip
         self.y_plane = self.images * self.rows * self.y_columns
         self.pixels = self.images * self.rows * conv.ow  # of dy, in a chunk
+        self.point = (conv.kh, conv.kw) == (1, 1)
+        self.rounds = max(1, self.y_plane // ROUND) if self.point else self.images * self.rows  # of a tile's loop
         self.bands = -(-conv.oh // self.rows)
         self.chunks = conv.n // self.images * self.bands
         self.blocks = packed.whole + (1 if packed.rest else 0)
@@ -257,7 +259,7 @@ class _Builder:
                 pixel = f.mul(f.add(f.mul(at.image, conv.oh), at.row), conv.ow)
                 dy = f.gep(f.arg("dy"), f.mul(pixel, self.ldy), self.element)
                 line = f.add(f.mul(at.image, conv.h), f.mul(at.row, conv.stride[0]))
-                further = self.images * conv.h if self.rows == conv.oh else self.rows * conv.stride[0]
+                further = self.images * conv.h if self.rows == conv.oh else self._further()
                 next_x = f.add(f.mul(f.mul(f.add(line, further), conv.w), self.ldx), channel)
                 next_x = f.gep(f.arg("x"), next_x, self.element)
                 if not slab.cut:
@@ -265,6 +267,12 @@ class _Builder:
                     self._copy_groups(slab, whole, f.mul(rows, self.images))
                 with f.loop(*span) as unit:
                     self._unit(slab, _Unit(unit.index, *span, rows, group, channel, dy, next_x, result, fresh))
+
+    def _further(self) -> int:
+        """Rows of x from what the chunk's first row meets to the first that it does not read."""
+        conv = self.conv
+        read = (self.rows - 1) * conv.stride[0] + (conv.kh - 1) * conv.dilation[0] + 1 - conv.pad[0][0]
+        return read if conv.kh > 1 else self.rows * conv.stride[0]
 
     def _unit(self, slab: _Slab, unit: _Unit) -> None:
         """A chunk's products of one slab and one block of outputs."""
@@ -288,15 +296,13 @@ class _Builder:
             self._copy_dy(unit.dy, dy, f.mul(unit.rows, self.images), outs)
         panel = f.gep(unit.result, packed.panel(f, group, block))
         x = f.gep(self.own, f.add(f.mul(inner, slab.channels * self.x_plane), self.x_at))
+        tall, before = conv.kh // self.tall, 0  # rows of tiles of a strip; tiles
         for kind in self._strips(slab):
             for first_tap, tap_groups, taps in self.taps:
                 with f.loop(0, kind.count) as strip:
-                    number, fetches = f.add(strip.index, kind.before), list[Fetch]()
-                    if self.flat and conv.groups == 1:
-                        fetches.append(self._next_pixels(slab, unit, number))
-                    elif (conv.kh, conv.kw) == (1, 1) and conv.groups == 1:
-                        self._ahead(slab, unit, number)
                     first = f.add(f.mul(strip.index, kind.inputs), kind.first)
+                    if self.point and not self.flat and conv.groups == 1:
+                        self._ahead(slab, unit, f.add(strip.index, kind.before))
                     with f.loop(0, conv.kh, self.tall) as kh, f.loop(0, tap_groups) as kw:
                         tap = f.add(f.mul(kw.index, taps), first_tap)
                         row = f.add(
@@ -305,16 +311,29 @@ class _Builder:
                         corner = f.dot([(kh.index, conv.dilation[0] * self.in_columns), (tap, conv.dilation[1])])
                         strip_at = f.add(f.mul(first, self.x_plane), f.mul(corner, kind.inputs))
                         target = f.gep(panel, f.mul(row, width))
-                        if (conv.kh, conv.kw) == (1, 1):
-                            fetches.append(self._next_tile(target, kind.inputs * width))
-                        elif slab.cut and self.few:
-                            fetches.append(self._next_lines(unit, kh.index, tap))
-                        self._tile(unit, f.gep(x, strip_at), dy, target, kind.inputs, taps, width, fetches)
+                        fetches = [self._next_tile(target, kind.inputs * width, packed.ins * width)] if taps == 1 else []
+                        if slab.cut and not self.few and (self.flat or not self.point):
+                            place = [(strip.index, tall), (f.div(kh.index, self.tall), 1)]
+                            number = f.add(f.add(f.mul(f.dot(place), tap_groups), kw.index), before)
+                            fetches.append(self._next_pixels(slab, unit, number))
+                        line = self._line_ahead(unit, kh.index, tap) if slab.cut and self.few else None
+                        self._tile(unit, f.gep(x, strip_at), dy, target, kind.inputs, taps, width, fetches, line)
+                before += kind.count * tall * tap_groups
 
     def _tile(
-        self, unit: _Unit, x: Value, dy: Value, target: Value, inputs: int, taps: int, width: int, fetches: list[Fetch]
+        self,
+        unit: _Unit,
+        x: Value,
+        dy: Value,
+        target: Value,
+        inputs: int,
+        taps: int,
+        width: int,
+        fetches: list[Fetch],
+        line: Value | None,
     ) -> None:
-        """Add the chunk's products to one tile of the result, and ``fetches`` on the way."""
+        """Add the chunk's products to one tile of the result; on the way ``fetches`` are called in every round, and asks for
+        the ``line`` of every pixel."""
         f, conv, lanes = self.f, self.conv, self.machine.lanes
         rows = list(itertools.product(range(self.tall), range(taps), range(inputs)))
         offsets = [
@@ -326,12 +345,13 @@ class _Builder:
         below = conv.dilation[0] * self.in_columns
         pixels_of = tuple((a * below + b) * inputs + i for a, b, i in rows)
         ops = Operands(x, dy, x_step, 1, width, (lanes,) * (width // lanes), pixels_of, pairs=self.pairs)
-        if (conv.kh, conv.kw) == (1, 1) and not self.odd:  # all pixels of the chunk follow each other
+        if self.point and not self.odd:  # all pixels of the chunk follow each other
             pixels = f.mul(unit.rows, self.images * self.y_columns)
-            fetch = _all(fetches) if isinstance(pixels, int) else None
+            each_round = _all(fetches)
+            fetch = (lambda step: each_round(f.div(step, ROUND))) if isinstance(pixels, int) else None
             results = flatten(accumulate(f, tile, ops, pixels, range(len(tile)), ROUND, fetch))
         else:
-            results = self._lines(tile, ops, unit.rows, inputs, fetches)
+            results = self._lines(tile, ops, unit.rows, inputs, fetches, line)
         for value, offset in zip(results, [offset for line in offsets for offset in line]):
             f.vstore(value, f.gep(target, offset))
 
@@ -340,7 +360,9 @@ class _Builder:
         """Whether the last pair of every row has one pixel."""
         return self.pairs and self.conv.ow % 2 == 1
 
-    def _lines(self, tile: Tile, ops: Operands, rows: Index, inputs: int, fetches: list[Fetch]) -> list[Value]:
+    def _lines(
+        self, tile: Tile, ops: Operands, rows: Index, inputs: int, fetches: list[Fetch], ahead: Value | None
+    ) -> list[Value]:
         """The tile and the products of all rows of the chunk; ``ops`` are those of the first.
 
         One step a round: of two, LLVM would load what neighbouring pixels share once, and keep it in the stack."""
@@ -352,8 +374,9 @@ class _Builder:
             x_line = f.add(f.mul(which, self.in_rows), f.mul(line, self.strides[0]))
             x = f.gep(ops.x, f.mul(x_line, self.in_columns * inputs))
             dy = f.gep(ops.w, f.mul(loop.index, self.y_columns * ops.w_step))
-            done = f.mul(loop.index, self.y_columns)
-            fetch = (lambda k: _all(fetches)(f.add(done, k))) if self.few else None
+            start = ahead and f.gep(ahead, f.mul(loop.index, self.conv.ow * self.ldy))
+            fetch = start and (lambda k: f.prefetch(f.gep(start, f.mul(k, self.ldy)), 2))
+            _all(fetches)(loop.index)
             inner = accumulate(f, shaped(loop.carried, vectors), replace(ops, x=x, w=dy), steps, everything, fetch=fetch)
             if self.odd:
                 x, dy = f.gep(x, steps * ops.x_step), f.gep(dy, steps * ops.w_step)
@@ -362,20 +385,19 @@ class _Builder:
         return loop.results
 
     # ---- prefetches ---------------------------------------------------------------------------------------------------
-    def _next_lines(self, unit: _Unit, kh: Index, kw: Index) -> Fetch:
-        """One line of every pixel of the dy that is copied next, another one for each tile."""
+    def _line_ahead(self, unit: _Unit, kh: Index, kw: Index) -> Value:
+        """The line of its first pixel that a tile asks for, of the dy that is copied next."""
         f, width = self.f, self.packed.block
         tile = f.add(f.mul(f.div(kh, self.tall), len(self.taps)), f.div(kw, self.taps[0][2]))
-        start = f.gep(self._next_dy(unit), f.mul(f.imin(tile, -(-width // LINE) - 1), LINE))
-        return lambda step: f.prefetch(f.gep(start, f.mul(step, self.ldy)), 2)
+        return f.gep(self._next_dy(unit), f.mul(f.imin(tile, -(-width // LINE) - 1), LINE))
 
-    def _next_tile(self, target: Value, size: int) -> Fetch:
-        """The next tile of the result, in even shares of a tile's rounds: all tiles follow each other."""
-        f, start = self.f, self.f.gep(target, size)
-        each = -(-size // LINE // max(1, self.y_plane // ROUND))
+    def _next_tile(self, target: Value, size: int, tap: int) -> Fetch:
+        """The next tile of the result, in even shares of a tile's rounds: of the next strip, or of the next ``tap``."""
+        f, start = self.f, self.f.gep(target, size if self.point else tap)
+        each = -(-size // LINE // self.rounds)
 
-        def fetch(step: Index) -> None:
-            first = f.mul(f.div(step, ROUND), each)
+        def fetch(number: Index) -> None:
+            first = f.mul(number, each)
             for k in range(each):
                 f.prefetch(f.gep(start, f.mul(f.add(first, k), LINE)), 2)
 
@@ -385,26 +407,35 @@ class _Builder:
         """What is copied next: the first tiles of a unit ask for dy of the next block, the others for x of the next chunk. A
         tile goes along the pixels, as many a round as suffice in all, and asks for as many lines of each as a block has: so a
         round has one place to compute. (Shares even to the line took longer to compute than they saved.)"""
-        f, line = self.f, LINE * (2 if self.pairs else 1)
-        tiles = sum(kind.count for kind in self._strips(slab))
+        f, conv, line = self.f, self.conv, LINE * (2 if self.pairs else 1)
+        strips = sum(kind.count for kind in self._strips(slab))
+        tiles = strips * (conv.kh // self.tall) * sum(count for _, count, _ in self.taps)
         wide = -(-self.packed.block // line)  # lines of a pixel
         parts = -(-slab.channels // (wide * line))  # of a pixel of x
         usual = self.blocks if self.parts > 1 else -(-self.blocks // 2)  # units of a thread in a chunk
-        rounds = max(1, self.y_plane // ROUND)
-        turns = {many: -(-self.pixels // (many * rounds)) for many in (1, 2, 3, 4)}  # tiles, until all pixels are done
-        many = next((k for k, each in turns.items() if (tiles - each) * usual >= each * parts), 4)
-        pixels, each = many * rounds, turns[many]
-        share = f.add(f.mul(f.sub(unit.index, unit.low), max(1, tiles - each)), f.sub(number, each))
-        part, turn = f.divmod_chain(f.imin(share, each * parts), [parts, each])
+        x_pixels = conv.w * (self.images * conv.h if self.rows == conv.oh else self.rows * conv.stride[0])
+
+        def tiles_for(many: int) -> tuple[int, int]:
+            """Tiles after which all pixels of dy, and of x, had their turn."""
+            return -(-self.pixels // (many * self.rounds)), -(-x_pixels // (many * self.rounds))
+
+        def enough(many: int) -> bool:
+            of_dy, of_x = tiles_for(many)
+            return (tiles - of_dy) * usual >= of_x * parts
+
+        many = next(filter(enough, (1, 2, 3)), 4)  # pixels a round
+        pixels, (of_dy, of_x) = many * self.rounds, tiles_for(many)
+        share = f.add(f.mul(f.sub(unit.index, unit.low), max(1, tiles - of_dy)), f.sub(number, of_dy))
+        part, turn = f.divmod_chain(f.imin(share, of_x * parts), [parts, of_x])
         x = f.gep(unit.next_x, f.dot([(part, wide * line), (turn, pixels * self.ldx)]), self.element)
         dy = f.gep(self._next_dy(unit), f.mul(number, pixels * self.ldy), self.element)
-        of_dy = f.icmp("slt", f.index(number), each)
-        start, pitch = f.select(of_dy, dy, x), f.select(of_dy, const("i64", self.ldy), const("i64", self.ldx))
+        first = f.icmp("slt", f.index(number), of_dy)
+        start, pitch = f.select(first, dy, x), f.select(first, const("i64", self.ldy), const("i64", self.ldx))
 
-        def fetch(step: Index) -> None:
-            first = f.mul(f.div(step, ROUND), many)
+        def fetch(number: Index) -> None:
+            begin = f.mul(number, many)
             for k in range(many):
-                place = f.gep(start, f.mul(f.add(first, k), pitch), self.element)
+                place = f.gep(start, f.mul(f.add(begin, k), pitch), self.element)
                 for at in range(0, wide * line, line):
                     f.prefetch(f.gep(place, at, self.element), 2)
 
@@ -573,8 +604,8 @@ class _Builder:
 
 
 def _all(fetches: list[Fetch]) -> Fetch:
-    def fetch(step: Index) -> None:
+    def fetch(number: Index) -> None:
         for one in fetches:
-            one(step)
+            one(number)
 
     return fetch
