@@ -9,7 +9,7 @@ import pytest
 from kernel_oracles import HOST, error, moments, normal, run, unset
 
 from twofold.backends.cpu.kernels import epilogue as ep
-from twofold.backends.cpu.kernels import max_pool_grad, max_pool_tiles
+from twofold.backends.cpu.kernels import max_pool, max_pool_grad, max_pool_tiles
 from twofold.backends.cpu.kernels import pool as kernels
 from twofold.backends.cpu.kernels.pool import Pool
 from twofold.backends.cpu.llvm import const
@@ -147,6 +147,36 @@ def test_max_pool_keeps_nan_and_sends_its_gradient_there():
     run(kernels.gradient(HOST, pool, "max"), [x, g, dx])
     assert np.isnan(y[0, 0, 0, 3]) and np.isnan(y).sum() == 1
     assert dx[0, 1, 0, 3] == 1 and dx[0, 0, 0, 3] == 0 and dx[0, 0, 0, 2] == 1 and dx.sum() == 32
+
+
+@pytest.mark.parametrize("pool", [*CASES, *WINDOWS], ids=str)
+def test_nan_is_the_maximum_of_its_windows(pool):
+    x = normal((pool.n, pool.h, pool.w, pool.c))
+    x.reshape(-1)[::23] = np.nan
+    y = unset((pool.n, pool.oh, pool.ow, pool.c))
+    run(kernels.forward(HOST, pool, "max"), [x, y])
+    assert np.array_equal(y, _forward(pool, x, "max"), equal_nan=True)
+
+
+def test_windows_that_miss_the_image_have_a_kernel_of_their_own():
+    """Of two rows, taps -3, 0, 3 meet one; -1, 2, 5 none: there is no pixel to take the place of theirs."""
+    pool = Pool(1, 2, 5, 8, 2, 3, (3, 3), (2, 1), ((3, 3), (0, 0)), (3, 1))
+    assert not max_pool.fits(pool) and max_pool.fits(replace(pool, oh=1))
+    x, y = normal((1, 2, 5, 8)), unset((1, 2, 3, 8))
+    run(kernels.forward(HOST, pool, "max"), [x, y])
+    assert np.array_equal(y[0, 0], np.max([x[0, 0, at : at + 3] for at in range(3)], 0)) and (y[0, 1] == -np.inf).all()
+
+
+@pytest.mark.parametrize("dilation", [(2, 1), (1, 2)])
+def test_dilated_windows(dilation):
+    pool = Pool(2, 9, 11, 21, 5, 5, (3, 3), (1, 2), ((0, 0), (0, 0)), dilation)
+    oh, ow = (size - 2 * d for size, d in zip((9, 11), dilation))
+    pool = replace(pool, oh=oh, ow=-(-ow // 2))
+    x, y = normal((pool.n, pool.h, pool.w, pool.c)), unset((pool.n, pool.oh, pool.ow, pool.c))
+    run(kernels.forward(HOST, pool, "max"), [x, y])
+    lines, columns = (range(0, 3 * d, d) for d in dilation)
+    taps = [x[:, a : a + oh, b : b + 2 * pool.ow - 1 : 2] for a in lines for b in columns]
+    assert np.array_equal(y, np.max(taps, 0))
 
 
 @pytest.mark.parametrize("kind", ["max", "mean"])

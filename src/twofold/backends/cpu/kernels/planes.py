@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import interleave
-from twofold.backends.cpu.kernels.pool import Pool, larger
+from twofold.backends.cpu.kernels.pool import Pool, larger_of
 from twofold.backends.cpu.kernels.shapes import Conv, runs, split
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -107,11 +107,7 @@ def _pooled(f: Function, upper: Sequence[Value], lower: Sequence[Value]) -> list
     lanes = f.machine.lanes
     found = []
     for a, b in zip(upper, lower):
-        both = _larger(f, a, b)
+        both = larger_of(f, a, b)
         halves = (f.shuffle(both, None, [*range(at, lanes, 2), *[-1] * (lanes // 2)]) for at in range(2))
-        found.append(_larger(f, *halves))
+        found.append(larger_of(f, *halves))
     return found
-
-
-def _larger(f: Function, a: Value, b: Value) -> Value:
-    return f.select(larger(f, a, b), b, a)

@@ -7,7 +7,7 @@ SCHEDULE
     Vectors run along channels. Forward: rows of the output are shared among the threads. Gradient: (image, 16
     channels) are shared, so that overlapping windows add up in one thread, in order. kh is clipped at run time; the
     columns at the left and right edge are variants with fewer taps. 16-bit images are read as floats, computed with in
-    float32, and rounded once.
+    float32, and rounded once. ``max_pool.py`` has the forward maximum of most windows.
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class Pool:
 
 def forward(machine: Machine, pool: Pool, kind: str, epilogue: ep.Epilogue = (), ldx: int = 0, ldy: int = 0) -> Kernel:
     """Kernel (x, y, ...epilogue); ``kind`` is "max" or "mean"."""
+    from twofold.backends.cpu.kernels import max_pool
+
+    if kind == "max" and max_pool.fits(pool):
+        return max_pool.forward(machine, pool, epilogue, ldx, ldy)
     k = KernelBuilder(machine, f"{kind}_pool", ["x", "y", *ep.params_of(epilogue)])
     emitter = _Emitter(k.f, pool, kind, ldx or pool.c)
     f, ldy, y = k.f, ldy or pool.c, ep.element(epilogue)
@@ -200,7 +204,7 @@ class _Emitter:
         def body(pixel: Index, carried: list[Value]) -> list[Value]:
             values = self._read(x, pixel, counts)
             if self.kind == "max":
-                return [f.select(larger(f, a, b), b, a) for a, b in zip(carried, values)]
+                return [larger_of(f, a, b) for a, b in zip(carried, values)]
             return [f.fadd(a, b) for a, b in zip(carried, values)]
 
         start = const(f.vec(), -float("inf") if self.kind == "max" else 0.0)
@@ -269,3 +273,8 @@ def larger(f: Function, best: Value, x: Value) -> Value:
     better = f.fcmp("ugt", x, best)
     known = f.fcmp("ord", best, best)
     return f.value(better.type, f"and {better}, {known.name}")
+
+
+def larger_of(f: Function, best: Value, x: Value) -> Value:
+    """The larger one, or the first that is NaN: on x86 a maximum, a comparison and a blend."""
+    return f.select(f.fcmp("uno", best, best), best, f.select(f.fcmp("ogt", best, x), best, x))
