@@ -2,6 +2,7 @@
 
     python tests/cpu/fuzz.py --seeds 1000:2000                 # every family
     python tests/cpu/fuzz.py images training --seeds 7:8       # one graph of two families
+    python tests/cpu/fuzz.py steps --seeds 0:500               # steps that keep state, three in a row, as users run them
 
 A finding becomes a case of ``test_fuzz_findings.py``.
 """
@@ -13,6 +14,7 @@ import sys
 import time
 
 from fuzz_check import FAMILIES, check
+from fuzz_state import check_steps
 
 
 def main() -> int:
@@ -21,14 +23,15 @@ def main() -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY", help=", ".join(FAMILIES))
     parser.add_argument("--seeds", default="0:100", metavar="FIRST:END")
     options = parser.parse_args()
-    if unknown := set(options.families) - set(FAMILIES):
-        parser.error(f"unknown families {sorted(unknown)}; known are {', '.join(FAMILIES)}")
+    known = (*FAMILIES, "steps")
+    if unknown := set(options.families) - set(known):
+        parser.error(f"unknown families {sorted(unknown)}; known are {', '.join(known)}")
     first, end = map(int, options.seeds.split(":"))
     begun, wrong = time.monotonic(), 0
-    for family in options.families or FAMILIES:
+    for family in options.families or known:
         for seed in range(first, end):
             try:
-                check(family, seed)
+                check_steps(seed) if family == "steps" else check(family, seed)
             except Exception as error:  # the next graph may tell more
                 wrong += 1
                 print(f"--- {family} {seed}: {type(error).__name__}: {error}", flush=True)

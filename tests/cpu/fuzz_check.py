@@ -9,6 +9,7 @@ import numpy as np
 from fuzz_images import ImageMaker
 from fuzz_numbers import NumberMaker
 from fuzz_referee import Verdict, judge
+from fuzz_state import StateMaker
 from fuzz_training import TrainingMaker
 from graph_fuzz import Maker
 
@@ -24,11 +25,12 @@ Run = Callable[[Graph, Sequence[np.ndarray]], Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Family:
-    """Graphs of one kind."""
+    """Graphs of one kind; ``tests`` of them are among the tests."""
 
-    maker: type[Maker]
+    maker: type[Maker] | type[StateMaker]
     dtype: str = "float32"
     nodes: int = 12
+    tests: int = 220
 
     def graph(self, seed: int) -> Graph:
         return self.maker(seed, self.dtype, self.nodes).finished()
@@ -45,6 +47,8 @@ FAMILIES = {
     "images bfloat16": Family(ImageMaker, "bfloat16", 8),
     "training": Family(TrainingMaker, nodes=9),
     "numbers": Family(NumberMaker, nodes=14),
+    "state": Family(StateMaker, nodes=8, tests=30),
+    "state, long": Family(StateMaker, nodes=16, tests=8),
 }
 
 

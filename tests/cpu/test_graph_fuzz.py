@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fuzz_check import FAMILIES, check, on_cpu, on_xla
+from fuzz_check import FAMILIES, check, on_cpu, on_xla, verdicts
+from fuzz_state import check_steps
 
+from twofold.backends.cpu.lowering import assemble, donate
 from twofold.ir.op import OPS
 
-GRAPHS = 220  # of each family
+STEPS = 30  # that keep state
 BY_JAX = ("plain", "double", "images", "training")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_graphs(family):
-    judged = [check(family, seed) for seed in range(GRAPHS)]
+    judged = [check(family, seed) for seed in range(FAMILIES[family].tests)]
     assert sum(map(bool, judged)) > 0.9 * len(judged), "the referee looked away too often"
+
+
+def test_random_steps_that_keep_state():
+    """Compiled, as they stand, by the reference: three steps in a row."""
+    for seed in range(STEPS):
+        check_steps(seed)
+
+
+def test_the_referee_sees_state_that_is_overwritten_too_early(monkeypatch):
+    """Within as many graphs as the tests have: with the rule for that, and the check of its results, out of force."""
+    monkeypatch.setattr(assemble, "check", lambda *given: None)
+    monkeypatch.setattr(donate, "safe", lambda *given: True)
+    graphs = map(FAMILIES["state"].graph, range(FAMILIES["state"].tests))
+    assert any(v.wrong for seed, graph in enumerate(graphs) for v in verdicts(graph, seed, on_cpu))
 
 
 @pytest.mark.parametrize("family", BY_JAX)
