@@ -155,6 +155,7 @@ def _assembled(
     from twofold.backends.cpu.lowering.assemble import assemble
     from twofold.backends.cpu.lowering.between import kept_packed, with_kernels
     from twofold.backends.cpu.lowering.donate import donate
+    from twofold.backends.cpu.lowering.flat import laid_flat
     from twofold.backends.cpu.lowering.lines import as_images
     from twofold.backends.cpu.lowering.lower import lower
     from twofold.backends.cpu.lowering.merge import merge
@@ -162,7 +163,7 @@ def _assembled(
     from twofold.backends.cpu.lowering.widen import widened
     from twofold.backends.cpu.machine import host
 
-    graph = widened(as_images(graph), host())
+    graph = laid_flat(widened(as_images(graph), host()), host())
     graph, packed = kept_packed(graph, host()) if packs else (graph, {})
     plan = lower(graph, host(), compile_graph, orders)
     plan.layouts = with_kernels(packed, host())
