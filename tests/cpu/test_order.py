@@ -7,7 +7,8 @@ import pytest
 
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.memory import lifetimes, place
-from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered
+from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered, results_early
+from twofold.backends.cpu.lowering.steps import HostStep
 from twofold.base.dtypes import float32
 
 
@@ -29,7 +30,14 @@ def conflict(a, b):
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("order", [reordered, lambda steps: as_late_as_possible(steps, steps[-1].writes())])
+@pytest.mark.parametrize(
+    "order",
+    [
+        reordered,
+        lambda steps: as_late_as_possible(steps, steps[-1].writes()),
+        lambda steps: results_early(steps, {b for step in steps[::2] for b in step.writes()}),
+    ],
+)
 def test_steps_that_meet_keep_their_order(seed, order):
     rng = random.Random(seed)
     buffers = [Buffer(float32, 64, str(i)) for i in range(12)]
@@ -48,3 +56,15 @@ def test_temporaries_of_what_is_done_once_do_not_wait_for_each_other():
     size = lambda order: place([*lifetimes(order, [*weights, *packed]).values()])
     assert size(steps) == 10 * (4 << 16)
     assert size(as_late_as_possible(steps, packed)) == 4 << 16
+
+
+@pytest.mark.parametrize("python", [False, True])
+def test_gradients_do_not_wait_for_the_updates_at_the_end(python):
+    """Ten gradients are made one after the other, then the weights are updated; not before what may raise is done."""
+    weights, gradients = ([Buffer(float32, 1 << 16, f"{kind}{i}") for i in range(10)] for kind in "wg")
+    steps = [Fake([w, *before], [g]) for w, g, before in zip(weights, gradients, [[], *([g] for g in gradients)])]
+    steps += [HostStep("branch", list, [], [])] if python else []
+    steps += [Fake([w, g], [w]) for w, g in zip(weights, gradients)]
+    size = lambda order: place([*lifetimes(order, weights).values()])
+    assert size(steps) == 10 * (4 << 16)
+    assert size(results_early(steps, weights)) == (10 if python else 2) * (4 << 16)

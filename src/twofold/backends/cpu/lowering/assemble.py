@@ -13,7 +13,7 @@ from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
 from twofold.backends.cpu.lowering.check import Access, Done, access, check
 from twofold.backends.cpu.lowering.memory import Block, lifetimes, padded, place
-from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered
+from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered, results_early
 from twofold.backends.cpu.lowering.rewrite import from_first_elements
 from twofold.backends.cpu.lowering.split import split_reduction
 from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
@@ -31,8 +31,8 @@ def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
     touched = {id(s): access(s, plan.pitches, plan.replaced) for s in (*plan.prepare, *plan.steps)}
     wanted = [p.buffer for p in plan.outputs]
     _name_places(plan)
-    plan.steps = reordered(plan.steps)
     fixed = [*plan.inputs, *(p.buffer for p in plan.outputs), *plan.constants]
+    plan.steps = reordered(results_early(plan.steps, fixed))
     places = {b: Ref(FIRST + i) for i, b in enumerate(dict.fromkeys(fixed))}
     kept = 0
     for buffer in plan.kept:

@@ -30,6 +30,23 @@ def reordered(steps: list[Step]) -> list[Step]:
     return done
 
 
+def results_early(steps: list[Step], fixed: Collection[Buffer]) -> list[Step]:
+    """The steps, of which those that write nothing but ``fixed`` buffers (state, outputs) come directly after what they depend
+    on: they take no memory, and what they read need not wait for them, such as all gradients for the updates at the end."""
+    fixed, order, before = set(fixed), list[int](), _Users()
+    bar = -1  # what is done in Python may raise: nothing is stored earlier than that
+    for at, step in enumerate(steps):
+        needs = [*before.of(step), *([bar] if bar >= 0 else [])]
+        before.add(at, step)
+        if isinstance(step, HostStep):
+            bar = at
+        elif needs and fixed.issuperset(step.writes()):
+            order.insert(max(map(order.index, needs)) + 1, at)
+            continue
+        order.append(at)
+    return [steps[at] for at in order]
+
+
 def as_late_as_possible(steps: list[Step], wanted: Collection[Buffer]) -> list[Step]:
     """The steps that write a ``wanted`` buffer in their order, each after just what it depends on: few results wait. (What
     is done once has barriers to spare, but its temporaries may be larger than those of a call.)"""
