@@ -13,7 +13,8 @@ that ends, takes longer than its limits or computes something else has the reaso
 
 Rows are measured cheapest first and written as they are there. ``--budget`` is shared among the rows by what each would
 take: slow peers get fewer rounds, at least two; rows for which nothing is left wait for ``--resume``. In the end, rows
-during which the machine itself was slow (``speed.py``) are measured again; the take at which it was quicker is kept.
+during which the machine itself was slow (``speed.py``) or a contestant was unsteady by itself (``steady.py``) are measured
+again; of the takes with a quick machine the steadiest is kept, whatever the ratios.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 import rows as rows_of
 import speed
+import steady
 import tables
 from rows import HERE, INFERENCE, MODES, NETWORKS, TRAINING, Settings
 
@@ -35,7 +37,7 @@ from rows import HERE, INFERENCE, MODES, NETWORKS, TRAINING, Settings
 START = {"twofold": 5, "onnxruntime": 1, "openvino": 2, "ncnn": 6, "torch": 4, "torch channels-last": 4}
 START |= {"torch.compile": 45, "tensorflow": 9, "jax": 12}
 RATE = 5e10
-AGAIN = 2  # times at most that the rows of slow minutes are measured again
+AGAIN = 2  # times at most that the rows of slow minutes, and unsteady ones, are measured again
 
 
 class Key(NamedTuple):
@@ -91,12 +93,12 @@ def line_of(key: Key, row: dict[str, Any]) -> str:
 
 
 class Run:
-    """Rows under measurement, written after each. ``taken`` are those of this run."""
+    """Rows under measurement, written after each. ``takes`` are those of this run, all of each row."""
 
     def __init__(self, settings: Settings, results: Path, budget: float | None):
         self.settings, self.results, self.begun = settings, results, time.monotonic()
         self.until = None if budget is None else self.begun + budget * 60
-        self.rows, self.taken = read(results), dict[Key, dict[str, Any]]()
+        self.rows, self.takes = read(results), dict[Key, list[dict[str, Any]]]()
 
     def measure(self, keys: list[Key]) -> None:
         """Each row, cheapest first, as far as the time goes."""
@@ -112,18 +114,28 @@ class Run:
                     break
                 allowed = left * costs[key] / sum(costs[k] for k in keys[i:])
             row = rows_of.measure(*key, replace(self.settings, budget=allowed))
-            self.rows[key] = self.taken[key] = speed.quicker(row, self.taken.get(key, row))
+            self.takes.setdefault(key, []).append(row)
+            self.rows[key] = steady.kept(self.takes[key])
             write(self.results, self.rows)
             print(f"[{(time.monotonic() - self.begun) / 60:5.1f} min] {line_of(key, row)}", flush=True)
 
     def measure_again(self) -> None:
-        """The rows of this run during which the machine gave less than in others, as long as there are any."""
+        """The rows of this run during which the machine gave less than in others, or a contestant was unsteady by itself, as
+        long as there are any."""
         for _ in range(AGAIN):
-            shares = speed.shares(self.taken.values())
-            slow = [k for k, row in self.taken.items() if shares[id(row)] < speed.SLOW]
-            if slow and (self.until is None or time.monotonic() < self.until):
-                print("again, for the machine was slow:", end=" ")
-                self.measure(slow)
+            reasons = {k: why for k in self.takes if (why := self._why_again(k))}
+            if reasons and (self.until is None or time.monotonic() < self.until):
+                for why in sorted(set(reasons.values())):
+                    print(f"again, for {why}: {', '.join(' '.join(map(str, k)) for k in reasons if reasons[k] == why)}")
+                self.measure(list(reasons))
+
+    def _why_again(self, key: Key) -> str:
+        """Why what is kept of a row is not good enough; empty if it is."""
+        row = self.rows[key]
+        if speed.shares(self.rows[k] for k in self.takes).get(id(row), 1.0) < speed.SLOW:
+            return "the machine was slow"
+        unsteady = steady.unrest(row, steady.undisturbed(self.takes[key])) > steady.UNSTEADY
+        return "a process was unsteady by itself" if unsteady else ""
 
     def _held(self) -> str:
         return "" if self.until is None else f", held to {(self.until - time.monotonic()) / 60:.0f}"

@@ -33,9 +33,3 @@ def shares(rows: Iterable[Row]) -> dict[int, float]:
         for rate in r["speed"]:
             usual[r["threads"], rate] = median(q["speed"][rate] for q in rows if q["threads"] == r["threads"])
     return {id(r): min(value / usual[r["threads"], rate] for rate, value in r["speed"].items()) for r in rows}
-
-
-def quicker(row: Row, other: Row) -> Row:
-    """Of two takes of a row the one during which the machine was quicker."""
-    found = shares([row, other])
-    return row if found[id(row)] >= found[id(other)] else other

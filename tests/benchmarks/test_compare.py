@@ -29,9 +29,10 @@ def modules(monkeypatch):
     import peer_ncnn_pads
     import rows
     import speed
+    import steady
     import tables
 
-    return {"speed": speed, "compare": compare, "inputs": inputs, "rows": rows, "tables": tables, "pads": peer_ncnn_pads}
+    return {"steady": steady, "speed": speed, "compare": compare, "inputs": inputs, "rows": rows, "tables": tables, "pads": peer_ncnn_pads}
 
 
 def run(*options: str) -> str:
@@ -127,6 +128,10 @@ def test_the_page_is_rendered_from_results(modules, tmp_path):
     assert (tmp_path / "images" / "performance.png").stat().st_size > 1000
 
 
+def timed(ms, spread=0.0):
+    return {"ms": ms, "quartiles_ms": [ms * (1 - spread / 2), ms * (1 + spread / 2)]}
+
+
 def test_rows_of_slow_minutes_are_measured_again(modules, tmp_path, monkeypatch):
     compare, given = modules["compare"], iter([(100, 30), (99, 29), (60, 30), (99, 12), (95, 30), (80, 30), (70, 30)])
     seen = []
@@ -134,7 +139,7 @@ def test_rows_of_slow_minutes_are_measured_again(modules, tmp_path, monkeypatch)
     def measure(network, mode, threads, settings):
         fma, read = next(given)
         seen.append(network)
-        peers = {"twofold": {"ms": 1.0}, "torch": {"ms": float(len(seen))}}
+        peers = {"twofold": timed(1.0), "torch": timed(2.0)}
         return {"network": network, "mode": mode, "threads": threads, "peers": peers, "speed": {"fma": fma, "read": read}}
 
     monkeypatch.setattr(modules["rows"], "measure", measure)
@@ -145,6 +150,57 @@ def test_rows_of_slow_minutes_are_measured_again(modules, tmp_path, monkeypatch)
     assert seen[4:] == [*first[2:], first[3]]  # the fourth stays slow: its second take is the best of three
     kept = {k.network: r["speed"]["fma"] for k, r in compare.read(tmp_path / "r.json").items()}
     assert [kept[n] for n in first] == [100, 99, 95, 80]
+
+
+UNSTEADY_ROWS = {  # what each take finds (ours, a quick peer's, a slow one's), how many takes there are, which is kept
+    "steady": ([((1.0, 0.1), (2.0, 0.14), (9.0, 0.1))], 0),
+    "we are not": ([((1.0, 0.2), (2.0, 0.1), (9.0, 0.1)), ((1.1, 0.1), (2.2, 0.1), (9.0, 0.1))], 1),
+    "the best peer is not": ([((1.0, 0.1), (2.0, 0.2), (9.0, 0.1)), ((1.0, 0.1), (2.1, 0.05), (9.0, 0.1))], 1),
+    "another peer is not": ([((1.0, 0.1), (2.0, 0.1), (9.0, 0.9))], 0),
+    "never": ([((1.0, 0.4), (2.0, 0.1), (9.0, 0.1)), ((1.0, 0.3), (2.0, 0.1), (9.0, 0.1)), ((1.0, 0.5), (2.0, 0.1), (9.0, 0.1))], 1),
+    "slow in a whole take": (
+        [((1.0, 0.2), (2.0, 0.01), (9.0, 0.1)), ((1.5, 0.01), (2.0, 0.01), (9.0, 0.1)), ((1.02, 0.05), (2.0, 0.01), (9.0, 0.1))],
+        2,
+    ),
+    "a better ratio is no reason": ([((1.0, 0.2), (4.0, 0.1), (9.0, 0.1)), ((1.1, 0.1), (4.1, 0.1), (9.0, 0.1))], 1),
+}
+
+
+@pytest.mark.parametrize("case", UNSTEADY_ROWS)
+def test_rows_in_which_a_process_was_slow_by_itself_are_measured_again(modules, tmp_path, monkeypatch, case):
+    compare, (takes, kept) = modules["compare"], UNSTEADY_ROWS[case]
+    given = iter(takes)
+
+    def measure(network, mode, threads, settings):
+        peers = dict(zip(("twofold", "torch", "jax"), (timed(*t) for t in next(given))))
+        return {"network": network, "mode": mode, "threads": threads, "peers": peers, "speed": {"fma": 100, "read": 30}}
+
+    monkeypatch.setattr(modules["rows"], "measure", measure)
+    run = compare.Run(modules["rows"].Settings(("torch", "jax")), tmp_path / "r.json", None)
+    key = compare.Key("lenet5", "infer1", 2)
+    run.measure([key])
+    run.measure_again()
+    assert next(given, None) is None
+    assert compare.read(tmp_path / "r.json")[key]["peers"]["twofold"] == timed(*takes[kept][0])
+
+
+def test_a_slow_machine_is_no_unsteady_process(modules):
+    """Nor is a take of a slow minute what others are held against; and a contestant is looked at alone."""
+    steady = modules["steady"]
+
+    def row(ours, theirs, fma=100, **other):
+        return {"peers": {"twofold": timed(*ours), "torch": timed(*theirs) | other}, "speed": {"fma": fma, "read": 30}}
+
+    slow, usual = row((2.0, 0.0), (4.0, 0.0), fma=60), row((1.0, 0.1), (2.0, 0.1))
+    assert steady.kept([slow, usual]) is usual
+    assert steady.unrest(usual, steady.undisturbed([slow, usual])) == pytest.approx(0.1)
+    assert steady.unrest(usual, [slow, usual]) == pytest.approx(1.0)
+    wrong = row((1.0, 0.1), (2.0, 0.9), error="differs")
+    assert steady.contestants(wrong) == ["twofold"] and steady.unrest(wrong, [wrong]) == pytest.approx(0.1)
+    for factor in (0.1, 10.0):  # whatever the ratio between the two
+        takes = [row((1.0, 0.1), (factor, 0.3)), row((1.02, 0.1), (factor * 0.5, 0.1)), row((1.0, 0.1), (factor, 0.2))]
+        assert steady.kept(takes) is takes[2]
+    assert steady.kept([{"peers": {}}]) == {"peers": {}}
 
 
 def test_rates_are_medians_and_shares_are_of_the_median_row(modules):
