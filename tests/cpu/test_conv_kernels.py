@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from guarded import Guarded
 from kernel_oracles import (
     HOST,
     data_gradient,
@@ -18,9 +19,10 @@ from kernel_oracles import (
     weight_gradient,
 )
 
-from twofold.backends.cpu.kernels import direct, wgrad
+from twofold.backends.cpu.kernels import direct, weights, wgrad
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.shapes import Conv
+from twofold.backends.cpu.machine import AVX2, AVX512, NEON
 
 
 def _pad(p: int):
@@ -69,11 +71,20 @@ def test_packed_orders_convert_into_each_other():
     w = normal((21, 10, 3, 2))
     packed, backward = direct.packing(HOST, conv), direct.packing(HOST, conv, forward=False)
     there = unset(backward.size)
-    from twofold.backends.cpu.kernels import weights
-
     run(weights.repack(HOST, packed, backward), [pack(conv, w, packed), there])
     assert np.array_equal(there, pack(conv, w, backward))
     assert np.array_equal(unpack(conv, there, backward), w)
+
+
+@pytest.mark.parametrize("machine", [AVX2, AVX512, NEON], ids=["avx2", "avx512", "neon"])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_weights_are_packed_for_any_machines_vectors(machine, ahead):
+    """Not for those of the machine that packs them: it wrote its own, longer ones, beyond the end."""
+    conv = Conv(1, 6, 6, 10, 21, 3, 2)
+    w, packed = normal((21, 10, 3, 2)), direct.packing(machine, conv, forward=ahead)
+    there = Guarded(packed.size)
+    run(weights.repack(HOST, weights.plain(conv), packed), [w, there.array])
+    assert np.array_equal(unpack(conv, there.array, packed), w)
 
 
 @pytest.mark.parametrize("conv", [CASES[0], CASES[4]], ids=str)

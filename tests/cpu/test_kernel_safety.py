@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 
 import pytest
+import test_few_rows
+import test_outer
 from fuzz_check import FAMILIES, arguments
 from guarded import Guarded
 from kernel_oracles import HOST, run
@@ -123,6 +125,12 @@ def kernels(machine: Machine):
             gemm.matmul(machine, shape, EPILOGUE),
             [*(shape.batch * s for s in (shape.m * shape.k, shape.k * shape.n, shape.m * shape.n)), shape.n],
         )
+    for module in (test_few_rows, test_outer):
+        caches = {level: getattr(module.SMALL, level) for level in ("l1", "l2", "l3")}
+        for shape in module.CASES:
+            sizes = [shape.m * shape.k, shape.k * shape.n, shape.m * shape.n]
+            yield gemm.matmul(replace(machine, **caches), shape), sizes
+            yield gemm.matmul(replace(machine, **caches), shape, EPILOGUE), [*sizes, shape.n]
     tiles = pool.Pool(2, 6, 9, 13, 3, 3, (2, 3), (2, 3))
     yield max_pool_tiles.gradient(machine, tiles, (ep.Relu(),)), [2 * 54 * 13, 2 * 9 * 13, 2 * 54 * 13]
     windows = pool.Pool(2, 5, 9, 2 * machine.lanes + 5, 5, 9, (3, 3), (1, 1), PAD)

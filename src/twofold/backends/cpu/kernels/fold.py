@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from twofold.backends.cpu.kernels.axes import clip
 from twofold.backends.cpu.kernels.shapes import Conv, gradient_axes
 from twofold.backends.cpu.kernels.tile import Operands, accumulate, flatten, shaped, zeros
-from twofold.backends.cpu.kernels.weights import Layout, Packed
+from twofold.backends.cpu.kernels.weights import Order, Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
@@ -26,7 +26,7 @@ from twofold.backends.cpu.program import Kernel, KernelBuilder
 class Unfolded:
     """Weights of a convolution as those of one whose outputs are its (kw, input), and whose taps its kh."""
 
-    base: Layout
+    base: Order
     conv: Conv
 
     def offset(self, f: Function, group: Index, o: Index, i: Index, tap: Index) -> Index:

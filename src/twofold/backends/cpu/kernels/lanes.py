@@ -25,7 +25,7 @@ from twofold.backends.cpu.kernels import weights
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, forward_axes, gradient_axes, split
 from twofold.backends.cpu.kernels.tile import lines_kept
-from twofold.backends.cpu.kernels.weights import Layout, Packed, Plain
+from twofold.backends.cpu.kernels.weights import Order, Packed, Plain
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
@@ -73,7 +73,7 @@ def plain(machine: Machine, conv: Conv) -> Plain:
     return Plain(1, conv.o, conv.cg, conv.kh, conv.kw) if shares(machine, conv) else weights.plain(conv)
 
 
-def backward(machine: Machine, conv: Conv, source: Packed | Plain) -> Layout:
+def backward(machine: Machine, conv: Conv, source: Packed | Plain) -> Order:
     """What the data gradient's order is packed from, for weights in the order of ``source``."""
     return Transposed(source, conv.cg) if shares(machine, conv) else source
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels.axes import clip, segments
@@ -98,12 +99,8 @@ def forward(machine: Machine, pool: Pool, kind: str, epilogue: ep.Epilogue = (),
 
 def gradient(machine: Machine, pool: Pool, kind: str, ldx: int = 0, ldg: int = 0, ldd: int = 0) -> Kernel:
     """Kernel (x, g, dx) for "max", (g, dx) for "mean"; ``ldx``, ``ldg``, ``ldd`` are the pixel distances of x, g,
-    dx. Only if ``narrows`` may they be in 16 bits.
+    dx. Only if ``narrows`` may they be in 16 bits. Maxima that ``gathered`` has a kernel for are quicker there.
     """
-    from twofold.backends.cpu.kernels import max_pool_grad
-
-    if kind == "max" and max_pool_grad.pays(machine, pool):
-        return max_pool_grad.gradient(machine, pool, (), ldx, ldg, ldd)
     names = ["x", "g", "dx"] if kind == "max" else ["g", "dx"]
     k = KernelBuilder(machine, f"{kind}_pool_dx", names)
     f, emitter = k.f, _Emitter(k.f, pool, kind, ldx or pool.c)
@@ -131,9 +128,16 @@ def gradient(machine: Machine, pool: Pool, kind: str, ldx: int = 0, ldg: int = 0
 
 def narrows(machine: Machine, pool: Pool, kind: str) -> bool:
     """Whether the gradient can be stored in 16 bits: its kernel adds up nothing in memory."""
-    from twofold.backends.cpu.kernels import max_pool_grad
+    return not pool.overlaps or (kind == "max" and gathered(machine, pool) is not None)
 
-    return not pool.overlaps or (kind == "max" and max_pool_grad.pays(machine, pool))
+
+def gathered(machine: Machine, pool: Pool) -> Any:
+    """The module of the kernels that take these windows' gradient of the maximum with an epilogue, if there is one."""
+    from twofold.backends.cpu.kernels import max_pool_grad, max_pool_tiles
+
+    if max_pool_tiles.fits(pool):
+        return max_pool_tiles
+    return max_pool_grad if max_pool_grad.pays(machine, pool) else None
 
 
 def channel_chunks(channels: int, lanes: int, vectors: int) -> list[tuple[int, int, tuple[int, ...]]]:

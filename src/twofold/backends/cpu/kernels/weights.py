@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twofold.backends.cpu.kernels.shapes import Conv
-from twofold.backends.cpu.llvm import Function, Index, Value, const
+from twofold.backends.cpu.llvm import Function, Index, Value, const, vector
 from twofold.backends.cpu.machine import Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 
-class Layout(Protocol):
+class Order(Protocol):
     """Any order of weights: it knows where each one lies."""
 
     def offset(self, f: Function, group: Index, o: Index, i: Index, tap: Index) -> Index: ...
@@ -111,7 +111,7 @@ def plain(conv: Conv) -> Plain:
     return Plain(conv.groups, conv.og, conv.cg, conv.kh, conv.kw)
 
 
-def repack(machine: Machine, source: Layout, target: Packed | Plain) -> Kernel:
+def repack(machine: Machine, source: Order, target: Packed | Plain) -> Kernel:
     """Kernel (source, target): the same weights in another order.
 
     ALGORITHM: target[...] = source[...], one row (group, block, tap, input) of the target at a time, zeros in its
@@ -126,7 +126,7 @@ def repack(machine: Machine, source: Layout, target: Packed | Plain) -> Kernel:
     return k.finish(note=f"repack {source} -> {target}")
 
 
-def _fill_blocks(f: Function, source: Layout, target: Packed, first: int, count: int, outs: int) -> None:
+def _fill_blocks(f: Function, source: Order, target: Packed, first: int, count: int, outs: int) -> None:
     lanes = target.lanes
     width = -(-outs // lanes) * lanes
     low, high = f.share(target.groups * count * target.taps * target.ins, f.arg("tid"), f.arg("n"))
@@ -137,15 +137,15 @@ def _fill_blocks(f: Function, source: Layout, target: Packed, first: int, count:
         place = f.gep(f.arg("target"), f.add(target.panel(f, group, block), f.mul(row, width)))
         start = f.mul(block, target.block)
         for at in range(0, width, lanes):
-            vector = const(f.vec(), 0.0)
+            row_of = const(vector("float", lanes), 0.0)  # the target's vectors, whatever the machine's
             for lane in range(min(lanes, outs - at)):
                 out = f.add(start, at + lane)
                 o, i = (out, inner) if target.forward else (inner, out)
-                vector = f.insert(vector, _weight(f, source, group, o, i, tap), lane)
-            f.vstore(vector, f.gep(place, at))
+                row_of = f.insert(row_of, _weight(f, source, group, o, i, tap), lane)
+            f.store(row_of, f.gep(place, at))
 
 
-def _fill_plain(f: Function, source: Layout, target: Plain) -> None:
+def _fill_plain(f: Function, source: Order, target: Plain) -> None:
     low, high = f.share(target.size, f.arg("tid"), f.arg("n"))
     with f.loop(low, high) as loop:
         box = [target.groups, target.outs, target.ins, target.kh * target.kw]
@@ -153,5 +153,5 @@ def _fill_plain(f: Function, source: Layout, target: Plain) -> None:
         f.store(value, f.gep(f.arg("target"), loop.index))
 
 
-def _weight(f: Function, source: Layout, group: Index, o: Index, i: Index, tap: Index) -> Value:
+def _weight(f: Function, source: Order, group: Index, o: Index, i: Index, tap: Index) -> Value:
     return f.load("float", f.gep(f.arg("source"), source.offset(f, group, o, i, tap)))

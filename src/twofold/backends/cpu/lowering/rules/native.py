@@ -14,8 +14,6 @@ from twofold.backends.cpu.kernels import (
     choose,
     gemm,
     interleave,
-    max_pool_grad,
-    max_pool_tiles,
     outer,
     planes,
     pool,
@@ -319,7 +317,7 @@ def pool_grad(low: Lowering, node: Node) -> bool:
     target = low.allocate(y, CHANNELS_LAST)
     given = [low.channels_last(v) for v in node.inputs]
     kind = _POOLS[node.op.name]
-    windows = _max_pool_grad(low.machine, shape) if kind == "max" else None
+    windows = pool.gathered(low.machine, shape) if kind == "max" else None
     if windows is not None:
         return _pool_grad_with_epilogue(low, node, shape, target, given, windows)
     ldx = given[0][1] if kind == "max" else 0
@@ -327,13 +325,6 @@ def pool_grad(low: Lowering, node: Node) -> bool:
     low.kernel(kernel, [p for p, _ in given], target, [node])
     low.result(y, target)
     return True
-
-
-def _max_pool_grad(machine: Machine, shape: pool.Pool) -> Any:
-    """The module of the kernels with an epilogue that takes these windows, if there is one."""
-    if max_pool_tiles.fits(shape):
-        return max_pool_tiles
-    return max_pool_grad if max_pool_grad.pays(machine, shape) else None
 
 
 def _pool_grad_with_epilogue(
