@@ -76,13 +76,14 @@ def test_packed_orders_convert_into_each_other():
     assert np.array_equal(unpack(conv, there, backward), w)
 
 
+@pytest.mark.skipif(not HOST.is_linux, reason="needs mprotect")
 @pytest.mark.parametrize("machine", [AVX2, AVX512, NEON], ids=["avx2", "avx512", "neon"])
 @pytest.mark.parametrize("ahead", [True, False])
 def test_weights_are_packed_for_any_machines_vectors(machine, ahead):
     """Not for those of the machine that packs them: it wrote its own, longer ones, beyond the end."""
     conv = Conv(1, 6, 6, 10, 21, 3, 2)
     w, packed = normal((21, 10, 3, 2)), direct.packing(machine, conv, forward=ahead)
-    there = Guarded(packed.size)
+    there = Guarded(packed.size, True)
     run(weights.repack(HOST, weights.plain(conv), packed), [w, there.array])
     assert np.array_equal(unpack(conv, there.array, packed), w)
 
