@@ -43,6 +43,7 @@ from twofold.base.dtypes import DType, bfloat16, float32
 GROUP = 8  # pixels of a strip copied together
 SHORTEST = 96  # pixels that a chunk has at least, if rows are to be forgotten
 LONG = 128  # pixels, after which bringing in and storing a tile hardly counts
+MOST = 16  # pixels of which a round asks for a line
 ROUND = 4  # steps of a 1x1 kernel's loop, written out
 UNITS = 32  # units wanted: enough to share them evenly among several threads
 FEW = 400  # products of a vector of dy: waiting for it takes about as long (27 for 3x3 of 3 channels), or a twentieth (363)
@@ -289,6 +290,7 @@ class _Builder:
         f, conv, packed, lanes = self.f, self.conv, self.packed, self.machine.lanes
         group = f.add(unit.group, inner)
         width = -(-outs // lanes) * lanes
+        chunk_dy = unit.dy
         unit = replace(unit, dy=f.gep(unit.dy, f.dot([(group, conv.og), (block, packed.block)]), self.element))
         dy = f.gep(self.own, f.add(self._strip(inner, block), self.zeros))
         if slab.cut:
@@ -312,9 +314,11 @@ class _Builder:
                         strip_at = f.add(f.mul(first, self.x_plane), f.mul(corner, kind.inputs))
                         target = f.gep(panel, f.mul(row, width))
                         fetches = [self._next_tile(target, kind.inputs * width, packed.ins * width)] if taps == 1 else []
-                        if slab.cut and not self.few and (self.flat or not self.point):
-                            place = [(strip.index, tall), (f.div(kh.index, self.tall), 1)]
-                            number = f.add(f.add(f.mul(f.dot(place), tap_groups), kw.index), before)
+                        place = [(strip.index, tall), (f.div(kh.index, self.tall), 1)]
+                        number = f.add(f.add(f.mul(f.dot(place), tap_groups), kw.index), before)
+                        if not slab.cut and not self.point:
+                            fetches.append(self._next_groups(slab, unit, chunk_dy, number))
+                        elif slab.cut and not self.few and (self.flat or not self.point):
                             fetches.append(self._next_pixels(slab, unit, number))
                         line = self._line_ahead(unit, kh.index, tap) if slab.cut and self.few else None
                         self._tile(unit, f.gep(x, strip_at), dy, target, kind.inputs, taps, width, fetches, line)
@@ -407,29 +411,58 @@ class _Builder:
         """What is copied next: the first tiles of a unit ask for dy of the next block, the others for x of the next chunk. A
         tile goes along the pixels, as many a round as suffice in all, and asks for as many lines of each as a block has: so a
         round has one place to compute. (Shares even to the line took longer to compute than they saved.)"""
-        f, conv, line = self.f, self.conv, LINE * (2 if self.pairs else 1)
-        strips = sum(kind.count for kind in self._strips(slab))
-        tiles = strips * (conv.kh // self.tall) * sum(count for _, count, _ in self.taps)
+        f, line, tiles = self.f, LINE * (2 if self.pairs else 1), self._tiles(slab)
         wide = -(-self.packed.block // line)  # lines of a pixel
         parts = -(-slab.channels // (wide * line))  # of a pixel of x
         usual = self.blocks if self.parts > 1 else -(-self.blocks // 2)  # units of a thread in a chunk
-        x_pixels = conv.w * (self.images * conv.h if self.rows == conv.oh else self.rows * conv.stride[0])
-
-        def tiles_for(many: int) -> tuple[int, int]:
-            """Tiles after which all pixels of dy, and of x, had their turn."""
-            return -(-self.pixels // (many * self.rounds)), -(-x_pixels // (many * self.rounds))
 
         def enough(many: int) -> bool:
-            of_dy, of_x = tiles_for(many)
+            of_dy, of_x = self._runs(many)
             return (tiles - of_dy) * usual >= of_x * parts
 
         many = next(filter(enough, (1, 2, 3)), 4)  # pixels a round
-        pixels, (of_dy, of_x) = many * self.rounds, tiles_for(many)
+        pixels, (of_dy, of_x) = many * self.rounds, self._runs(many)
         share = f.add(f.mul(f.sub(unit.index, unit.low), max(1, tiles - of_dy)), f.sub(number, of_dy))
         part, turn = f.divmod_chain(f.imin(share, of_x * parts), [parts, of_x])
         x = f.gep(unit.next_x, f.dot([(part, wide * line), (turn, pixels * self.ldx)]), self.element)
         dy = f.gep(self._next_dy(unit), f.mul(number, pixels * self.ldy), self.element)
-        first = f.icmp("slt", f.index(number), of_dy)
+        return self._either(f.icmp("slt", f.index(number), of_dy), dy, x, many, wide)
+
+    def _next_groups(self, slab: _Slab, unit: _Unit, dy: Value, number: Index) -> Fetch:
+        """What is copied next of whole groups: first ``dy`` of the next chunk, then its x, one line of many pixels for each
+        tile of all units."""
+        f, conv, line, tiles = self.f, self.conv, LINE * (2 if self.pairs else 1), self._tiles(slab)
+        dy_parts, x_parts = (-(-slab.groups * channels // line) for channels in (conv.og, conv.cg))  # lines of a pixel
+
+        def enough(many: int) -> bool:
+            of_dy, of_x = self._runs(many)
+            return of_dy * dy_parts + of_x * x_parts <= tiles * slab.groups * self.blocks
+
+        many = next(filter(enough, range(1, MOST)), MOST)
+        pixels, (of_dy, of_x) = many * self.rounds, self._runs(many)
+        share = f.add(f.mul(f.sub(unit.index, unit.low), tiles), number)
+        part, turn = f.divmod_chain(share, [dy_parts, of_dy])
+        start = f.add(f.mul(unit.group, conv.og), f.mul(f.add(f.mul(turn, pixels), self.pixels), self.ldy))
+        dy = f.gep(dy, f.add(start, f.mul(part, line)), self.element)
+        part, turn = f.divmod_chain(f.imin(f.sub(share, of_dy * dy_parts), of_x * x_parts), [x_parts, of_x])
+        place = f.dot([(unit.group, conv.cg), (part, line), (turn, pixels * self.ldx)])
+        x = f.gep(unit.next_x, place, self.element)
+        return self._either(f.icmp("slt", f.index(share), of_dy * dy_parts), dy, x, many, 1)
+
+    def _tiles(self, slab: _Slab) -> int:
+        """Tiles of a unit."""
+        strips = sum(kind.count for kind in self._strips(slab))
+        return strips * (self.conv.kh // self.tall) * sum(count for _, count, _ in self.taps)
+
+    def _runs(self, many: int) -> tuple[int, int]:
+        """Tiles after which all pixels of a chunk's dy had their turn, and all of its x, ``many`` in a round."""
+        conv = self.conv
+        lines = self.images * conv.h if self.rows == conv.oh else self.rows * conv.stride[0]
+        return -(-self.pixels // (many * self.rounds)), -(-lines * conv.w // (many * self.rounds))
+
+    def _either(self, first: Value, dy: Value, x: Value, many: int, wide: int) -> Fetch:
+        """``wide`` lines of ``many`` pixels in every round, of dy or of x."""
+        f, line = self.f, LINE * (2 if self.pairs else 1)
         start, pitch = f.select(first, dy, x), f.select(first, const("i64", self.ldy), const("i64", self.ldx))
 
         def fetch(number: Index) -> None:
