@@ -8,8 +8,9 @@ SCHEDULE
     a broadcast where a group fills the vector). A tile is up to 11 pixels x 1 vector on AVX2. Its loops are kh, j, up to 3
     of kw, whose weights are in registers, and input columns: a spread column serves every pixel that it meets, three of
     them for 3x3. All vectors of a tile's pixels are done in turn, so that whole cache lines are read; large maps, which
-    come from memory, are prefetched a row ahead. The data gradient is the same with transposed groups; the weight gradient
-    keeps kw x q accumulators over the rows and goes by columns, too: a spread column serves all its taps.
+    come from memory, are prefetched a row ahead, and others where an epilogue reads what lies there. The data gradient is the
+    same with transposed groups; the weight gradient keeps kw x q accumulators over the rows and goes by columns, too: a spread
+    column serves all its taps.
     Weights are Packed as one group of one-vector blocks, ``[vector][kh][kw][j][lane]``; where a group fills the vector that
     is the order of the direct kernels, whose weight gradient serves it.
 """
@@ -122,7 +123,9 @@ class _Sweep:
     def __init__(self, f: Function, one: Pass, packed: Packed, epilogue: ep.Epilogue, q: int, part: int):
         self.f, self.one, self.packed, self.epilogue, self.q = f, one, packed, epilogue, q
         self.first_part, self.lanes = part, f.machine.lanes
-        self.far = 4 * one.n * one.v.inputs * one.h.inputs * one.ldx > f.machine.l3 // 8  # pixels come from memory
+        # pixels come from memory: large maps, and whatever an epilogue reads, which the forward pass left
+        large = 4 * one.n * one.v.inputs * one.h.inputs * one.ldx > f.machine.l3 // 8
+        self.far = large or any(not stream.written for stream in ep.streams(epilogue, one.ldy))
 
     def emit(self, first: int, count: int, outs: int) -> None:
         """All rows of ``count`` vectors from vector ``first`` on, with ``outs`` lanes in use."""
