@@ -54,6 +54,39 @@ def test_two_runs_have_the_same_bits_and_resuming_a_finished_run_does_nothing(tm
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+def test_training_stops_after_some_steps_and_goes_on_with_the_same_bits(trained, tmp_path, capsys):
+    """Within an epoch, at its end (44 steps), and when it is resumed; then as if it had never stopped."""
+    for steps, epochs in ((20, 0), (44, 1), (50, 1)):
+        resume = ["--resume"] * (steps > 20)
+        code, out, _ = call(capsys, "train", "--epochs", 2, "--steps", steps, "--output", tmp_path, "--json", *resume)
+        progress = read_checkpoint(tmp_path / "last.safetensors")[1]
+        assert code == 0 and json.loads(out)["steps"] == steps
+        assert (progress.step, progress.epoch, len(progress.history)) == (steps, epochs, epochs)
+    assert not (tmp_path / "lenet5.onnx").exists()
+    code, out, _ = call(capsys, "train", "--epochs", 2, "--steps", 1000, "--output", tmp_path, "--resume", "--json")
+    assert code == 0 and json.loads(out)["epochs"] == 2 and (tmp_path / "lenet5.onnx").exists()
+    a, b = (read_checkpoint(folder / "last.safetensors")[0] for folder in (tmp_path, trained))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_training_starts_from_a_file_of_weights(tmp_path, capsys):
+    """Of ten classes, as the digits have, and of others: then the last layer is drawn."""
+    import twofold as tw
+
+    for classes in (10, 7):
+        model, file = tw.zoo.create("lenet5", num_classes=classes), tmp_path / "weights.safetensors"
+        tw.save_weights(model, file)
+        options = ["--weights", file, "--steps", 1, "--lr", 0.0, "--output", tmp_path / str(classes)]
+        code, _, err = call(capsys, "train", *options)
+        found = read_checkpoint(tmp_path / str(classes) / "last.safetensors")[0]
+        same = [n for n, v in model.state_dict().items() if np.array_equal(found[f"model.{n}"], v.numpy())]
+        assert code == 0 and len(model.state_dict()) - len(same) == (0 if classes == 10 else 2), err
+        assert f"{file}" in err
+    code, _, err = call(capsys, "train", *options, "--resume")
+    assert code == 1 and "--weights: a training that is resumed goes on with its own" in err
+
+
 def test_eager_training_comes_to_the_weights_of_compiled_training(tmp_path, capsys, monkeypatch):
     """On the reference, where both add up in the same order: elsewhere three epochs drive rounding apart."""
     monkeypatch.setenv("TWOFOLD_DEVICE", "reference")  # `--device` would hold for the tests after this one

@@ -30,6 +30,10 @@ def command(
     data: Annotated[str, typer.Option(help="A data set of `twofold data`.")] = "digits",
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs to train; by default the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps in all; --resume goes on.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File of weights to start from; a classifier of other classes is drawn.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
     lr: Annotated[float | None, typer.Option(min=0.0, help="Learning rate.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the initial values, the order and the augmentation.")] = 0,
@@ -62,20 +66,25 @@ def command(
         network, data, train_set, recipe, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, precision=precision
     )
     if resume:
+        if weights is not None:
+            raise ArgumentError("--weights: a training that is resumed goes on with its own; leave out one of the two")
         settings = _resumed(output, settings, epochs)
     with parallel.job(distributed, coordinator, num_processes, process_id, join_timeout, heartbeat):
         devices = parallel.place(device, distributed)
         how: dict[str, Any] = {"devices": devices, "shard_state": shard_state, "batch_norm": batch_norm}
         how |= {"compiled": not eager, "clip": clip, "checkpoint_every": checkpoint_every}
-        trainer = _trainer(settings, train_set, val_set, output, workers, **how)
+        trainer = _trainer(settings, train_set, val_set, output, workers, weights, **how)
         if resume:
             trainer.resume()
         first = tw.distributed.rank() == 0
         if first:
             note(_beginning(trainer, settings, len(train_set), len(val_set)))
-        history = trainer.run(settings.epochs, Reporter(settings.epochs, quiet=not first))
+        history = trainer.run(settings.epochs, Reporter(settings.epochs, quiet=not first), steps)
         tw.distributed.leave()
-    if first:  # the others have done their part
+    if first and trainer.progress.epoch < settings.epochs:
+        stopped = {"network": network, "data": data, "steps": trainer.progress.step, "checkpoint": str(output / LAST)}
+        emit(stopped, json, f"stopped after step {stopped['steps']}; {stopped['checkpoint']} is kept: --resume goes on")
+    elif first:  # the others have done their part
         result = _finish(settings, val_set, output, history, time.perf_counter() - began)
         emit(result, json, _text(result))
 
@@ -106,9 +115,13 @@ def _resumed(output: Path, settings: Settings, epochs: int | None) -> Settings:
     return old
 
 
-def _trainer(settings: Settings, train_set: Any, val_set: Any, output: Path, workers: int, **how: Any) -> Trainer:
+def _trainer(
+    settings: Settings, train_set: Any, val_set: Any, output: Path, workers: int, weights: Path | None, **how: Any
+) -> Trainer:
     tw.random.seed(settings.seed)
     model = build_model(settings)
+    if weights is not None:
+        note(f"{weights}: {tw.load_weights(model, weights, reshaped='keep')}")
     optimizer = build_optimizer(model, settings)
     shard = (tw.distributed.rank(), tw.distributed.processes())
     batches, val = (

@@ -57,6 +57,7 @@ class Trainer:
         self.scoring = scoring(self.model, self.criterion, compiled, self.where)
         self.compiled = compiled
         self.whole = True  # the variables are those of a step's end
+        self.most = math.inf  # steps, after which to stop
         self.preparing = 0.0  # seconds of this epoch in which programs were compiled
         if self.output is not None and not hasattr(self.train, "state_dict"):
             raise ArgumentError(
@@ -150,8 +151,9 @@ class Trainer:
         self.progress, self.whole = progress, True
 
     # -- the loop ------------------------------------------------------------------------------------------------------
-    def run(self, epochs: int, reporter: Reporter | None = None) -> list[dict[str, Any]]:
-        """Train until ``epochs`` are finished; returns the history, one row for each epoch.
+    def run(self, epochs: int, reporter: Reporter | None = None, steps: int | None = None) -> list[dict[str, Any]]:
+        """Train until ``epochs`` are finished, or ``steps`` are done, from the first one on; returns the history, one row for
+        each epoch. Stopped by ``steps`` within an epoch, it leaves a checkpoint, and goes on as after an interruption.
 
         Ctrl-C and SIGTERM take effect after the step under way, and leave a checkpoint; ``run`` again goes on. In a job of
         several processes SIGTERM to one ends all.
@@ -159,6 +161,7 @@ class Trainer:
         if not self.whole:
             raise ArgumentError("run: a step was broken off half done; resume() from the last checkpoint first")
         reporter = reporter or Reporter(epochs, quiet=distributed.rank() > 0)
+        self.most = math.inf if steps is None else steps
         if self.output is None or distributed.rank():
             return self._run(epochs, reporter)
         with claimed(self.output) as free:
@@ -175,9 +178,11 @@ class Trainer:
             self.train.load_state_dict(self.progress.loader)
         try:
             with signals.sigterm_exits():
-                while self.progress.epoch < epochs:
+                while self.progress.epoch < epochs and self.progress.step < self.most:
                     began = time.perf_counter()
                     row = self._epoch(reporter)
+                    if row is None:
+                        break
                     duration = time.perf_counter() - began
                     left = (duration - self.preparing) * (epochs - self.progress.epoch)
                     reporter.finished(row, duration, left, self.preparing)
@@ -207,7 +212,8 @@ class Trainer:
         if not self.progress.step:
             self.save()
 
-    def _epoch(self, reporter: Reporter) -> dict[str, Any]:
+    def _epoch(self, reporter: Reporter) -> dict[str, Any] | None:
+        """The rest of an epoch; None if it is not finished, for enough steps are done."""
         progress = self.progress
         sums = progress.running = {
             "loss": 0.0,
@@ -224,6 +230,9 @@ class Trainer:
                 seen += self._batch(images, labels, sums, self._place())
                 sums["seconds"] = earlier + time.perf_counter() - began - self.preparing
                 reporter.step(sums["steps"], _mean(sums, "loss"), _mean(sums, "correct"), seen)
+                if progress.step >= self.most and sums["steps"] < len(self.train):
+                    self.save()
+                    return None
                 if self._due():
                     self.save()
         if not sums["steps"]:
