@@ -49,8 +49,7 @@ RULES = {
 # kinds whose gradients are one program rather than one an op, and the least elements of the output's gradient
 FUSED = {"conv": 1, "pool": 1, "normalization": 1, "elementwise": RULES["elementwise"].least, "composite": 1}
 LARGE = 1 << 9  # elements of the largest operand of a function that may be worth a program
-MANY = 6  # ops of a function that no rule sends through a program: called one by one they take longer than it
-MANY_PATIENCE = 8
+MANY = 6  # ops of a function: called one by one they take longer than one program, however small they are
 
 
 def rule_for(op: Op, specs: Sequence[Spec], operands: Sequence[Any]) -> Rule | None:
@@ -173,7 +172,7 @@ def patience_for(graph: Graph) -> int | None:
     """After how many times a graph of ops gets a program: the least of its ops' rules; None: never."""
     rules = (rule_for(n.op, [v.spec for v in n.outputs], [v.spec for v in n.inputs]) for n in graph.nodes)
     many = len(graph.nodes) >= MANY and all(not v.dtype.is_floating or v.dtype.bits <= 32 for v in graph.inputs)
-    return min((r.patience for r in rules if r is not None), default=MANY_PATIENCE if many else None)
+    return min((r.patience for r in rules if r is not None), default=0 if many else None)
 
 
 def _layouts(buffers: Sequence[np.ndarray]) -> tuple[Any, ...]:
