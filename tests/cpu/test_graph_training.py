@@ -59,3 +59,27 @@ def test_a_training_step_has_the_numbers_of_the_reference():
     np.testing.assert_allclose(a, b, rtol=1e-4)
     for name in sa:
         np.testing.assert_allclose(sa[name], sb[name], rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_networks_of_hundreds_of_layers_are_no_deeper_a_recursion():
+    """Each kernel waits for what comes after it: 300 in a row were called from within each other, beyond Python's limit."""
+    rng = np.random.default_rng(0)
+    turns = np.linalg.qr(rng.standard_normal((300, 4, 4)))[0]  # which keep what they turn as long as it is
+    weights = [tw.tensor(turn.astype(np.float32)) for turn in turns]
+    x = 0.1 * rng.standard_normal((3, 4)).astype(np.float32)
+
+    def chain(x):
+        for w in weights:
+            x = tw.tanh(x @ w)
+        return x.sum()
+
+    want, here = x.astype(np.float64), []
+    for w in weights:
+        want = np.tanh(want @ w.numpy().astype(np.float64))
+        here.append(want)
+    slope = np.ones_like(want)
+    for w, y in zip(weights[::-1], here[::-1]):
+        slope = (slope * (1 - y * y)) @ w.numpy().astype(np.float64).T
+    assert np.abs(slope).max() > 0.1
+    np.testing.assert_allclose(tw.compile(chain)(tw.tensor(x)).numpy(), want.sum(), atol=1e-5)
+    np.testing.assert_allclose(tw.compile(tw.grad(chain))(tw.tensor(x)).numpy(), slope, atol=1e-4)

@@ -115,7 +115,13 @@ def test_weight_gradient(conv):
 
 
 @pytest.mark.parametrize(
-    "conv", [Conv(7, 15, 16, 21, 40, 3, 3, pad=ONE), Conv(1, 50, 29, 40, 17, 3, 3, pad=ONE)], ids=str
+    "conv",
+    [
+        Conv(7, 15, 16, 21, 40, 3, 3, pad=ONE),
+        Conv(1, 50, 29, 40, 17, 3, 3, pad=ONE),
+        Conv(5, 16, 16, 64, 64, 3, 3, pad=ONE),  # one block of more tiles than usual
+    ],
+    ids=str,
 )
 def test_weight_gradient_in_blocks_that_add_up_sums_or_taps(conv):
     x, dy = normal((conv.n, conv.h, conv.w, conv.c)), normal((conv.n, conv.oh, conv.ow, conv.o), 2)

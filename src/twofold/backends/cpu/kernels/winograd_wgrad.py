@@ -62,8 +62,8 @@ class _Builder:
         self.z_pitch = packed.whole * packed.block + packed.rest_width + 16
         self.z_at = F4.points * wg.apart(largest * self.v_pitch)
         self.sums_at = self.z_at + F4.points * wg.apart(largest * self.z_pitch)
-        largest = machine.registers * self.lanes  # elements of a tile of sums, at most
-        self.scratch = 4 * F4.points * wg.apart(TOGETHER * largest)
+        tile = machine.registers * self.lanes  # elements of a tile of sums, at most
+        self.scratch = 4 * F4.points * wg.apart(TOGETHER * tile)
         memory = ["workspace"] if self.keeps else ["workspace", "scratch"]
         self.k = KernelBuilder(machine, "winograd_dw", ["x", "dy", "dw", *memory])
         self.f: Function = self.k.f
@@ -94,7 +94,7 @@ class _Builder:
             self._products(tiles)
         else:
             self._units(first, tiles)
-        if tiles < self.grid.count:
+        if self.keeps or tiles < self.grid.count:  # the next block, or the taps, are shared in another way
             self.k.barrier()
 
     def _clear(self) -> None:

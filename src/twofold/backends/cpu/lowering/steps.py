@@ -138,7 +138,7 @@ class KernelStep:
 @dataclass
 class HostStep:
     """Python code between native parts: ``run(*arrays)`` returns arrays for ``outputs``. Used for ops without a kernel
-    (``rules/host.py`` lists them) and for control flow."""
+    (``lowering/rules`` has them) and for control flow."""
 
     name: str
     run: Callable[..., Sequence[np.ndarray]]

@@ -87,9 +87,31 @@ class Waiting:
         for buffer in buffers:
             written = self.besides.get(buffer, buffer)
             while ready := [p for p in self.pending.get(written, ()) if p.number < self._before]:
-                first = min(ready, key=lambda p: p.number)
+                first = self._deepest(min(ready, key=_number))
                 self._stop_waiting(first)
                 self._call(first)
+
+    def _deepest(self, waiting: Pending) -> Pending:
+        """What is to be called first for a kernel: of those that it reads, and these read, one that reads none which waits.
+        (Each would call the ones before it from within, which ends a chain of hundreds of layers at Python's limit.)"""
+        while below := [p for b in self._operands(waiting) for p in self.pending.get(b, ()) if p.number < waiting.number]:
+            waiting = min(below, key=_number)
+        return waiting
+
+    def _operands(self, waiting: Pending) -> list[Buffer]:
+        """Where the kernels that a waiting one reads from write their results."""
+        read = [b for b, _ in waiting.extra]
+        values, seen = [v for n in waiting.nodes for v in n.inputs], set[Value]()
+        while values:
+            value = values.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            if value in self.low.places:
+                read.append(self.low.places[value].buffer)
+            elif value.producer is not None:
+                values += value.producer.inputs
+        return list(dict.fromkeys(self.besides.get(b, b) for b in read))
 
     def _call(self, waiting: Pending) -> KernelStep:
         others = [place.buffer for place, _ in waiting.others]
@@ -256,6 +278,10 @@ class Waiting:
         value = converted(parts.at([var(part), var(channel)]), float64)
         total = Accumulator(float64, const(float64, 0), op("add", float64, acc(0, float64), value), "add")
         self.low.reduce([channel], [part], [total], [(target, converted(acc(0, float64), target.buffer.dtype))], nodes)
+
+
+def _number(waiting: Pending) -> int:
+    return waiting.number
 
 
 def _besides(steps: Sequence[Any]) -> list[tuple[Buffer, Affine]]:
