@@ -115,3 +115,25 @@ def test_a_function_that_changes_its_mind_is_an_error():
     (y,) = tw.checkpoint(fickle)(x)
     with pytest.raises(GradientError, match="gave 1 results at first and 2 when called again"):
         y.backward()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_what_no_gradient_reaches_has_none(compiled):
+    """Zeros would make optimizers with weight decay or momentum change it."""
+    used, unused = (tw.Variable(np.ones(3, np.float32), requires_grad=True) for _ in range(2))
+    optimizer = tw.optim.AdamW([used, unused], lr=0.1, weight_decay=0.5)
+    without = []
+
+    def step(x):
+        y, _ = tw.checkpoint(lambda x: (x * used, (x * unused).sum()))(x)
+        optimizer.zero_grad()
+        y.sum().backward()
+        without.append(unused.grad is None)
+        optimizer.step()
+
+    run = tw.compile(step) if compiled else step
+    for _ in range(2):
+        run(tw.ones(3))
+    assert all(without)
+    np.testing.assert_array_equal(unused.numpy(), 1)
+    assert (used.numpy() != 1).all()

@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from twofold.autodiff.control import pull_back
+from twofold.autodiff.control import reached
 from twofold.autodiff.custom import CUSTOM
 from twofold.autodiff.gradients import gradients
 from twofold.base.errors import GradientError
@@ -58,7 +58,7 @@ def _checkpoint_vjp(gs: Sequence[Value | None], _ys: Any, *operands: Value, body
     wanted = [i for i, v in enumerate(operands) if v.dtype.is_floating and not v.detached]
     with grad_mode(True):  # the barrier waits for the cotangents: nothing is recomputed before
         fresh = barrier(*operands, *(g for g in gs if g is not None))
-    found = pull_back(body, fresh[: len(operands)], given, fresh[len(operands) :], wanted)
+    found = reached(body, fresh[: len(operands)], given, fresh[len(operands) :], wanted)
     by_place = dict(zip(wanted, found))
     return [by_place.get(i) for i in range(len(operands))]
 
@@ -75,7 +75,7 @@ def _infer(*specs: Spec, body: Graph) -> tuple[Spec, ...]:
 CHECKPOINT = register(
     Op(
         "checkpoint", _infer, lambda *xs, body: tuple(interpret(body, xs)), _checkpoint_vjp,
-        kind="boundary", multi=True, doc="A graph whose inner values are computed again for its gradient.",
+        kind="boundary", multi=True, sparse=True, doc="A graph whose inner values are computed again for its gradient.",
     )
 )  # fmt: skip
 
@@ -113,6 +113,7 @@ def _eager(call: Callable[..., Any], inputs: Sequence[Value]) -> Any:
     def rule(_residuals: Any, gs: Sequence[Value | None]) -> list[Value | None]:
         return _again(call, inputs, captured, assigned, gs)
 
+    rule.sparse = True  # type: ignore[attr-defined]
     operands = [*inputs, *captured]
     attrs = {"args": len(operands), "results": len(ys), "rule": rule}
     with grad_mode(False):  # lets go of the record

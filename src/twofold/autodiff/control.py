@@ -46,15 +46,20 @@ def _specs(values: Sequence[Value]) -> list[Spec]:
 def pull_back(
     graph: Graph, inputs: Sequence[Value], given: Sequence[int], gs: Sequence[Value], wanted: Sequence[int]
 ) -> list[Value]:
+    """``reached``, with zeros where no path leads."""
+    found = reached(graph, inputs, given, gs, wanted)
+    return [zeros_like(inputs[i]) if g is None else g for i, g in zip(wanted, found)]
+
+
+def reached(
+    graph: Graph, inputs: Sequence[Value], given: Sequence[int], gs: Sequence[Value], wanted: Sequence[int]
+) -> list[Value | None]:
     """Gradients of the outputs ``given`` (cotangents ``gs``) of a graph by its inputs ``wanted``, each taken as
-    independent of the others; zeros where no path leads. The graph is computed again."""
+    independent of the others; None where no path leads. The graph is computed again."""
     again = context.grad_enabled
     with grad_mode(True):
         outputs = inline(graph, inputs)
-    found = gradients(
-        [outputs[i] for i in given], [inputs[i] for i in wanted], gs, create_graph=again, independent=True
-    )
-    return [zeros_like(inputs[i]) if g is None else g for i, g in zip(wanted, found)]
+    return gradients([outputs[i] for i in given], [inputs[i] for i in wanted], gs, create_graph=again, independent=True)
 
 
 # ---- cond ------------------------------------------------------------------------------------------------------------

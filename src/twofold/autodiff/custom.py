@@ -23,9 +23,11 @@ def _infer(*specs: Spec, args: int, results: int, rule: Any) -> tuple[Spec, ...]
     return specs[args : args + results]
 
 
-def _vjp(gs: Sequence[Any], _ys: Any, *operands: Value, args: int, results: int, rule: Any) -> list[Value | None]:
+def _vjp(gs: Sequence[Any], ys: Any, *operands: Value, args: int, results: int, rule: Any) -> list[Value | None]:
     if not callable(rule):
         raise GradientError(f"the gradient rule {rule!r} of a custom_vjp is not part of a graph's text or file")
+    if not getattr(rule, "sparse", False):  # a user's takes a cotangent for every result
+        gs = [zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, ys)]
     found = rule(operands[args + results :], gs)
     return [*found, *[None] * (len(operands) - args)]
 
@@ -33,7 +35,7 @@ def _vjp(gs: Sequence[Any], _ys: Any, *operands: Value, args: int, results: int,
 CUSTOM = register(
     Op(
         "custom_vjp", _infer, lambda *xs, args, results, rule: xs[args : args + results], _vjp,
-        kind="boundary", multi=True, pure=False, doc="Results with a gradient rule given by the user.",
+        kind="boundary", multi=True, sparse=True, pure=False, doc="Results with a gradient rule given by the user.",
     )
 )  # fmt: skip
 
