@@ -3,6 +3,7 @@
     python tests/cpu/fuzz.py --seeds 1000:2000                 # every family
     python tests/cpu/fuzz.py images training --seeds 7:8       # one graph of two families
     python tests/cpu/fuzz.py steps --seeds 0:500               # steps that keep state, three in a row, as users run them
+    python tests/cpu/fuzz.py kernels --seeds 0:500             # convolutions, kernel by kernel, by one thread and by several
 
 A finding becomes a case of ``test_fuzz_findings.py``.
 """
@@ -14,16 +15,19 @@ import sys
 import time
 
 from fuzz_check import FAMILIES, check
+from fuzz_kernels import check_kernels
 from fuzz_state import check_steps
+
+OTHERS = {"steps": check_steps, "kernels": check_kernels}
 
 
 def main() -> int:
     """How many graphs are wrong, or end in an error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help=", ".join(FAMILIES))
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help=", ".join([*FAMILIES, *OTHERS]))
     parser.add_argument("--seeds", default="0:100", metavar="FIRST:END")
     options = parser.parse_args()
-    known = (*FAMILIES, "steps")
+    known = (*FAMILIES, *OTHERS)
     if unknown := set(options.families) - set(known):
         parser.error(f"unknown families {sorted(unknown)}; known are {', '.join(known)}")
     first, end = map(int, options.seeds.split(":"))
@@ -31,7 +35,7 @@ def main() -> int:
     for family in options.families or known:
         for seed in range(first, end):
             try:
-                check_steps(seed) if family == "steps" else check(family, seed)
+                OTHERS[family](seed) if family in OTHERS else check(family, seed)
             except Exception as error:  # the next graph may tell more
                 wrong += 1
                 print(f"--- {family} {seed}: {type(error).__name__}: {error}", flush=True)

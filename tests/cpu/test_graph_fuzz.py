@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fuzz_check import FAMILIES, check, on_cpu, on_xla, verdicts
+from fuzz_kernels import check_kernels
 from fuzz_state import check_steps
 
 from twofold.backends.cpu.lowering import assemble, donate
 from twofold.ir.op import OPS
 
 STEPS = 30  # that keep state
+KERNELS = 100
 BY_JAX = ("plain", "double", "images", "training")
 
 
@@ -24,6 +26,11 @@ def test_random_steps_that_keep_state():
     """Compiled, as they stand, by the reference: three steps in a row."""
     for seed in range(STEPS):
         check_steps(seed)
+
+
+def test_random_convolutions():
+    for seed in range(KERNELS):
+        check_kernels(seed)
 
 
 def test_the_referee_sees_state_that_is_overwritten_too_early(monkeypatch):
