@@ -88,16 +88,17 @@ def test_training_starts_from_a_file_of_weights(tmp_path, capsys):
 
 
 def test_eager_training_comes_to_the_weights_of_compiled_training(tmp_path, capsys, monkeypatch):
-    """On the reference, where both add up in the same order: elsewhere three epochs drive rounding apart."""
+    """On the reference, where both add up in nearly the same order, and for twenty steps: in three epochs a last bit that
+    differs (as some BLAS libraries leave it) grows to a thousandth."""
     monkeypatch.setenv("TWOFOLD_DEVICE", "reference")  # `--device` would hold for the tests after this one
     found = []
     for folder, extra in ((tmp_path / "compiled", ()), (tmp_path / "eager", ("--eager",))):
-        code, _, err = call(capsys, "train", "--epochs", 3, "--output", folder, *extra)
+        code, _, err = call(capsys, "train", "--steps", 20, "--output", folder, *extra)
         assert code == 0 and "on reference" in err
         found.append(read_checkpoint(folder / "last.safetensors")[0])
     a, b = found
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_evaluate_gives_the_accuracy_that_training_reported(trained, capsys):

@@ -99,7 +99,9 @@ class Waiting:
         return waiting
 
     def _operands(self, waiting: Pending) -> list[Buffer]:
-        """Where the kernels that a waiting one reads from write their results."""
+        """Where the kernels that a waiting one reads from write their results. (None, if it may become a part of them.)"""
+        if waiting.nodes[0].op.kind == "pool":
+            return []
         read = [b for b, _ in waiting.extra]
         values, seen = [v for n in waiting.nodes for v in n.inputs], set[Value]()
         while values:
