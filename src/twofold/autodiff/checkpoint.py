@@ -110,10 +110,9 @@ def _eager(call: Callable[..., Any], inputs: Sequence[Value]) -> Any:
     if not any(v.requires_grad for v in (*inputs, *captured)):
         return result
 
-    def rule(_residuals: Any, gs: Sequence[Value | None]) -> list[Value | None]:
+    def rule(_residuals: Any, _ys: Any, gs: Sequence[Value | None]) -> list[Value | None]:
         return _again(call, inputs, captured, assigned, gs)
 
-    rule.sparse = True  # type: ignore[attr-defined]
     operands = [*inputs, *captured]
     attrs = {"args": len(operands), "results": len(ys), "rule": rule}
     with grad_mode(False):  # lets go of the record

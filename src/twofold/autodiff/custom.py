@@ -26,9 +26,7 @@ def _infer(*specs: Spec, args: int, results: int, rule: Any) -> tuple[Spec, ...]
 def _vjp(gs: Sequence[Any], ys: Any, *operands: Value, args: int, results: int, rule: Any) -> list[Value | None]:
     if not callable(rule):
         raise GradientError(f"the gradient rule {rule!r} of a custom_vjp is not part of a graph's text or file")
-    if not getattr(rule, "sparse", False):  # a user's takes a cotangent for every result
-        gs = [zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, ys)]
-    found = rule(operands[args + results :], gs)
+    found = rule(operands[args + results :], ys, gs)
     return [*found, *[None] * (len(operands) - args)]
 
 
@@ -72,7 +70,8 @@ class CustomVjp:
         residuals = [kept[i] for i in places]
         rest = [None if isinstance(k, Value) else k for k in kept]  # the node holds the values, the rule the others
 
-        def rule(residuals: Sequence[Value], gs: Sequence[Value]) -> list[Value | None]:
+        def rule(residuals: Sequence[Value], ys: Sequence[Value], gs: Sequence[Value | None]) -> list[Value | None]:
+            gs = [zeros_like(y) if g is None and y.dtype.is_floating else g for g, y in zip(gs, ys)]
             filled = list(rest)
             for i, residual in zip(places, residuals):
                 filled[i] = residual

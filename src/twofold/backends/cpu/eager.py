@@ -170,9 +170,9 @@ def large(buffers: Sequence[np.ndarray]) -> bool:
 
 def patience_for(graph: Graph) -> int | None:
     """After how many times a graph of ops gets a program: the least of its ops' rules; None: never."""
-    rules = (rule_for(n.op, [v.spec for v in n.outputs], [v.spec for v in n.inputs]) for n in graph.nodes)
     if len(graph.nodes) >= MANY and all(not v.dtype.is_floating or v.dtype.bits <= 32 for v in graph.inputs):
         return 0
+    rules = (rule_for(n.op, [v.spec for v in n.outputs], [v.spec for v in n.inputs]) for n in graph.nodes)
     return min((r.patience for r in rules if r is not None), default=None)
 
 

@@ -12,13 +12,12 @@ SCHEDULE
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import partition
 from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, blocks, runs, split
 from twofold.backends.cpu.kernels.sweep import UNITS, Sweep, row_block
-from twofold.backends.cpu.kernels.tile import LINE, Operands, Tile, accumulate, most_pixels, zeros
+from twofold.backends.cpu.kernels.tile import LINE, Fetch, Operands, Tile, accumulate, most_pixels, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -166,7 +165,7 @@ class Pointwise(Sweep):
         base = f.gep(self.sums, f.mul(done, self.width))
         return [[f.gep(base, p * self.width + j * lanes) for j in range(len(self.counts))] for p in range(size)]
 
-    def _ahead(self, w: Value, part: Index, steps: int, done: Index, size: int) -> Callable[[Index], None]:
+    def _ahead(self, w: Value, part: Index, steps: int, done: Index, size: int) -> Fetch:
         """Prefetches what comes next, as far as this tile's share goes; called with the first of UNROLL steps."""
         f, one = self.f, self.one
         behind = f.gep(w, steps * self.width)
@@ -187,8 +186,8 @@ class Pointwise(Sweep):
         return fetch
 
     def _and_streams(
-        self, ahead: Callable[[Index], None], at: Index, size: int, steps: int
-    ) -> Callable[[Index], None]:
+        self, ahead: Fetch, at: Index, size: int, steps: int
+    ) -> Fetch:
         """``ahead``, and what this tile's end reads and writes: an even share of the lines in every round."""
         f, one = self.f, self.one
         lines, streams = -(-self.width // LINE), ep.streams(self.epilogue, one.ldy)

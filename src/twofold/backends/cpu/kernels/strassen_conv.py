@@ -19,14 +19,13 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import partition
 from twofold.backends.cpu.kernels import strassen as st
 from twofold.backends.cpu.kernels.shapes import Conv, evenly, runs, split
-from twofold.backends.cpu.kernels.tile import LINE, Operands, accumulate, most_pixels, step_cycles, zeros
+from twofold.backends.cpu.kernels.tile import LINE, Fetch, Operands, accumulate, most_pixels, step_cycles, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.kernels.winograd import apart
 from twofold.backends.cpu.llvm import Function, Index, Value
@@ -158,11 +157,11 @@ class _Job:
     begun: Index
     share: int
     total: int
-    fetch: Callable[[Index], None]
+    fetch: Fetch
     always: bool
 
     @classmethod
-    def shared(cls, rounds: int, begun: Index, total: int, fetch: Callable[[Index], None]) -> _Job:
+    def shared(cls, rounds: int, begun: Index, total: int, fetch: Fetch) -> _Job:
         """``total`` lines, spread over so many rounds."""
         share = -(-total // rounds)
         return cls(begun, share, total, fetch, rounds * share == total)

@@ -7,14 +7,23 @@ single tap in blocks of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import slab
 from twofold.backends.cpu.kernels.axes import clip, segments
 from twofold.backends.cpu.kernels.shapes import Pass
-from twofold.backends.cpu.kernels.tile import LINE, Operands, accumulate, flatten, most_pixels, shaped, zeros
+from twofold.backends.cpu.kernels.tile import (
+    LINE,
+    Fetch,
+    Operands,
+    accumulate,
+    flatten,
+    most_pixels,
+    passing,
+    shaped,
+    zeros,
+)
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value
 from twofold.backends.cpu.machine import Machine
@@ -192,18 +201,10 @@ class Sweep:
                 tile = accumulate(f, tile, moved, ins, pixels, unroll, self._next_weights(moved.w, unroll))
         return tile
 
-    def _next_weights(self, w: Value, unroll: int) -> Callable[[Index], None] | None:
+    def _next_weights(self, w: Value, unroll: int) -> Fetch | None:
         """Prefetches the weights that come AHEAD bytes after those of a step, where L1 does not keep a block's."""
-        f = self.f
-        if 4 * self.packed.taps * self.packed.ins * self.width <= self.machine.l1:
-            return None
-
-        def fetch(step: Index) -> None:
-            start = f.gep(w, f.add(f.mul(step, self.width), AHEAD // 4))
-            for at in range(0, unroll * self.width, LINE):
-                f.prefetch(f.gep(start, at), 3)
-
-        return fetch
+        kept = 4 * self.packed.taps * self.packed.ins * self.width <= self.machine.l1
+        return None if kept else passing(self.f, w, self.width, unroll, AHEAD // 4)
 
     def _ask_ends(self, at: Index, size: int, tap: Index, number: int, taps: int) -> None:
         """Prefetches what the end of a tile reads and writes: an even share of its pixels with each vertical tap, and of their

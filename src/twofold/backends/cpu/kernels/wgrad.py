@@ -25,9 +25,9 @@ from dataclasses import replace
 
 from twofold.backends.cpu.kernels.direct import is_pointwise
 from twofold.backends.cpu.kernels.shapes import Conv
-from twofold.backends.cpu.kernels.tile import Operands, Tile, accumulate, flatten, shaped
+from twofold.backends.cpu.kernels.tile import Fetch, Operands, Tile, accumulate, flatten, shaped
 from twofold.backends.cpu.kernels.weights import Packed
-from twofold.backends.cpu.kernels.wgrad_ahead import Ahead, Fetch
+from twofold.backends.cpu.kernels.wgrad_ahead import Ahead
 from twofold.backends.cpu.kernels.wgrad_plan import ROUND, Chunk, Slab, Unit, chunk_pixels, flattened
 from twofold.backends.cpu.llvm import Index, Value, const
 from twofold.backends.cpu.machine import Machine

@@ -6,15 +6,12 @@ line of every pixel, as it goes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from twofold.backends.cpu.kernels.tile import LINE
+from twofold.backends.cpu.kernels.tile import LINE, Fetch
 from twofold.backends.cpu.kernels.wgrad_copies import Copies
 from twofold.backends.cpu.kernels.wgrad_plan import Slab, Unit
 from twofold.backends.cpu.llvm import Index, Value, const
 
 MOST = 16  # pixels of which a round asks for a line
-Fetch = Callable[[Index], None]  # asks for lines, given the number of the round
 
 
 class Ahead(Copies):

@@ -15,14 +15,13 @@ SCHEDULE
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from twofold.backends.cpu.kernels import epilogue as ep
 from twofold.backends.cpu.kernels import winograd as wg
 from twofold.backends.cpu.kernels.partition import idle
 from twofold.backends.cpu.kernels.shapes import Conv, blocks, runs, split
-from twofold.backends.cpu.kernels.tile import LINE, Operands, accumulate, most_pixels, zeros
+from twofold.backends.cpu.kernels.tile import LINE, Fetch, Operands, accumulate, most_pixels, passing, zeros
 from twofold.backends.cpu.kernels.weights import Packed
 from twofold.backends.cpu.llvm import Function, Index, Value, const
 from twofold.backends.cpu.machine import Machine
@@ -35,7 +34,6 @@ FEWEST_TILES = 12  # of a block: with fewer, weights would be read for little
 FEW_BLOCKS = 32  # with more, one block does not matter
 UNEVEN = 0.06  # more than an even share, of the thread with most blocks
 UNROLL = 2  # steps of the products' loop written out
-Fetch = Callable[[Index], None]  # prefetches what a round of the products' loop is to ask for, given its first step
 SHORTEST = 16  # inputs of a stretch: with fewer, sums would go to memory and back too often
 
 
@@ -246,7 +244,7 @@ class _Builder:
                             f.gep(m, f.mul(row, self.m_pitch)),
                             size,
                             width,
-                            self._panel_ahead(ahead, piece),
+                            passing(f, ahead, piece, UNROLL),
                         )
                     passed += many
 
@@ -324,17 +322,6 @@ class _Builder:
         for p, row in enumerate(tile):
             for j, value in enumerate(row):
                 f.vstore(value, at(p, j))
-
-    def _panel_ahead(self, place: Value, piece: int) -> Fetch:
-        """Prefetches ``piece`` elements with every step, from ``place`` on."""
-        f = self.f
-
-        def fetch(step: Index) -> None:
-            start = f.gep(place, f.mul(step, piece))
-            for at in range(0, UNROLL * piece, LINE):
-                f.prefetch(f.gep(start, at), 3)
-
-        return fetch
 
     def _transform_output(self, first: Index, tiles: int, part: Index) -> None:
         f, conv, lanes = self.f, self.conv, self.lanes

@@ -38,7 +38,8 @@ class Pending:
     another dtype. ``sums`` are those that it gathers besides: their parts, where they go, and the nodes that ask for them.
     ``others`` are results that it stores besides, and ``made`` their values.
     ``number`` is its place among the kernels that ever waited: it reads nothing of later ones.
-    ``pooled`` emits it with a max pooling of its result in it, if there is such a kernel, and says so.
+    ``pooled`` emits it with a max pooling of its result in it, if there is such a kernel, and says so; one that ``joins`` may
+    become such a part of the kernel it reads, which has to wait for it.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Pending:
     others: list[tuple[Placed, Formula]] = field(default_factory=list)
     made: set[Value] = field(default_factory=set)
     pooled: Pools | None = None
+    joins: bool = False
 
 
 class Waiting:
@@ -72,13 +74,14 @@ class Waiting:
 
     def defer(
         self, node: Node, target: Placed, emit: Emit, parts: Callable[[], int] | None = None, narrows: bool = True,
-        pooled: Pools | None = None,
+        pooled: Pools | None = None, joins: bool = False,
     ) -> None:  # fmt: skip
         """The result of a kernel that takes an epilogue: ``emit`` is called when the result is first read."""
         dtype = node.outputs[0].dtype
         steps = (Rounded(dtype),) if dtype.bits == 16 else ()
         number, made = next(self._numbers), node.outputs[0]
-        self._wait(Pending(number, target, emit, made, [node], parts, steps, narrows=narrows, pooled=pooled))
+        waiting = Pending(number, target, emit, made, [node], parts, steps, narrows=narrows, pooled=pooled, joins=joins)
+        self._wait(waiting)
         self.low.result(node.outputs[0], target)
 
     def flush(self, buffers: Sequence[Buffer]) -> None:
@@ -99,8 +102,8 @@ class Waiting:
         return waiting
 
     def _operands(self, waiting: Pending) -> list[Buffer]:
-        """Where the kernels that a waiting one reads from write their results. (None, if it may become a part of them.)"""
-        if waiting.nodes[0].op.kind == "pool":
+        """Where the kernels to be called before a waiting one write their results: those that it reads."""
+        if waiting.joins:
             return []
         read = [b for b, _ in waiting.extra]
         values, seen = [v for n in waiting.nodes for v in n.inputs], set[Value]()

@@ -304,7 +304,7 @@ def pool_forward(low: Lowering, node: Node) -> bool:
         kernel = pool.forward(low.machine, shape, kind, epilogue, ldx, ldy)
         low.kernel(kernel, [source], place, nodes, extra)
 
-    low.waiting.defer(node, target, emit)
+    low.waiting.defer(node, target, emit, joins=kind == "max")
     return True
 
 
