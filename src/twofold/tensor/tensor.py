@@ -279,9 +279,11 @@ class Tensor(ArrayOperators):
             return self
         moved, home = value, value.device
         if value.requires_grad:  # its gradient goes the way back
-            (moved,) = bind(
-                CUSTOM, value, value, args=1, results=1, rule=lambda _, gs: [wrap(gs[0]).to(device=home).value]
-            )
+
+            def back(residuals: Any, ys: Any, gs: Any) -> list[Value | None]:
+                return [wrap(gs[0]).to(device=home).value]
+
+            (moved,) = bind(CUSTOM, value, value, args=1, results=1, rule=back)
         out = Array(value.spec, target.backend.put(value.numpy(), target), target, moved.producer, moved.index)
         out.requires_grad = value.requires_grad
         return Tensor(out)
