@@ -102,12 +102,14 @@ def kernels(machine: Machine):
         Conv(1, 5, 6, 24, 24, 3, 2, (1, 2), PAD, (1, 1), 6),
         Conv(2, 5, 6, 21, 21, 3, 3, pad=PAD, groups=21),
         Conv(1, 5, 25, 2 * machine.lanes, 2 * machine.lanes, 3, 3, pad=PAD, groups=2),
+        Conv(2, 9, 25, 2 * machine.lanes, 2 * machine.lanes, 3, 3, pad=PAD, groups=machine.lanes // 2),
     ):
         x, y = many.n * many.h * many.w * many.c, many.n * many.oh * many.ow * many.o
         fwd, back = lanes.packing(machine, many), lanes.packing(machine, many, forward=False)
         yield weights.repack(machine, lanes.plain(machine, many), fwd), [lanes.plain(machine, many).size, fwd.size]
         yield lanes.forward(machine, many, fwd, EPILOGUE), [x, fwd.size, y, many.o]
         yield lanes.forward(replace(machine, l3=0), many, fwd), [x, fwd.size, y]  # fetches ahead
+        yield lanes.forward(replace(machine, l2=36 << 10), many, fwd), [x, fwd.size, y]  # the next rows
         yield lanes.data_gradient(machine, many, back), [y, back.size, x]
         if lanes.shares(machine, many):
             yield lanes.weight_gradient(machine, many, fwd), [x, y, fwd.size]

@@ -357,6 +357,13 @@ class Function:
             return pointer
         return self.value("ptr", f'call ptr asm "", "=r,0"({pointer})')
 
+    def settled(self, x: Value) -> Value:
+        """A vector that the code generator takes as it is: shuffles of it stay shuffles of it, instead of becoming others of
+        what it was made of. (Only on x86, as ``afresh``.)"""
+        if not self.machine.is_x86:
+            return x
+        return self.value(x.type, f'call {x.type} asm "", "=v,0"({x})')
+
     @contextlib.contextmanager
     def crowded(self) -> Iterator[None]:
         """Inside, the sums of a tile fill the registers: ``relu`` makes its zero where it stands. LLVM would make it
