@@ -26,6 +26,7 @@ UNROLL = 4  # steps written out: one prefetch of each kind serves them all
 THREADS = (2, 4, 8)  # that rows are made even for
 ROW_PIXELS = 1.0  # what reading the weights once more costs, in pixels of their products
 Rows = list[tuple[int, int, int]]  # (first pixel, how many rows, pixels of each)
+PIXEL_WAYS = 4  # of L1, for pixels and what else passes by
 LEAST_TILES = 4  # tiles in a row of flattened pixels, however many channels they have
 
 
@@ -43,7 +44,8 @@ def suits(one: Pass) -> bool:
 def flattened(machine: Machine, one: Pass, packed: Packed) -> tuple[Pass, ...]:
     """A pass over whole images (1x1, stride 1) with its pixels in rows of a convenient length: 8 tiles, or as many as have
     their inputs in half of L2; a few pixels more make one row rather than two. With several blocks of outputs every row
-    reads their weights again, so rows are longer then: up to three eighths of L2, if that leaves units for many threads.
+    reads their weights again, so rows are longer then: up to three tenths of L2 (which also holds the next row's pixels, on
+    their way, and the results of both), if that leaves units for many threads.
     """
     pixels, most = one.n * one.v.inputs * one.h.inputs, _tile_pixels(machine, packed)
     size, least = 4 * one.ldx, LEAST_TILES * most
@@ -52,9 +54,9 @@ def flattened(machine: Machine, one: Pass, packed: Packed) -> tuple[Pass, ...]:
     if pixels <= 2 * target and pixels * size <= machine.l2 * 7 // 8:
         target = pixels
     elif (columns := packed.whole + (1 if packed.rest else 0)) > 1:
-        target = max(target, min(pixels * columns // UNITS, near * 3 // 4))
+        target = max(target, min(pixels * columns // UNITS, machine.l2 * 3 // 10 // size))
     passes = []
-    for first, rows, length in _even(machine, packed, blocks(pixels, target)):
+    for first, rows, length in _even(machine, packed, blocks(pixels, target, most)):
         v, h = Axis(rows, rows, rows), Axis(length, length, length)
         passes.append(Pass(1, v, h, one.ldx, one.ldy, first * one.ldx, first))
     return tuple(passes)
@@ -90,8 +92,10 @@ def _tile_pixels(machine: Machine, packed: Packed) -> int:
 
 
 def _block(machine: Machine, packed: Packed) -> int:
-    """Inputs of a block: their weights fill half of L1; blocks are as even as steps of the loop allow."""
-    most = max(64, machine.l1 // 2 // (4 * packed.block))
+    """Inputs of a block: their weights fill L1 but for a few ways, of which each pixel takes a line; blocks are as even as
+    steps of the loop allow."""
+    ways = machine.l1_ways - min(PIXEL_WAYS, machine.l1_ways // 2)
+    most = max(64, machine.l1 // machine.l1_ways * ways // (4 * packed.block))
     count = -(-packed.ins // most)
     return -(-packed.ins // count // UNROLL) * UNROLL
 

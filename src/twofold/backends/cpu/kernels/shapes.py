@@ -188,11 +188,13 @@ def evenly(total: int, count: int) -> list[tuple[int, int, int]]:
     return [piece for piece in pieces if piece[1]]
 
 
-def blocks(total: int, target: int) -> list[tuple[int, int, int]]:
+def blocks(total: int, target: int, piece: int = 1) -> list[tuple[int, int, int]]:
     """``total`` cut into blocks of about ``target``, as (first, how many, size): all of one size if a size within a
-    third of ``target`` divides the total (every size costs code), else of two neighbouring sizes."""
+    third of ``target`` divides the total (every size costs code), one made of whole pieces if there is; else of two
+    neighbouring sizes."""
     near = range(min(total, target + target // 3), max(1, target - target // 3) - 1, -1)
-    whole = next((size for size in near if total % size == 0), 0)
-    if whole:
+    even = [size for size in near if total % size == 0]
+    if even:
+        whole = next((size for size in even if size % piece == 0), even[0])
         return [(0, total // whole, whole)]
     return evenly(total, -(-total // target))
