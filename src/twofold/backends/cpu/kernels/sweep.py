@@ -95,6 +95,8 @@ class Sweep:
         self.slab = slab_of(machine, one, packed)
         self.read = self.slab.read if self.slab else one  # where and how a tile reads
         self.weights_outside = weights_outside(machine, one, packed, self.rows)
+        # groups of one block each, which L1 keeps while their rows pass by: the next one's weights are asked for meanwhile
+        self.asks_groups = packed.groups > 1 and packed.outs <= packed.block and 4 * packed.group_size <= machine.l1
 
     def units(self, count: int, outs: int) -> tuple[int, int]:
         """How many units ``count`` blocks of ``outs`` outputs are, and the work of each (in steps of a pixel's vector: the
@@ -129,6 +131,7 @@ class Sweep:
         size = one.v.inputs * one.h.inputs * one.ldx
         self.x = f.gep(f.arg("x"), f.add(one.x_first, f.dot([(image, size), (group, packed.ins)])))
         start, self.top = f.mul(rows, self.rows), 0
+        self.start = start
         if self.slab:
             target = f.gep(f.arg("scratch"), f.mul(f.arg("tid"), self.scratch), "i8")
             self.slab.copy(f, self.x, target, start)
@@ -217,6 +220,18 @@ class Sweep:
         for p, line in lines[number::taps]:
             for stream in streams:
                 stream.fetch(f, f.add(first, p * one.h.out_step), f.add(self.channel, line))
+        if self.asks_groups:
+            self._ask_group(at, size, f.add(f.mul(tap, taps), number), one.v.taps * taps)
+
+    def _ask_group(self, at: Index, size: int, number: Index, parts: int) -> None:
+        """Prefetches one of so many ``parts`` of a tile's share of the next group's weights."""
+        f, one, packed = self.f, self.one, self.packed
+        each = -(-packed.group_size // LINE // (self.rows * one.h.outputs))
+        share = -(-size * each // parts)
+        pixel = f.add(f.mul(f.sub(self.row, self.start), one.h.outputs), at)
+        place = f.add(f.mul(f.add(f.mul(pixel, each), f.mul(number, share)), LINE), packed.group_size)
+        for k in range(share):
+            f.prefetch(f.gep(self.w, f.add(place, k * LINE)), 2)
 
     def _store(self, tile, at: Index, size: int) -> None:
         f, one = self.f, self.one
