@@ -85,3 +85,122 @@ def test_a_check_that_fails_in_what_is_prepared_once_fails_at_every_call():
         for _ in range(3):
             with pytest.raises(IndexRangeError, match="index 20 is out of range"):
                 inference(tw.ones((1, 8, 6, 6)))
+
+
+# ---- state after an error --------------------------------------------------------------------------------------------
+
+
+def _variable(*shape: int) -> tw.Variable:
+    return nn.Parameter(tw.tensor(np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)))
+
+
+def _classifier(loss_of=F.cross_entropy):
+    """Statistics, the key of dropout and updates are written all along the step; the loss reads labels in the middle."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.5),
+        nn.Linear(16 * 16, 10),
+    )  # fmt: skip
+    opt = tw.optim.Adam(net.parameters(), lr=0.01)
+
+    def step(x, y):
+        loss = loss_of(net(x), y)
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    x, labels = tw.tensor(np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)), [1, 2, 3, 4]
+    return step, (x, tw.tensor(labels)), (x, tw.tensor([*labels[:3], 77]))
+
+
+def _embedding():
+    table, out, count = _variable(50, 16), _variable(16, 50), tw.Variable(np.array(0), name="count")
+    opt = tw.optim.SGD([table, out], lr=0.1, momentum=0.9)
+
+    def step(t):
+        count.assign(count + 1)
+        loss = F.cross_entropy(tw.take(table, t, axis=0) @ out, tw.tensor(np.arange(12)))
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        return loss
+
+    good = np.arange(12)
+    return step, (tw.tensor(good),), (tw.tensor(good + 39),)
+
+
+def _rows_set():
+    rows = _variable(20, 8)
+
+    def step(i, v):
+        rows.assign(tw.scatter_nd(rows * 0.5, i, v))
+        return tw.sum(rows)
+
+    v = tw.ones((2, 8))
+    return step, (tw.tensor([[3], [4]]), v), (tw.tensor([[5], [23]]), v * 2.0)
+
+
+def _computed():
+    """The index is found out from state that has a new value by then."""
+    a, count = _variable(6, 6), tw.Variable(np.array(0), name="count")
+
+    def step(x):
+        a.assign(a * 0.5 + x)
+        count.assign(count + 1)
+        at = tw.astype(tw.sum(a) * 0.0 + tw.max(x), tw.int64)
+        return tw.take(x, tw.reshape(at, (1,)), axis=0) + a[0]
+
+    return step, (tw.ones((6, 6)),), (tw.ones((6, 6)) * 100.0,)
+
+
+def _in_a_branch():
+    a = _variable(6, 6)
+
+    def step(x, i):
+        a.assign(a * 0.5 + x)
+        return tw.cond(tw.sum(x) > 0, lambda: tw.take(x, i, axis=0) * 2.0, lambda: tw.take(x, i, axis=0))
+
+    return step, (tw.ones((6, 6)), tw.tensor([5])), (tw.ones((6, 6)), tw.tensor([6]))
+
+
+@pytest.mark.parametrize("make", [_classifier, _embedding, _rows_set, _computed, _in_a_branch])
+def test_who_catches_the_error_goes_on_with_the_state_as_it_was(make):
+    tw.random.seed(0)
+    step, good, bad = make()
+    compiled = tw.compile(step)
+    compiled(*good)
+    state = compiled.trace(*good).variables
+    for _ in range(2):
+        before = [v.numpy().copy() for v in state]
+        with pytest.raises(IndexRangeError):
+            compiled(*bad)
+        for v, old in zip(state, before):
+            np.testing.assert_array_equal(v.numpy(), old)
+        compiled(*good)
+        assert any((v.numpy() != old).any() for v, old in zip(state, before))
+
+
+def test_state_is_as_it_was_if_what_is_done_once_fails():
+    a, table, index = _variable(6, 6), _variable(9, 40), tw.Variable(np.array([3]), name="index")
+
+    @tw.compile
+    def step(x):
+        a.assign(a + x)
+        return tw.sum(tw.take(table, index, axis=0) * 2.0)
+
+    step(tw.ones((6, 6)))
+    before = a.numpy().copy()
+    index.assign(tw.tensor([9]))
+    with pytest.raises(IndexRangeError):
+        step(tw.ones((6, 6)))
+    np.testing.assert_array_equal(a.numpy(), before)
+
+
+def test_what_has_nothing_to_do_with_a_check_is_still_written_in_place():
+    def overwritten(loss_of):
+        step, good, _ = _classifier(loss_of)
+        compiled = tw.compile(step)
+        compiled(*good)
+        return len(compiled._program(good, {}).donated)
+
+    assert overwritten(F.cross_entropy) == overwritten(lambda logits, y: tw.mean(tw.square(logits))) > 0

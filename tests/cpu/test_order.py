@@ -7,7 +7,14 @@ import pytest
 
 from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.lowering.memory import lifetimes, place
-from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered, results_early
+from twofold.backends.cpu.lowering.order import (
+    Guard,
+    as_late_as_possible,
+    before_all,
+    checked_first,
+    reordered,
+    results_early,
+)
 from twofold.backends.cpu.lowering.steps import HostStep
 from twofold.base.dtypes import float32
 
@@ -47,6 +54,24 @@ def test_steps_that_meet_keep_their_order(seed, order):
     at = {step: i for i, step in enumerate(done)}
     for i, first in enumerate(steps):
         assert all(at[first] < at[later] for later in steps[i + 1 :] if conflict(first, later))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_may_fail_comes_before_what_overwrites_state(seed):
+    rng = random.Random(seed)
+    buffers = [Buffer(float32, 64, str(i)) for i in range(30)]
+    steps = [Fake(rng.sample(buffers, rng.randint(0, 3)), [rng.choice(buffers)]) for _ in range(30)]
+    failing = rng.sample(range(30), 3)
+    free = [at for at in range(30) if at not in before_all(steps, failing)]
+    writing = [steps[at] for at in rng.sample(free, min(4, len(free)))]
+    guard = Guard(frozenset(id(steps[at]) for at in failing), frozenset(map(id, writing)))
+    first = checked_first(list(steps), guard)
+    done = reordered(results_early(first, {b for s in writing for b in s.writes()}, guard), guard)
+    assert len(done) == len(steps) and set(done) == set(steps)
+    at = {step: i for i, step in enumerate(done)}
+    for i, a in enumerate(steps):
+        assert all(at[a] < at[b] for b in steps[i + 1 :] if conflict(a, b))
+    assert all(at[steps[f]] < at[w] for f in failing for w in writing)
 
 
 def test_temporaries_of_what_is_done_once_do_not_wait_for_each_other():

@@ -176,6 +176,8 @@ class Execution:
 
     def _run(self, segments: Sequence[Segment], arrays: list[np.ndarray]) -> None:
         for segment in segments:
+            if self._errors[0]:  # what comes after would work with numbers that are not there
+                return
             if isinstance(segment, HostStep):
                 results = segment.run(*(self._view(p, arrays) for p in segment.inputs))
                 for place, result in zip(segment.outputs, results):

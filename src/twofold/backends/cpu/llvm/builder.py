@@ -478,6 +478,14 @@ class Function:
         self.emit(f"br label %{done}")
         self.label(done)
 
+    def return_if(self, condition: Value) -> None:
+        """Return here, from a function without a result, if ``condition`` (an i1) holds."""
+        stop, on = self.fresh("stop"), self.fresh("on")
+        self.emit(f"br {condition}, label %{stop}, label %{on}")
+        self.label(stop)
+        self.emit("ret void")
+        self.label(on)
+
     def choose(
         self, condition: Value, yes: Callable[[], Sequence[Value]], no: Callable[[], Sequence[Value]]
     ) -> list[Value]:

@@ -13,7 +13,7 @@ from twofold.backends.cpu.loops import Buffer
 from twofold.backends.cpu.loops.nest import simplified
 from twofold.backends.cpu.lowering.check import Access, Done, access, check
 from twofold.backends.cpu.lowering.memory import Block, lifetimes, padded, place
-from twofold.backends.cpu.lowering.order import as_late_as_possible, reordered, results_early
+from twofold.backends.cpu.lowering.order import Guard, as_late_as_possible, checked_first, reordered, results_early
 from twofold.backends.cpu.lowering.rewrite import from_first_elements
 from twofold.backends.cpu.lowering.split import split_reduction
 from twofold.backends.cpu.lowering.steps import HostStep, KernelStep, NestStep, Plan, Step
@@ -30,20 +30,27 @@ def assemble(plan: Plan, machine: Machine, threads: int) -> Assembled:
     plan.steps = [part for step in plan.steps for part in _split(step)]
     touched = {id(s): access(s, plan.pitches, plan.replaced) for s in (*plan.prepare, *plan.steps)}
     wanted = [p.buffer for p in plan.outputs]
+    guard = _guard(plan)
     _name_places(plan)
     fixed = [*plan.inputs, *(p.buffer for p in plan.outputs), *plan.constants]
-    plan.steps = reordered(results_early(plan.steps, fixed))
+    plan.steps = reordered(results_early(checked_first(plan.steps, guard), fixed, guard), guard)
     places = {b: Ref(FIRST + i) for i, b in enumerate(dict.fromkeys(fixed))}
     kept = 0
     for buffer in plan.kept:
         places[buffer] = Ref(KEPT, kept)
         kept += padded(buffer.nbytes)
-    once, prepare_arena = _strung(plan.prepare, machine, threads, places)
-    always, arena = _strung(plan.steps, machine, threads, places)
+    once, prepare_arena = _strung(plan.prepare, machine, threads, places, Guard())
+    always, arena = _strung(plan.steps, machine, threads, places, guard)
     _check(plan, touched, once, always, places, wanted)
     return Assembled(
         plan, places, always.segments, once.segments, arena, prepare_arena, kept, always.calls, always.barriers
     )
+
+
+def _guard(plan: Plan) -> Guard:
+    """What may fail, and what overwrites state, if anything does."""
+    writing = frozenset(id(s) for s in plan.steps if not plan.replaced.keys().isdisjoint(s.writes()))
+    return Guard(frozenset(id(s) for s in plan.steps if plan.may_fail(s)), writing) if writing else Guard()
 
 
 def _name_places(plan: Plan) -> None:
@@ -69,14 +76,16 @@ def _check(
         check(done, named, there, replaced, ends, plan.pitches)
 
 
-def _strung(steps: Sequence[Step], machine: Machine, threads: int, places: dict[Buffer, Ref]) -> tuple[_Assembler, int]:
+def _strung(
+    steps: Sequence[Step], machine: Machine, threads: int, places: dict[Buffer, Ref], guard: Guard
+) -> tuple[_Assembler, int]:
     """The steps strung together, and the bytes of their arena; temporaries are added to ``places``."""
     kernels = [_kernel(step, machine) for step in steps]
     blocks = lifetimes(steps, places)
     extra = {i: _workspace(k, i, threads) for i, k in enumerate(kernels) if k is not None}
     arena = place([*blocks.values(), *(b for more in extra.values() for b in more)])
     places.update((b, Ref(ARENA, block.offset)) for b, block in blocks.items())
-    builder = _Assembler(machine, places)
+    builder = _Assembler(machine, places, guard)
     for i, (step, kernel) in enumerate(zip(steps, kernels)):
         if kernel is None:
             builder.host(step)
@@ -125,8 +134,8 @@ def _seconds(step: Step, kernel: Kernel) -> float:
 
 
 class _Assembler:
-    def __init__(self, machine: Machine, places: dict[Buffer, Ref]):
-        self.machine, self.places = machine, places
+    def __init__(self, machine: Machine, places: dict[Buffer, Ref], guard: Guard):
+        self.machine, self.places, self.guard = machine, places, guard
         self.segments: list[Segment] = []
         self.calls: list[Call] = []
         self.barriers = 0
@@ -134,6 +143,7 @@ class _Assembler:
         self._builder: ProgramBuilder | None = None
         self._work = 0.0  # seconds of the open segment
         self._pending: list[tuple[int, int, int, bool]] = []  # (slot, start, stop, written) since the last barrier
+        self._unsure = self._unmet = False  # something may have failed in the open segment; and since the last barrier
 
     def native(self, step: Step, found: tuple[Kernel, list[tuple[Buffer, int]]], extra: Sequence[Block]) -> None:
         """Append a kernel, after a barrier if it needs one."""
@@ -141,13 +151,19 @@ class _Assembler:
         begins = self._builder is None
         if self._builder is None:
             self._builder, self._pending, self._work = ProgramBuilder(self.machine), [], 0.0
+            self._unsure = self._unmet = False
         touched = [self._range(b, True) for b in step.writes()] + [self._range(b, False) for b in step.reads()]
         touched += [(ARENA, block.offset, block.offset + block.size, True) for block in extra]
-        waits = any(_conflict(a, b) for a in touched for b in self._pending)
+        stops = self._unsure and id(step) in self.guard.writing
+        waits = any(_conflict(a, b) for a in touched for b in self._pending) or (stops and self._unmet)
         if waits:
             self._builder.barrier()
             self.barriers += 1
-            self._pending = []
+            self._pending, self._unmet = [], False
+        if stops:  # state is overwritten: not after an error
+            _stop_if_failed(self._builder)
+        fails = id(step) in self.guard.failing
+        self._unsure, self._unmet = fails or (self._unsure and not stops), fails or self._unmet
         self._pending += touched
         self.how.append((begins or waits, [(block.offset, block.offset + block.size) for block in extra]))
         refs = [self._ref(b, at) for b, at in places]
@@ -184,6 +200,12 @@ class _Assembler:
     def _ref(self, buffer: Buffer, at: int) -> Ref:
         slot, start = self.places[buffer]
         return Ref(slot, start + at * buffer.dtype.itemsize)
+
+
+def _stop_if_failed(builder: ProgramBuilder) -> None:
+    """Let all threads return, after a barrier, if a check has failed."""
+    errors = builder.pointer(Ref(ERRORS))
+    builder.custom(lambda f: f.return_if(f.icmp("ne", f.load("i64", errors), 0)))
 
 
 def _conflict(a: tuple[int, int, int, bool], b: tuple[int, int, int, bool]) -> bool:

@@ -1,4 +1,5 @@
-"""State in place: a new value of a variable is written over the old one where nothing needs the old one any more."""
+"""State in place: a new value of a variable is written over the old one where nothing needs the old one any more, nor will
+anything that may fail be done later: whoever catches an error goes on with the state as it was."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from twofold.backends.cpu.loops import Buffer
+from twofold.backends.cpu.lowering.order import before_all
 from twofold.backends.cpu.lowering.steps import KernelStep, NestStep, Plan, Step
 from twofold.ir import Graph
 
@@ -15,6 +17,7 @@ def donate(plan: Plan, graph: Graph, positions: Sequence[int]) -> None:
     ``plan.donated``."""
     first, outputs = len(graph.inputs), len(graph.outputs)
     touching = _touching(plan.steps)
+    early = before_all(plan.steps, [at for at, step in enumerate(plan.steps) if plan.may_fail(step)])
     outside = {*plan.inputs, *plan.constants}
     written = Counter(p.buffer for p in plan.outputs)
     for position in positions:
@@ -24,6 +27,8 @@ def donate(plan: Plan, graph: Graph, positions: Sequence[int]) -> None:
         place, old = plan.outputs[at], plan.inputs[position]
         foreign = place.buffer in outside
         if written[place.buffer] > 1 or written[old] or foreign or place.buffer.nbytes != old.nbytes:
+            continue
+        if any(i in early and place.buffer in step.writes() for i, step in touching[place.buffer]):
             continue
         if safe(touching[place.buffer], touching[old], place.buffer, old):
             plan.replaced[place.buffer] = old

@@ -87,6 +87,8 @@ class Lowering:
         self.moments: dict[Buffer, Moments] = {}  # of concatenations
         self.packs: dict[Any, Buffer] = {}
         self.copies: dict[Any, Placed] = {}
+        self.overwrites = any(state.written for state in graph.state)
+        self.checked: dict[Any, Placed] = {}  # indices that are looked at before state is overwritten
 
     def run(self, orders: Mapping[int, Sequence[int]]) -> Plan:
         """Walk the graph."""
@@ -100,6 +102,7 @@ class Lowering:
         self.plan.outputs = [self.whole(v) for v in self.graph.outputs]
         self.plan.outputs += [self.rows(s.output) for s in self.graph.state]
         self.plan.values = self.places
+        self.plan.checked = {p.buffer for p in self.checked.values()}
         return self.plan
 
     def _lower(self, node: Node) -> None:

@@ -177,7 +177,7 @@ class Plan:
     ``prepare`` are steps done at the first call and again when the state they read has changed; ``kept`` are their results
     that ``steps`` read. ``layouts`` are the orders of the inputs that are state kept packed. ``replaced`` are the buffers of
     new state that are to lie where an input does, and that input's. ``pitches`` are the distances of pixels in buffers of which
-    slices of channels are values of their own.
+    slices of channels are values of their own. ``checked`` are indices that a step has looked at.
     """
 
     steps: list[Step]
@@ -194,3 +194,8 @@ class Plan:
     layouts: dict[int, Blocks] = field(default_factory=dict)
     replaced: dict[Buffer, Buffer] = field(default_factory=dict)
     pitches: dict[Buffer, int] = field(default_factory=dict)
+    checked: set[Buffer] = field(default_factory=set)
+
+    def may_fail(self, step: Step) -> bool:
+        """Whether a step may end in an error: what is done in Python may raise."""
+        return isinstance(step, HostStep) or not self.checked.isdisjoint(step.writes())

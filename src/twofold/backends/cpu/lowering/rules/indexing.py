@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twofold.backends.cpu.loops import Affine, Expr, Nest, Store, Var, const, from_index, load, op, var
+from twofold.backends.cpu.loops import Affine, Expr, Nest, Store, Var, const, constant, from_index, load, op, var
 from twofold.backends.cpu.loops.expr import both, converted, select
 from twofold.backends.cpu.loops.index import dynamic
-from twofold.backends.cpu.lowering.steps import Placed, remembered
+from twofold.backends.cpu.lowering.steps import At, Placed, remembered
 from twofold.base.dtypes import bool_, int64, sum_dtype
 from twofold.ir import Node, Spec, Value
 
@@ -25,10 +25,29 @@ def out_of_range(node: Node, axis: int, size: int, least: int) -> str:
     return f"{name}: index {{index}} is out of range for axis {axis} of size {size}; expected {least} <= index < {size}"
 
 
-def checked(low: Lowering, node: Node, index: Expr, size: int, axis: int) -> Affine:
-    """``index`` (counted from the end if negative) as an index; outside [-size, size) the program reports an error."""
-    code = low.check(out_of_range(node, axis, size, -size), node)
-    return dynamic(op(f"checked:{size}:{code}", int64, index), size)
+def checked(
+    low: Lowering, node: Node, indices: Value, size: int, axis: int, *, least: int | None = None, column: int = -1
+) -> At:
+    """The elements of ``indices`` (of its last axis that in ``column``, if one is given), counted from the end if negative, as
+    numbers from 0; one outside [``least``, ``size``) is reported as an error. ``least`` is -size unless given.
+
+    Where a program overwrites state they are looked at before: a step of its own stores what they are (see ``assemble``).
+    """
+    pick, shape = low.at(indices), tuple(indices.shape) if column < 0 else tuple(indices.shape[:-1])
+    code = low.check(out_of_range(node, axis, size, -size if least is None else least), node)
+    name = f"checked:{size}:{code}" + (":0" if least == 0 else "")
+
+    def at(index: Sequence[Affine]) -> Expr:
+        return op(name, int64, pick(index if column < 0 else [*index, constant(column)]))
+
+    if not low.overwrites:
+        return at
+    key = (indices, size, least, column)
+    if key not in low.checked:
+        spec = Spec(shape, int64)
+        low.checked[key] = low.temporary(spec, "indices")
+        low.map(spec, low.checked[key], at, [node])
+    return low.checked[key].at
 
 
 def _formula(rule: Any) -> Any:
@@ -44,10 +63,11 @@ def _formula(rule: Any) -> Any:
 
 def _gather(low: Lowering, node: Node) -> Any:
     (x, indices), axis = node.inputs, node.attrs["axis"]
-    read, pick, size = low.at(x), low.at(indices), int(x.shape[axis])
+    read, size = low.at(x), int(x.shape[axis])
+    pick = checked(low, node, indices, size, axis)
 
     def at(index: Sequence[Affine]) -> Expr:
-        place = checked(low, node, pick(index[axis : axis + indices.ndim]), size, axis)
+        place = dynamic(pick(index[axis : axis + indices.ndim]), size)
         return read([*index[:axis], place, *index[axis + indices.ndim :]])
 
     return at
@@ -55,36 +75,31 @@ def _gather(low: Lowering, node: Node) -> Any:
 
 def _take_along(low: Lowering, node: Node) -> Any:
     (x, indices), axis = node.inputs, node.attrs["axis"]
-    read, pick, size = low.at(x), low.at(indices), int(x.shape[axis])
-    return lambda index: read([checked(low, node, pick(index), size, axis) if d == axis else i for d, i in enumerate(index)])
+    read, size = low.at(x), int(x.shape[axis])
+    pick = checked(low, node, indices, size, axis)
+    return lambda index: read([dynamic(pick(index), size) if d == axis else i for d, i in enumerate(index)])
 
 
 def _gather_nd(low: Lowering, node: Node) -> Any:
     x, indices = node.inputs
     read, points = low.at(x), indices.ndim - 1
-
-    def at(index: Sequence[Affine]) -> Expr:
-        return read([*_point(low, node, indices, index[:points], x.shape), *index[points:]])  # type: ignore[arg-type]
-
-    return at
+    point = _point(low, node, indices, x.shape)  # type: ignore[arg-type]
+    return lambda index: read([*point(index[:points]), *index[points:]])
 
 
-def _point(low: Lowering, node: Node, indices: Value, where: Sequence[Affine], shape: Sequence[int]) -> list[Affine]:
-    from twofold.backends.cpu.loops import constant
-
-    pick = low.at(indices)
-    count = int(indices.shape[-1])
-    return [checked(low, node, pick([*where, constant(k)]), int(shape[k]), k) for k in range(count)]
+def _point(low: Lowering, node: Node, indices: Value, shape: Sequence[int]) -> Callable[[Sequence[Affine]], list[Affine]]:
+    """The point that the last axis of ``indices`` says, in an array of this shape."""
+    sizes = [int(d) for d in shape[: int(indices.shape[-1])]]
+    picks = [checked(low, node, indices, size, k, column=k) for k, size in enumerate(sizes)]
+    return lambda where: [dynamic(pick(where), size) for pick, size in zip(picks, sizes)]
 
 
 def _one_hot(low: Lowering, node: Node) -> Any:
     indices, depth, dtype = node.inputs[0], node.attrs["depth"], node.attrs["dtype"]
-    pick = low.at(indices)
-    code = low.check(out_of_range(node, indices.ndim, depth, 0), node)
+    pick = checked(low, node, indices, depth, indices.ndim, least=0)
 
     def at(index: Sequence[Affine]) -> Expr:
-        number = op(f"checked:{depth}:{code}:0", int64, pick(index[:-1]))
-        hit = op("equal", bool_, number, from_index(index[-1], int64))
+        hit = op("equal", bool_, pick(index[:-1]), from_index(index[-1], int64))
         return converted(hit, dtype)
 
     return at
@@ -164,7 +179,7 @@ def _scatter_add(low: Lowering, node: Node) -> None:
     index = [var(v) for v in variables]
     rows, kept = variables[axis : axis + indices.ndim], variables[:axis] + variables[axis + indices.ndim :]
     if 0 not in updates.shape:
-        place = checked(low, node, low.at(indices)(index[axis : axis + indices.ndim]), size, axis)
+        place = dynamic(checked(low, node, indices, size, axis)(index[axis : axis + indices.ndim]), size)
         where = [*index[:axis], place, *index[axis + indices.ndim :]]
         _scatter(low, node, target, kept, rows, where, low.at(updates)(index), True)
     _finish(low, node, target)
@@ -175,7 +190,7 @@ def _add_along(low: Lowering, node: Node) -> None:
     target, variables = _start(low, node, node.outputs[0].spec, _zeros(node)), _variables(updates)
     index = [var(v) for v in variables]
     if 0 not in updates.shape:
-        place = checked(low, node, low.at(indices)(index), size, axis)
+        place = dynamic(checked(low, node, indices, size, axis)(index), size)
         where = [place if d == axis else i for d, i in enumerate(index)]
         kept = [v for d, v in enumerate(variables) if d != axis]
         _scatter(low, node, target, kept, [variables[axis]], where, low.at(updates)(index), True)
@@ -186,7 +201,7 @@ def _at_points(low: Lowering, node: Node, target: Placed, indices: Value, update
     variables, points = _variables(updates), indices.ndim - 1
     index = [var(v) for v in variables]
     if 0 not in updates.shape:
-        where = [*_point(low, node, indices, index[:points], target.shape), *index[points:]]
+        where = [*_point(low, node, indices, target.shape)(index[:points]), *index[points:]]
         _scatter(low, node, target, variables[points:], variables[:points], where, low.at(updates)(index), add)
     _finish(low, node, target)
 
