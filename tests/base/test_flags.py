@@ -66,3 +66,9 @@ def test_a_user_without_a_home_has_a_folder_of_its_own(monkeypatch):
 
     monkeypatch.setattr(Path, "expanduser", nowhere)
     assert str(os.getuid()) in flags._home().name and flags._home().is_absolute()
+
+
+def test_less_than_no_threads_is_an_error(monkeypatch):
+    monkeypatch.setenv("TWOFOLD_NUM_THREADS", "-2")
+    with pytest.raises(TwofoldError, match="TWOFOLD_NUM_THREADS='-2'.*from 0"):
+        flags.get("TWOFOLD_NUM_THREADS")

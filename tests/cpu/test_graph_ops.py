@@ -92,6 +92,47 @@ def test_op_matches_reference(name):
     assert tried
 
 
+FLOATS = [
+    0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, 3.0, -7.0, 88.5, -88.5, 100.25, 255.0, 65504.0, 6e-8, -6e-8,
+    np.inf, -np.inf, np.nan,
+]  # fmt: skip
+
+
+def special(dtype: DType) -> np.ndarray:
+    """Numbers at which rules have exceptions."""
+    if dtype.kind == "b":
+        return np.array([True, False])
+    if dtype.is_floating:
+        return np.array(FLOATS).astype(dtype.numpy)
+    ends = np.iinfo(dtype.numpy)
+    numbers = [0, 1, 2, 3, 7, 8, 31, 63, ends.max, ends.max - 1, ends.min, ends.min + 1, *([-1, -2, -7] * (ends.min < 0))]
+    return np.array(numbers, dtype.numpy)
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.kind == "elementwise" and name not in ("cast", "where")])
+def test_special_values(name):
+    """Infinities, NaN, zeros of either sign, divisors of 0, shifts beyond the width, the ends of what integers hold; and no
+    elements, and one without dimensions."""
+    op, tried = OPS[name], 0
+    for dtype in ALL:
+        values = special(dtype)
+        pair = [a.ravel() for a in np.meshgrid(values, values, indexing="ij")]
+        for shape in ((len(pair[0]),), (0,), (2, 0, 3), ()):
+            arrays = [np.resize(a, shape) if 0 not in shape else np.empty(shape, a.dtype) for a in pair[: op.operands[0]]]
+            with np.errstate(all="ignore"):
+                try:
+                    graph, want = build(op, arrays, {}), np.asarray(op.ref(*(a.copy() for a in arrays)))
+                except (TwofoldError, ValueError, TypeError):
+                    continue  # the op does not take this dtype
+            (got,) = CpuProgram(graph)(arrays)
+            close(got, want, 4.0)
+            zeros = (want == 0) & (name != "relu")  # whose zeros are of either sign
+            if dtype.is_floating and want.dtype == got.dtype == dtype.numpy:
+                np.testing.assert_array_equal(np.signbit(got[zeros]), np.signbit(want[zeros]), err_msg=dtype.name)
+            tried += 1
+    assert tried
+
+
 def test_every_op_has_a_rule():
     rules = set(INLINE) | set(NESTS) | set(HOST)
     assert set(OPS) - rules == set()

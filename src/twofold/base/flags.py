@@ -21,6 +21,13 @@ def _switch(text: str) -> bool:
     return text.strip().lower() not in ("", "0", "false", "no", "off")
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError("a number from 0 is expected")
+    return number
+
+
 def _home() -> Path:
     """The user's folder for caches; among temporary files for a user without a home, as in some containers."""
     try:
@@ -36,7 +43,7 @@ FLAGS: dict[str, Flag] = {
     "TWOFOLD_DEVICE": Flag(str, "cpu", "default device"),
     "TWOFOLD_DEBUG": Flag(int, 0, "1 devices and timings, 2 schedule, 3 graph after each pass, 4 loops, 5 LLVM, 6 asm"),
     "TWOFOLD_VERIFY": Flag(_switch, False, "run the reference beside every compiled program and compare"),
-    "TWOFOLD_NUM_THREADS": Flag(int, 0, "threads of the CPU backend; 0: as many as the process may use"),
+    "TWOFOLD_NUM_THREADS": Flag(_count, 0, "threads of the CPU backend; 0: as many as the process may use"),
     "TWOFOLD_CONV": Flag(str, "auto", "convolution algorithm of the CPU backend: auto or direct"),
     "TWOFOLD_TF32": Flag(_switch, False, "let accelerators round float32 products (TF32 on GPUs, bf16 passes on TPUs)"),
     "TWOFOLD_CACHE": Flag(_switch, True, "keep compiled objects on disk under TWOFOLD_HOME"),

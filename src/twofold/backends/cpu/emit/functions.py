@@ -148,7 +148,7 @@ def _differ_in_sign(f: Function, a: Value, b: Value) -> Value:
 
 
 def _float_floor_divide(f: Function, a: Value, b: Value) -> Value:
-    """NumPy's: exact where floor(a / b) would round up."""
+    """NumPy's: exact where floor(a / b) would round up. Of infinities it is that quotient, as in the op's record."""
     rest = f.binary("frem", a, b)
     quotient = f.fdiv(f.fsub(a, rest), b)
     below = f.binary("and", f.fcmp("une", rest, 0.0), _differ_in_sign(f, rest, b))
@@ -157,6 +157,8 @@ def _float_floor_divide(f: Function, a: Value, b: Value) -> Value:
     floor = f.select(f.fcmp("ogt", f.fsub(quotient, floor), 0.5), f.fadd(floor, 1.0), floor)
     plain = f.fdiv(a, b)
     floor = f.select(f.fcmp("une", quotient, 0.0), floor, f.intrinsic("copysign", const(a.type, 0.0), plain))
+    infinite = lambda x: f.fcmp("oeq", f.intrinsic("fabs", x), float("inf"))
+    floor = f.select(f.binary("or", infinite(a), infinite(b)), f.intrinsic("floor", plain), floor)
     return f.select(f.fcmp("oeq", b, 0.0), plain, floor)
 
 

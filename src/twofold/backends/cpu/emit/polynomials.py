@@ -81,8 +81,8 @@ def tanh(f: Function, x: Value) -> Value:
     near = f.fma(f.fmul(z, x), p, x)
     bounded = f.select(f.fcmp("ogt", magnitude, 10.0), const(x.type, 10.0), magnitude)
     far = f.fsub(1.0, f.fdiv(2.0, f.fadd(exp(f, f.fmul(bounded, 2.0)), 1.0)))
-    far = f.intrinsic("copysign", far, x)
     out = f.select(f.fcmp("olt", magnitude, 0.625), near, far)
+    out = f.intrinsic("copysign", out, x)  # that of -0 too
     return f.select(f.fcmp("uno", x, x), x, out)
 
 
