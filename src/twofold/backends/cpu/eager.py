@@ -3,6 +3,10 @@
 ``RULES`` says which: NumPy is quicker for small ones, compiling pays only for what comes again, and movement mostly stays
 with NumPy's views. (Its BLAS is as quick in large products, but its threads go on spinning on the cores that ours then lack.)
 A program is kept for each op, shapes, attributes and layout of the operands; images stay channels-last between programs.
+
+How often something came does not change its bits: only ops that are ``EXACT`` go through NumPy first. Others do when
+``MOST_ONCE`` programs were made that nobody came back for (sequences that grow by one, images all of other sizes): compiling
+takes 5 to 50 ms.
 """
 
 from __future__ import annotations
@@ -23,10 +27,11 @@ if TYPE_CHECKING:
     from twofold.backends.cpu.backend import CpuProgram
 
 MOST_PROGRAMS = 1024  # those least recently used are dropped
+MOST_ONCE = 64  # programs of rules with patience that were asked for once
 
 
 class Rule(NamedTuple):
-    """A program is made when an op of at least so much work comes, after ``patience`` times through NumPy.
+    """A program is made when an op of at least so much work comes, if it is exact after ``patience`` times through NumPy.
 
     Work is multiply-adds for convolutions and products, else the elements of the largest array.
     """
@@ -46,6 +51,14 @@ RULES = {
     "concat": Rule(1 << 18, 2),
     "pad": Rule(1 << 18, 2),
 }
+# ops whose program gives NumPy's bits
+EXACT = frozenset((
+    "negative", "abs", "sqrt", "square", "reciprocal", "sign", "floor", "ceil", "trunc", "round", "isfinite", "isinf", "isnan",
+    "signbit", "logical_not", "bitwise_invert", "add", "subtract", "multiply", "divide", "remainder", "copysign",
+    "floor_divide", "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or",
+    "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "where", "cast",
+    "any", "all", "argmax", "argmin", "random_bits", "rng_next", "concat", "pad",
+))  # fmt: skip
 # kinds whose gradients are one program rather than one an op, and the least elements of the output's gradient
 FUSED = {"conv": 1, "pool": 1, "normalization": 1, "elementwise": RULES["elementwise"].least, "composite": 1}
 LARGE = 1 << 9  # elements of the largest operand of a function that may be worth a program
@@ -88,6 +101,15 @@ def _work(op: Op, specs: Sequence[Spec], operands: Sequence[Any]) -> int:
 # ---- the programs ----------------------------------------------------------------------------------------------------
 
 
+class _Made:
+    """A program, and whether somebody has asked for it again."""
+
+    __slots__ = ("again", "program")
+
+    def __init__(self, program: Any):
+        self.program, self.again = program, False
+
+
 class Table:
     """Programs by key. Nobody waits for another's compilation, unless it is of the same program."""
 
@@ -96,25 +118,35 @@ class Table:
         self._known = Recent(most)
         self._making: dict[Any, Any] = {}
         self._seen: dict[Any, int] = {}
+        self._once: list[_Made] = []  # made without patience that was allowed
         self._lock = locks.renewed()
 
-    def get(self, key: Any, patience: int, make: Callable[[], Any]) -> Any:
-        """What ``make`` gave for this key; None while it has not been asked for more than ``patience`` times."""
+    def get(self, key: Any, patience: int, make: Callable[[], Any], exact: bool = True) -> Any:
+        """What ``make`` gave for this key; None while it has not been asked for more than ``patience`` times. What is not
+        ``exact`` is made at once, but where that has been in vain ``MOST_ONCE`` times."""
         found = self._known.get(key)
         if found is not None:
-            return found
+            found.again = True
+            return found.program
         with self._lock:
-            if patience and not self._is_due(key, patience):
+            early = bool(patience) and not exact and not self._in_vain()
+            if patience and not early and not self._is_due(key, patience):
                 return None
             lock = self._making.setdefault(key, locks.renewed())
         with lock:
             found = self._known.get(key)
             if found is None:
-                found = make()
+                found = _Made(make())
                 self._known.put(key, found)
+                if early:
+                    self._once.append(found)
         with self._lock:
             self._making.pop(key, None)
-        return found
+        return found.program
+
+    def _in_vain(self) -> bool:
+        self._once = [made for made in self._once if not made.again]
+        return len(self._once) >= MOST_ONCE
 
     def _is_due(self, key: Any, patience: int) -> bool:
         seen = self._seen[key] = self._seen.get(key, 0) + 1
@@ -140,7 +172,7 @@ def run(op: Op, buffers: Sequence[np.ndarray], attrs: dict[str, Any], specs: Seq
         hash(key)
     except TypeError:  # an attribute that is an array
         return None
-    program = PROGRAMS.get(key, rule.patience, lambda: _compile(_graph(op, buffers, attrs), buffers))
+    program = PROGRAMS.get(key, rule.patience, lambda: _compile(_graph(op, buffers, attrs), buffers), op.name in EXACT)
     return program(buffers) if program is not None else None
 
 
@@ -154,7 +186,7 @@ def run_graph(graph: Graph, buffers: Sequence[np.ndarray]) -> list[np.ndarray] |
         patience = _patience[graph] = patience_for(graph)
     if patience is None:
         return None
-    program = PROGRAMS.get((graph, _layouts(buffers)), patience, lambda: _compile(_optimised(graph), buffers))
+    program = PROGRAMS.get((graph, _layouts(buffers)), patience, lambda: _compile(_optimised(graph), buffers), exact=False)
     return program(buffers) if program is not None else None
 
 
