@@ -3,6 +3,7 @@
     python tests/cpu/fuzz.py --seeds 1000:2000                 # every family
     python tests/cpu/fuzz.py images training --seeds 7:8       # one graph of two families
     python tests/cpu/fuzz.py steps --seeds 0:500               # steps that keep state, three in a row, as users run them
+    python tests/cpu/fuzz.py errors --seeds 0:500              # such steps, of which some end in an error
     python tests/cpu/fuzz.py kernels --seeds 0:500             # convolutions, kernel by kernel, by one thread and by several
 
 A finding becomes a case of ``test_fuzz_findings.py``.
@@ -16,9 +17,9 @@ import time
 
 from fuzz_check import FAMILIES, check
 from fuzz_kernels import check_kernels
-from fuzz_state import check_steps
+from fuzz_state import check_after_errors, check_steps
 
-OTHERS = {"steps": check_steps, "kernels": check_kernels}
+OTHERS = {"steps": check_steps, "errors": check_after_errors, "kernels": check_kernels}
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import twofold as tw
-from twofold.ir import Graph
+from twofold.ir import Graph, interpret
 from twofold.nn import functional as F
 
 SIZES = (1, 2, 3, 5, 8, 16, 17, 24, 33, 40, 64, 130)
@@ -282,6 +282,78 @@ class StateMaker:
             optimizer.zero_grad()
 
         return act
+
+
+class IndexingMaker(StateMaker):
+    """Steps that also read and write rows at indices: some given, the last of which may be out of range, some found out."""
+
+    def __init__(self, seed: int, **options: Any):
+        super().__init__(seed, **options)
+        with tw.device(self.device):
+            rows = self.rng.integers(0, self.shape[self.axis], self.shape[self.axis])
+            self.good, bad = [*self.given, tw.tensor(rows)], rows.copy()
+            bad[int(self.rng.integers(len(rows)))] = self.shape[self.axis] * (1 if self.rng.random() < 0.5 else -2)
+            self.bad = [*self.given, tw.tensor(bad)]
+
+    def choices(self) -> list[Callable[[], Callable[[], Any]]]:
+        return [*super().choices(), *[self.taken, self.taken, self.found_out, self.added, self.replaced] * 3]
+
+    def taken(self) -> Callable[[], Any]:
+        v, x = self.pick(), self.value()
+        return lambda: v.assign(tw.take(x(), self.more[-1], axis=self.axis) * 0.5 + v)
+
+    def found_out(self) -> Callable[[], Any]:
+        """Indices made of state and of the given ones."""
+        v, x, size = self.pick(), self.value(), self.shape[self.axis]
+
+        def act() -> Any:
+            at = tw.where(self.more[-1] < size, self.more[-1], size + tw.astype(tw.abs(tw.sum(v)), tw.int64))
+            return tw.take(x(), at, axis=self.axis)
+
+        return act
+
+    def added(self) -> Callable[[], Any]:
+        v, x, size = self.pick(), self.value(), self.shape[self.axis]
+        return lambda: v.assign(self.near(tw.scatter_add(x(), self.more[-1], axis=self.axis, size=size)))
+
+    def replaced(self) -> Callable[[], Any]:
+        v, x = self.pick(), self.value()
+        flat = lambda y: tw.reshape(y, (self.shape[0], -1))
+        rows = lambda: tw.reshape(self.more[-1][:1] * 0 + (self.shape[0] - 1), (1, 1))
+
+        def act() -> None:
+            v.assign(tw.reshape(tw.scatter_nd(flat(v * 0.5), rows(), flat(x())[:1]), self.shape))
+
+        return act
+
+
+def check_after_errors(seed: int) -> None:
+    """Raise AssertionError if a compiled step that ends in an error has changed state, or later ones differ for it from those of
+    the reference without such errors."""
+    maker, wanted = IndexingMaker(seed), IndexingMaker(seed, device="reference")
+    step, results = tw.compile(maker.step), []
+    for _ in range(STEPS):
+        results += [r.numpy() for r in step(*maker.good)]
+        before = [v.numpy().copy() for v in maker.state]
+        try:
+            step(*maker.bad)
+        except tw.IndexRangeError:
+            for v, old in zip(maker.state, before):
+                np.testing.assert_array_equal(v.numpy(), old, err_msg=f"state {seed}: {v.name} after an error")
+            continue
+        interpret(step.graph(*maker.bad), _arrays(step, maker.bad))  # has no error either: nothing needs what is read there
+        break
+    with tw.device("reference"):
+        for k, a in enumerate(results):
+            if k % 2 == 0:
+                expected = [r.numpy() for r in wanted.step(*wanted.good)]
+            b = expected[k % 2]
+            allowed = (2**-8 if maker.rounds else 1e-4) * max(1.0, float(np.abs(b).max(initial=0.0)))
+            np.testing.assert_allclose(a, b, rtol=0, atol=allowed, err_msg=f"state {seed}, {k}: after errors")
+
+
+def _arrays(step: Any, given: Sequence[Any]) -> list[np.ndarray]:
+    return [t.numpy().copy() for t in [*given, *step.trace(*given).variables]]
 
 
 def check_steps(seed: int) -> None:

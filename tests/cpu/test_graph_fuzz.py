@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fuzz_check import FAMILIES, check, on_cpu, on_xla, verdicts
 from fuzz_kernels import check_kernels
-from fuzz_state import check_steps
+from fuzz_state import check_after_errors, check_steps
 
 from twofold.backends.cpu.lowering import assemble, donate
 from twofold.ir.op import OPS
@@ -26,6 +26,12 @@ def test_random_steps_that_keep_state():
     """Compiled, as they stand, by the reference: three steps in a row."""
     for seed in range(STEPS):
         check_steps(seed)
+
+
+def test_random_steps_of_which_some_end_in_an_error():
+    """They leave the state as it was."""
+    for seed in range(STEPS // 2):
+        check_after_errors(seed)
 
 
 def test_random_convolutions():

@@ -24,7 +24,7 @@ MOST_LOADS = 24
 
 def merge(plan: Plan) -> None:
     """Merge what can be merged, in place."""
-    needed = {p.buffer for p in plan.outputs} | set(plan.inputs) | set(plan.constants)
+    needed = {p.buffer for p in plan.outputs} | set(plan.inputs) | set(plan.constants) | plan.checked
     at = 0
     while at < len(plan.steps):
         if not (isinstance(plan.steps[at], NestStep) and _merge_at(plan.steps, at, plan)):

@@ -31,7 +31,8 @@ def checked(
     """The elements of ``indices`` (of its last axis that in ``column``, if one is given), counted from the end if negative, as
     numbers from 0; one outside [``least``, ``size``) is reported as an error. ``least`` is -size unless given.
 
-    Where a program overwrites state they are looked at before: a step of its own stores what they are (see ``assemble``).
+    Where a program overwrites state they are looked at before: a step of its own stores what they are (see ``assemble``); and
+    so where there is nothing that could be read at them.
     """
     pick, shape = low.at(indices), tuple(indices.shape) if column < 0 else tuple(indices.shape[:-1])
     code = low.check(out_of_range(node, axis, size, -size if least is None else least), node)
@@ -40,7 +41,7 @@ def checked(
     def at(index: Sequence[Affine]) -> Expr:
         return op(name, int64, pick(index if column < 0 else [*index, constant(column)]))
 
-    if not low.overwrites:
+    if size and not low.overwrites:
         return at
     key = (indices, size, least, column)
     if key not in low.checked:
@@ -65,6 +66,8 @@ def _gather(low: Lowering, node: Node) -> Any:
     (x, indices), axis = node.inputs, node.attrs["axis"]
     read, size = low.at(x), int(x.shape[axis])
     pick = checked(low, node, indices, size, axis)
+    if not size:
+        return lambda index: const(x.dtype, 0)
 
     def at(index: Sequence[Affine]) -> Expr:
         place = dynamic(pick(index[axis : axis + indices.ndim]), size)
@@ -77,6 +80,8 @@ def _take_along(low: Lowering, node: Node) -> Any:
     (x, indices), axis = node.inputs, node.attrs["axis"]
     read, size = low.at(x), int(x.shape[axis])
     pick = checked(low, node, indices, size, axis)
+    if not size:
+        return lambda index: const(x.dtype, 0)
     return lambda index: read([dynamic(pick(index), size) if d == axis else i for d, i in enumerate(index)])
 
 
@@ -84,6 +89,8 @@ def _gather_nd(low: Lowering, node: Node) -> Any:
     x, indices = node.inputs
     read, points = low.at(x), indices.ndim - 1
     point = _point(low, node, indices, x.shape)  # type: ignore[arg-type]
+    if 0 in x.shape:
+        return lambda index: const(x.dtype, 0)
     return lambda index: read([*point(index[:points]), *index[points:]])
 
 
@@ -179,9 +186,11 @@ def _scatter_add(low: Lowering, node: Node) -> None:
     index = [var(v) for v in variables]
     rows, kept = variables[axis : axis + indices.ndim], variables[:axis] + variables[axis + indices.ndim :]
     if 0 not in updates.shape:
-        place = dynamic(checked(low, node, indices, size, axis)(index[axis : axis + indices.ndim]), size)
-        where = [*index[:axis], place, *index[axis + indices.ndim :]]
-        _scatter(low, node, target, kept, rows, where, low.at(updates)(index), True)
+        pick = checked(low, node, indices, size, axis)
+        if size:
+            place = dynamic(pick(index[axis : axis + indices.ndim]), size)
+            where = [*index[:axis], place, *index[axis + indices.ndim :]]
+            _scatter(low, node, target, kept, rows, where, low.at(updates)(index), True)
     _finish(low, node, target)
 
 
@@ -190,10 +199,11 @@ def _add_along(low: Lowering, node: Node) -> None:
     target, variables = _start(low, node, node.outputs[0].spec, _zeros(node)), _variables(updates)
     index = [var(v) for v in variables]
     if 0 not in updates.shape:
-        place = dynamic(checked(low, node, indices, size, axis)(index), size)
-        where = [place if d == axis else i for d, i in enumerate(index)]
-        kept = [v for d, v in enumerate(variables) if d != axis]
-        _scatter(low, node, target, kept, [variables[axis]], where, low.at(updates)(index), True)
+        pick = checked(low, node, indices, size, axis)
+        if size:
+            where = [dynamic(pick(index), size) if d == axis else i for d, i in enumerate(index)]
+            kept = [v for d, v in enumerate(variables) if d != axis]
+            _scatter(low, node, target, kept, [variables[axis]], where, low.at(updates)(index), True)
     _finish(low, node, target)
 
 
@@ -201,8 +211,10 @@ def _at_points(low: Lowering, node: Node, target: Placed, indices: Value, update
     variables, points = _variables(updates), indices.ndim - 1
     index = [var(v) for v in variables]
     if 0 not in updates.shape:
-        where = [*_point(low, node, indices, target.shape)(index[:points]), *index[points:]]
-        _scatter(low, node, target, variables[points:], variables[:points], where, low.at(updates)(index), add)
+        point = _point(low, node, indices, target.shape)
+        if 0 not in target.shape:
+            where = [*point(index[:points]), *index[points:]]
+            _scatter(low, node, target, variables[points:], variables[:points], where, low.at(updates)(index), add)
     _finish(low, node, target)
 
 
