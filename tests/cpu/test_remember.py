@@ -135,6 +135,19 @@ def test_damaged_entries_and_missing_objects_count_as_absent(damage, home, lower
     assert len(lowered) == 2
 
 
+def test_entries_under_each_others_names_count_as_absent(home, lowered, monkeypatch):
+    from twofold.backends.cpu import jit
+
+    first = training()[0]
+    paths = [path for path in (home / "objects").rglob("*") if path.is_file()]
+    found = [path.read_bytes() for path in paths]
+    for path, data in zip(paths, [*found[1:], found[0]]):
+        path.write_bytes(data)
+    monkeypatch.setattr(jit, "_memory", {})
+    assert training()[0] == first
+    assert len(lowered) == 2
+
+
 def test_programs_with_python_parts_are_not_kept(lowered):
     def f(x):
         for _ in range(20):

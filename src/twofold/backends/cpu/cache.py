@@ -2,9 +2,9 @@
 
 A key is the SHA-256 of everything machine code depends on: the IR text, the machine, the optimisation level, how LLVM is
 asked (``jit.py``, and what this process has set), the version of llvmlite, and which LLVM it is (by the size of llvmlite's
-library, which holds it). A file is a magic word, the SHA-256 of its payload, and the payload: one that was cut short or
-altered fails the check and counts as absent. Machine code is run as it is, so the folder is private (0700) and refused if it
-belongs to somebody else. Writers rename complete files into place, so processes may share the folder.
+library, which holds it). A file is a magic word, the SHA-256 of its name and payload, and the payload: one that was cut
+short, altered or moved fails the check and counts as absent. Machine code is run as it is, so the folder is private (0700)
+and refused if it belongs to somebody else. Writers rename complete files into place, so processes may share the folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twofold.base import files, flags
 if TYPE_CHECKING:
     from twofold.backends.cpu.machine import Machine
 
-_MAGIC = b"twofold object 1"
+_MAGIC = b"twofold object 2"
 
 
 @functools.cache
@@ -79,7 +79,7 @@ def get(key: str) -> bytes | None:
     except OSError:
         return None
     magic, digest, payload = data[:16], data[16:48], data[48:]
-    if magic != _MAGIC or hashlib.sha256(payload).digest() != digest:
+    if magic != _MAGIC or _digest(key, payload) != digest:
         return None
     return payload
 
@@ -92,6 +92,10 @@ def put(key: str, payload: bytes) -> None:
     try:
         (place / key[:2]).mkdir(mode=0o700, exist_ok=True)
         with files.atomic_write(place / key[:2] / key, durable=False) as stream:
-            stream.write(_MAGIC + hashlib.sha256(payload).digest() + payload)
+            stream.write(_MAGIC + _digest(key, payload) + payload)
     except OSError:
         return
+
+
+def _digest(key: str, payload: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + payload).digest()
