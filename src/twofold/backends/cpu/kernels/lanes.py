@@ -30,7 +30,7 @@ from twofold.backends.cpu.kernels.shapes import Axis, Conv, Pass, forward_axes, 
 from twofold.backends.cpu.kernels.tile import LINE, lines_kept
 from twofold.backends.cpu.kernels.weights import Order, Packed, Plain
 from twofold.backends.cpu.llvm import Function, Index, Value, const
-from twofold.backends.cpu.machine import Machine
+from twofold.backends.cpu.machine import FEW_THREADS, Machine
 from twofold.backends.cpu.program import Kernel, KernelBuilder
 
 VECTORS = 16  # of one unit: a tile walks them in turn, reading whole cache lines
@@ -117,12 +117,18 @@ def _build(
     k = KernelBuilder(machine, name, ["x", "w", "y", *ep.params_of(epilogue)])
     part = 0
     for one in passes:
-        blocks = conv.cg > 1 and machine.stores_lines and one.v.out_step == one.h.out_step == 1
-        sweep = (_Blocks if blocks else _Sweep)(k.f, one, packed, epilogue, conv.cg, part)
+        sweep = (_Blocks if _by_blocks(machine, one, packed, conv.cg) else _Sweep)(k.f, one, packed, epilogue, conv.cg, part)
         for first, count, outs in packed.kinds():
             sweep.emit(first, packed.groups * count, outs)
         part += one.n * one.v.outputs
     return k.finish(flops=conv.flops, note=f"lanes of {machine.lanes // conv.cg} groups")
+
+
+def _by_blocks(machine: Machine, one: Pass, packed: Packed, q: int) -> bool:
+    """Whether a pass is swept by blocks: what is in the second caches already, map and weights, is read as quickly by rows; and
+    with steps between outputs or vectors of half a line, rows write and read whole lines."""
+    large = 4 * one.n * one.v.inputs * one.h.inputs * one.ldx > FEW_THREADS * machine.l2 or 4 * packed.size > machine.l2 // 8
+    return q > 1 and large and machine.stores_lines and one.v.out_step == one.h.out_step == 1
 
 
 def permuted(f: Function, x: Value, q: int, j: int) -> Value:
