@@ -73,6 +73,11 @@ class Step:
     ) -> None:
         """Called with all results of a column of a tile, and what ``columns`` gave for it."""
 
+    @property
+    def gathers(self) -> bool:
+        """Whether it does something with a whole column."""
+        return type(self).finish is not Step.finish
+
 
 @dataclass(frozen=True)
 class Bias(Step):
@@ -181,8 +186,7 @@ class Statistics(Step):
         channel, count = sites[0].channel, sites[0].count
         places = self._places(f, part, channel)
         seen, shift, total, squares = (f.vload(place, count) for place in places)
-        zero = const(f.vec(), 0.0)
-        shift = f.select(f.fcmp("oeq", seen, zero), values[0], shift)
+        shift = f.select(f.fcmp("oeq", seen, f.zero(f.vec())), values[0], shift)
         for value in values:
             apart = f.fsub(value, shift)
             total, squares = f.fadd(total, apart), f.fma(apart, apart, squares)

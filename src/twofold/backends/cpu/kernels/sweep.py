@@ -7,6 +7,8 @@ single tap in blocks of inputs.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 from twofold.backends.cpu.kernels import epilogue as ep
@@ -239,10 +241,18 @@ class Sweep:
         places = [f.add(first, p * one.h.out_step) for p in range(size)]
         y = ep.element(self.epilogue)
         base = f.gep(f.arg("y"), f.add(f.mul(first, one.ldy), self.channel), y)
+        columns = self._columns(tile)
         for j, count in enumerate(self.counts):
             channel = f.add(self.channel, j * self.machine.lanes)
             sites = [ep.Site(pixel, channel, count) for pixel in places]
             with f.crowded():
-                values = ep.finish_column(f, self.epilogue, [row[j] for row in tile], sites, self.part)
+                values = ep.finish_column(f, self.epilogue, columns[j](), sites, self.part)
             for p, value in enumerate(values):
                 f.vstore(value, f.gep(base, p * one.h.out_step * one.ldy + j * self.machine.lanes, y), count)
+
+    def _columns(self, tile) -> list[Callable[[], list[Value]]]:
+        """The columns of a tile, one after the other. While sums are gathered of one, which takes registers, the others wait in
+        memory. (LLVM kept 14 of 28 accumulators in the stack in its loop: 1x1 of 512 inputs had 87 % of the peak, not 97.)"""
+        columns = [[row[j] for row in tile] for j in range(len(self.counts))]
+        wait = any(step.gathers for step in self.epilogue)
+        return [self.f.aside(column) if wait and j else functools.partial(list, column) for j, column in enumerate(columns)]

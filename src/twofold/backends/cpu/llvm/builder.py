@@ -269,10 +269,13 @@ class Function:
 
     def relu(self, x: Value) -> Value:
         """max(x, 0), keeping NaN."""
-        zero = const(x.type, 0.0)
-        if self._crowded and x.lanes and x.element == "float":
-            zero = self.value(x.type, f'call {x.type} asm "", "=v,0"({zero})')
+        zero = self.zero(x.type)
         return self.select(self.fcmp("olt", x, zero), zero, x)
+
+    def zero(self, type: str) -> Value:
+        """Zero, made where it stands in what is ``crowded``."""
+        zero = const(type, 0.0)
+        return self.settled(zero) if self._crowded and zero.lanes and zero.element == "float" else zero
 
     def fcmp(self, predicate: str, a: Operand, b: Operand) -> Value:
         x, y = self._pair(a, b)
@@ -366,7 +369,7 @@ class Function:
 
     @contextlib.contextmanager
     def crowded(self) -> Iterator[None]:
-        """Inside, the sums of a tile fill the registers: ``relu`` makes its zero where it stands. LLVM would make it
+        """Inside, the sums of a tile fill the registers: ``zero`` is made where it stands. LLVM would make it
         outside of all loops, and keep sums in the stack in its stead (7x7/2 of 3 channels had 84 % of the peak, and has 98 %).
         (Only on x86, as ``afresh``.)"""
         before, self._crowded = self._crowded, self.machine.is_x86
@@ -426,6 +429,16 @@ class Function:
         self._lines.insert(1, f"{name} = alloca {element}, i64 {count}, align 64")
         self._shift += 1
         return Value("ptr", name)
+
+    def aside(self, values: Sequence[Value]) -> Callable[[], list[Value]]:
+        """Put values of one type into the stack, for as long as registers are needed for other things; the result brings them
+        back. (Where a loop leaves more values than registers can hold through what follows, LLVM keeps some in the stack in the
+        loop already.)"""
+        room = self.stack(len(values), values[0].type)
+        places = [self.gep(room, k, value.type) for k, value in enumerate(values)]
+        for value, at in zip(values, places):
+            self.emit(f"store volatile {value}, {at}, align 4")
+        return lambda: [self.value(v.type, f"load volatile {v.type}, {at}, align 4") for v, at in zip(values, places)]
 
     def prefetch(self, pointer: Value, locality: int = 3, write: bool = False) -> None:
         """Ask for a cache line; ``locality`` 3 keeps it in all levels, 0 in none."""
