@@ -243,8 +243,8 @@ def test_a_team_stops_and_starts_again():
 def test_little_work_is_done_by_a_team_that_is_awake_or_will_stay_so(monkeypatch):
     own, program, now = team.Team(2), chain(2), [0.0]
     monkeypatch.setattr(team.time, "monotonic", lambda: now[0])
-    spin = ctypes.c_int32.from_address(own._state + team.BARRIER_OFFSET + 128)
-    own._shares_small = True  # as with two cores
+    spin = own.crew._spin
+    own._shares_small, own.crew.adapts = True, False  # as with two cores that nobody else wants
     a, b = np.ones(COUNT, np.float32), np.zeros(COUNT, np.float32)
     table = (ctypes.c_void_p * 2)(a.ctypes.data, b.ctypes.data)
 

@@ -92,10 +92,12 @@ class Execution:
         return [made[at] if r.plain else r.of(made[at]) for r, at in self._outputs]
 
     def record(self, buffers: Sequence[Any], segments: Sequence[Segment], clock: int) -> None:
-        """Run ``segments`` in the place of the program's own: such as store times at the address ``clock``."""
+        """Run ``segments`` in the place of the program's own: such as store times at the address ``clock``. On all
+        threads."""
         arrays = self.bind(buffers)
         self._table[CLOCK] = clock
-        self._run(segments, arrays)
+        with team.get(self.threads).whole():
+            self._run(segments, arrays)
 
     def bind(self, buffers: Sequence[Any], version: int | None = None) -> list[np.ndarray]:
         """Point the table at these inputs and at fresh outputs, see that what is kept is up to date; the arrays that the

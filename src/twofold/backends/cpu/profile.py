@@ -7,7 +7,6 @@ a kernel count as the kernel's time.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import numpy as np
 from twofold.backends.cpu.assembled import CLOCK, Call
 from twofold.backends.cpu.calibrate import Rates
 from twofold.backends.cpu.llvm import Function, const
+from twofold.backends.cpu.llvm.runtime import MONOTONIC
 from twofold.backends.cpu.lowering.assemble import layers
 from twofold.backends.cpu.lowering.steps import HostStep
 from twofold.backends.cpu.machine import host
@@ -27,7 +27,6 @@ from twofold.backends.cpu.staged import StagedProgram
 if TYPE_CHECKING:
     from twofold.backends.cpu.backend import CpuProgram
 
-_MONOTONIC = 6 if sys.platform == "darwin" else 1  # the C library's CLOCK_MONOTONIC: what time.monotonic_ns() reads
 _ARRIVED, _STARTED, _ENDED, _STAMPS = 0, 1, 2, 3
 
 
@@ -181,7 +180,7 @@ def _stamp(builder: ProgramBuilder, calls: int, call: int, which: int) -> None:
 
     def emit(f: Function) -> None:
         place = f.add(f.mul(f.arg("tid"), calls * _STAMPS), call * _STAMPS + which)
-        f.call("clock_gettime", "i32", [const("i32", _MONOTONIC), f.gep(base, f.mul(place, 16), "i8")])
+        f.call("clock_gettime", "i32", [const("i32", MONOTONIC), f.gep(base, f.mul(place, 16), "i8")])
 
     builder.custom(emit)
 
@@ -202,7 +201,7 @@ def _read(calls: Sequence[Call], clocks: np.ndarray, python: list[Span], threads
     stamps = clocks[..., 0].astype(np.float64) * 1e9 + clocks[..., 1]
     spans = list(python)
     for i, call in enumerate(calls):
-        times = stamps[: 1 if stamps[-1, i, _ENDED] == 0 else threads, i]  # small parts run on the caller's thread
+        times = stamps[stamps[:, i, _ENDED] > 0, i]  # of those who took part: a small one is the caller's alone
         if not call.waits:
             times[:, _STARTED] = times[:, _ARRIVED]
         spans.append(_span(call, times))

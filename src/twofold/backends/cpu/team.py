@@ -2,28 +2,28 @@
 
 ``team.run(address, table)`` calls ``function(tid, n, table, bar)`` on every thread and returns when all are done: one
 Python call per step. Workers live in native code (``tw_worker``), without the interpreter lock; they spin shortly and
-then sleep. A lock makes a team safe for several Python threads and programs; a forked child gets a new team.
+then sleep. While other processes want the cores fewer threads may take part (``crew.py``): n is how many do. A lock makes a
+team safe for several Python threads and programs; a forked child gets a new team.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import math
 import os
 import threading
 import time
+from collections.abc import Iterator
 
 from twofold.backends.cpu import jit
-from twofold.backends.cpu.llvm.runtime import BARRIER_OFFSET, SLEEPERS_OFFSET, STATE_BYTES, runtime_ir
+from twofold.backends.cpu.crew import Crew
+from twofold.backends.cpu.llvm.runtime import SLEEPERS_OFFSET, STATE_BYTES, runtime_ir
 from twofold.backends.cpu.machine import available_cores, host, num_threads
 from twofold.base import locks
 
-# Each round is one `pause`, 20 to 40 ns: about a millisecond before a thread sleeps. On a virtual machine it costs some 100
-# microseconds to wake a core that sleeps, so threads stay awake through the Python between two eager ops or two steps: the
-# compiled training step of LeNet-5 takes 8.8 ms after a pause if they wait 2,000 rounds, 3.3 to 4.3 with 20,000 to 50,000.
-SPIN_ROUNDS = 40_000
 OFTEN = 500e-6  # seconds from one small program to the next within which a team that spins stays awake
 
 
@@ -49,15 +49,14 @@ class Team:
         self._lock = threading.Lock()
         self._block = ctypes.create_string_buffer(STATE_BYTES + 64)
         self._state = (ctypes.addressof(self._block) + 63) & ~63
-        spin = SPIN_ROUNDS if self.threads <= available_cores() else 0
-        ctypes.c_int32.from_address(self._state + BARRIER_OFFSET + 128).value = spin
+        self.crew = Crew(self._state, self.threads, adapts=1 < self.threads <= available_cores())
         pointer, i64, i32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-        self._launch = _runtime().function("tw_launch", pointer, pointer, pointer, i64)
+        self._launch = _runtime().function("tw_launch", pointer, pointer, pointer, result=i64)
         self._work = _runtime().function("tw_worker", pointer, i64, i32)
         self._rouse = _runtime().function("tw_rouse", pointer)
         self._workers: list[threading.Thread] = []
-        self._shares_small = spin > 0 and self.threads > 1
-        self._asleep = ctypes.c_int32.from_address(self._state + SLEEPERS_OFFSET)
+        self._shares_small = self.crew.adapts
+        self._asleep = i32.from_address(self._state + SLEEPERS_OFFSET)
         self._asked = -math.inf  # when a small program last found it asleep
 
     def _start(self) -> None:
@@ -71,7 +70,14 @@ class Team:
         with self._lock:
             if not self._workers and self.threads > 1:
                 self._start()
-            self._launch(self._state, address, table, self.threads)
+            if not self.crew.calm:
+                self.crew.try_more()
+            self._run(address, table)
+
+    def _run(self, address: int, table: int) -> None:
+        waited = self._launch(self._state, address, table)
+        if waited:
+            self.crew.note(waited, self._workers)
 
     def run_awake(self, address: int, table: int) -> bool:
         """Run it as ``run`` does if nobody has to be woken or waited for; whether that was so. Where such work comes so often
@@ -79,6 +85,8 @@ class Team:
         if not self._shares_small or not self._lock.acquire(blocking=False):
             return False
         try:
+            if not self.crew.calm and not self.crew.is_calm_again():
+                return False
             if not self._workers or self._asleep.value:
                 now = time.monotonic()
                 often, self._asked = now - self._asked < OFTEN, now
@@ -87,21 +95,35 @@ class Team:
                 elif often:
                     self._start()
                 return False
-            self._launch(self._state, address, table, self.threads)
+            self._run(address, table)
         finally:
             self._lock.release()
         return True
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """All threads take part meanwhile, whoever else wants the cores."""
+        adapts = self.crew.adapts
+        with self._lock:
+            self.crew.be_calm()
+            self.crew.adapts = False
+        try:
+            yield
+        finally:
+            self.crew.adapts = adapts
 
     def stop(self) -> None:
         """End the workers; the next ``run`` would start new ones."""
         with self._lock:
             if not self._workers:
                 return
-            self._launch(self._state, None, None, self.threads)
+            self.crew.leave()
+            self._launch(self._state, None, None)
             for worker in self._workers:
                 worker.join(timeout=5)
             self._workers.clear()
-            ctypes.c_int32.from_address(self._state).value = 0
+            ctypes.c_int64.from_address(self._state).value = 0
+            self.crew.be_calm()
 
 
 _teams: dict[int, Team] = {}
