@@ -45,15 +45,23 @@ def twofold_step(folder: Path, mode: str, device: str = "cpu", precision: str = 
     return (lambda: step(x)) if mode == "infer" else lambda: step(x, y)
 
 
+def twofold_model(folder: Path, device: str = "cpu") -> Any:
+    """The network with its weights."""
+    import twofold as tw
+
+    model = tw.zoo.create(json.loads((folder / "meta.json").read_text())["network"])
+    tw.load_weights(model, folder / "model.safetensors")
+    model.to(device)
+    return model
+
+
 def twofold_function(folder: Path, mode: str, device: str = "cpu", precision: str = "fp32") -> Callable[..., Any]:
     """Inference as a function of images, or a step of training as one of images and labels; the mode "eager" is training,
     not compiled."""
     import twofold as tw
     from twofold.nn import functional as F
 
-    model = tw.zoo.create(json.loads((folder / "meta.json").read_text())["network"])
-    tw.load_weights(model, folder / "model.safetensors")
-    model.to(device)
+    model = twofold_model(folder, device)
     if mode == "infer":
         model.eval()
 
