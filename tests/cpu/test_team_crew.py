@@ -18,6 +18,7 @@ from twofold.backends.cpu.crew import CALM, LEAST, LONGEST, PATIENCE, SHORTEST
 from twofold.backends.cpu.llvm import const
 from twofold.backends.cpu.llvm.runtime import EVERYBODY, STATE_BYTES
 from twofold.backends.cpu.program import KernelBuilder, ProgramBuilder, Ref
+from twofold.base.errors import TwofoldError
 
 HOST = machine.host()
 COUNT, STEPS = 64, 6
@@ -231,18 +232,49 @@ def test_calm_again_after_a_while(chosen):
     world.crew.try_more()
     world.now += CALM - 1
     world.crew.try_more()
-    assert world.crew.size == 2 and not world.crew.calm and not world.crew.is_calm_again()
+    assert world.crew.size == 2 and not world.crew.calm
     world.now += 1
     world.crew.try_more()
     assert world.crew.calm and world.crew._patience.value == EVERYBODY
 
 
-def test_small_work_is_for_all_again_after_a_while(chosen):
-    world = chosen(2)
-    lose(world, SHORTEST, SHORTEST)
-    lose(world, SHORTEST, SHORTEST)
-    world.now = world.crew._tries_at + CALM
-    assert world.crew.is_calm_again() and world.crew.size == 2
+def test_small_work_is_for_the_whole_team_or_for_one():
+    """Alert, the team takes it as when calm; resting, it does not."""
+    own, program = team.Team(2), counting()
+    own._shares_small = own.crew.adapts = True
+    x, who = np.zeros(COUNT, np.int64), np.zeros(2, np.int64)
+    table = (ctypes.c_void_p * 2)(x.ctypes.data, who.ctypes.data)
+    small = lambda: own.run_awake(program.address, ctypes.addressof(table))
+    own.run(program.address, ctypes.addressof(table))
+    own.crew.note(-SHORTEST, [])
+    own.crew._tries_at -= SECOND
+    own.crew.calm = False
+    own._asleep = SimpleNamespace(value=0)
+    assert small() and own.crew.size == 2
+    own.crew.note(-SECOND, [])
+    own.crew.note(-SECOND, [])
+    assert own.crew.size == 1 and not small()
+    own.stop()
+
+
+def test_a_system_without_so_many_threads_is_an_error_and_leaves_none(monkeypatch):
+    own, program, start = team.Team(4), counting(), threading.Thread.start
+    x, who = np.zeros(COUNT, np.int64), np.zeros(4, np.int64)
+    table = (ctypes.c_void_p * 2)(x.ctypes.data, who.ctypes.data)
+
+    def refuse(self):
+        if self.name == "twofold-3":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TwofoldError, match=r"of 4 threads the system started 3: can't .* TWOFOLD_NUM_THREADS to fewer"):
+            own.run(program.address, ctypes.addressof(table))
+    assert not own._workers
+    own.run(program.address, ctypes.addressof(table))
+    assert x.tolist() == [STEPS] * COUNT
+    own.stop()
 
 
 def test_a_recording_is_of_the_whole_team():

@@ -87,12 +87,6 @@ class Crew:
         elif now >= self._tries_at + CALM:
             self.be_calm()
 
-    def is_calm_again(self) -> bool:
-        """Whether a rest ended so long ago that all may take part without a try."""
-        if time.monotonic_ns() >= self._tries_at + CALM:
-            self.be_calm()
-        return self.calm
-
     def note(self, waited: int, workers: Sequence[threading.Thread]) -> None:
         """After a launch that told how long somebody waited; a negative number: and that not all came who were wanted."""
         if not self.adapts:

@@ -23,6 +23,7 @@ from twofold.backends.cpu.crew import Crew
 from twofold.backends.cpu.llvm.runtime import SLEEPERS_OFFSET, STATE_BYTES, runtime_ir
 from twofold.backends.cpu.machine import available_cores, host, num_threads
 from twofold.base import locks
+from twofold.base.errors import TwofoldError
 
 OFTEN = 500e-6  # seconds from one small program to the next within which a team that spins stays awake
 
@@ -62,7 +63,13 @@ class Team:
     def _start(self) -> None:
         for tid in range(1, self.threads):
             worker = threading.Thread(target=self._work, args=(self._state, tid, 0), name=f"twofold-{tid}", daemon=True)
-            worker.start()
+            try:
+                worker.start()
+            except RuntimeError as error:
+                self._dismiss()
+                raise TwofoldError(
+                    f"of {self.threads} threads the system started {tid}: {error}; set TWOFOLD_NUM_THREADS to fewer"
+                ) from None
             self._workers.append(worker)
 
     def run(self, address: int, table: int) -> None:
@@ -85,8 +92,10 @@ class Team:
         if not self._shares_small or not self._lock.acquire(blocking=False):
             return False
         try:
-            if not self.crew.calm and not self.crew.is_calm_again():
-                return False
+            if not self.crew.calm:
+                self.crew.try_more()
+                if self.crew.size < self.threads:
+                    return False
             if not self._workers or self._asleep.value:
                 now = time.monotonic()
                 often, self._asked = now - self._asked < OFTEN, now
@@ -115,15 +124,17 @@ class Team:
     def stop(self) -> None:
         """End the workers; the next ``run`` would start new ones."""
         with self._lock:
-            if not self._workers:
-                return
-            self.crew.leave()
-            self._launch(self._state, None, None)
-            for worker in self._workers:
-                worker.join(timeout=5)
-            self._workers.clear()
-            ctypes.c_int64.from_address(self._state).value = 0
-            self.crew.be_calm()
+            if self._workers:
+                self._dismiss()
+
+    def _dismiss(self) -> None:
+        self.crew.leave()
+        self._launch(self._state, None, None)
+        for worker in self._workers:
+            worker.join(timeout=5)
+        self._workers.clear()
+        ctypes.c_int64.from_address(self._state).value = 0
+        self.crew.be_calm()
 
 
 _teams: dict[int, Team] = {}
