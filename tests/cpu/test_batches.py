@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -182,6 +184,27 @@ def test_memory_is_asked_for_before_the_first_stage(staged_resnet, monkeypatch):
     monkeypatch.setattr(room, "available", lambda: 300_000)
     with pytest.raises(tw.OutOfMemoryError, match=r"planned for a batch of 8, .* fit"):
         inference(tw.zeros((8, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("share", [0.6, 0.75, 0.9])
+def test_the_batch_that_is_said_to_fit_does(share, monkeypatch):
+    """Within a twentieth: what the first stage works in is the same for every batch, and does not count as growing with it."""
+    model = tw.zoo.create("resnet20_cifar").eval()
+
+    def planned(batch):
+        return in_stages(graph_of(model, (batch, 3, 32, 32)), monkeypatch, lambda k: 2 if k < 9 else batch)
+
+    def needed(program):
+        return max(program.memory.temporaries, program.memory.preparing) + program.memory.kept
+
+    program = planned(32)
+    free = int(share * needed(program))
+    monkeypatch.setattr(room, "SMALL", 0)
+    monkeypatch.setattr(room, "available", lambda: free)
+    with pytest.raises(tw.OutOfMemoryError, match="a batch of about") as caught:
+        program(arrays(program._graph))
+    said = int(re.search(r"about (\d+) fits", str(caught.value))[1])
+    assert abs(needed(planned(said)) - free) < 0.05 * free
 
 
 @pytest.mark.parametrize("name", EARLY)

@@ -67,8 +67,15 @@ class StagedProgram(Program):
         if not self._asked:
             memory = self.memory
             needed = max(memory.temporaries, memory.preparing) + memory.kept
-            room.require(f"{self.name} on the CPU", needed, self.batch, memory.kept)
+            room.require(f"{self.name} on the CPU", needed, self.batch, self._fixed(memory.kept))
             self._asked = True
+
+    def _fixed(self, kept: int) -> int:
+        """Of that the part that does not grow with the batch: also what stages work in that take a few images at a time, unless
+        that alone is too much (of a smaller batch they would take fewer)."""
+        turns = sum(program.memory.temporaries for stage, program in self.stages if stage.images < self.batch)
+        free = room.available()
+        return kept + turns if free is not None and kept + turns < free else kept
 
     @property
     def memory(self) -> Memory:
