@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from kernel_oracles import HOST
 
+from twofold.backends.cpu import team
 from twofold.backends.cpu.kernels import direct, partition
 from twofold.backends.cpu.kernels.shapes import Conv
 from twofold.backends.cpu.llvm import const
@@ -26,7 +27,8 @@ def times_done(loops, threads):
     builder = ProgramBuilder(HOST)
     builder.call(k.finish(), [Ref(0)])
     out = np.zeros((threads, 128), np.float32)
-    builder.finish().run([out.ctypes.data], threads)
+    with team.get(threads).whole():
+        builder.finish().run([out.ctypes.data], threads)
     return out[:, :base]
 
 
