@@ -293,6 +293,27 @@ def test_a_recording_is_of_the_whole_team():
 
 
 @pytest.mark.skipif(not HOST.is_linux, reason="asks Linux")
+def test_recordings_that_overlap_leave_the_choice_as_it_was():
+    own, inside, done = team.Team(2), threading.Event(), threading.Event()
+    own.crew.adapts = True
+
+    def record():
+        with own.whole():
+            inside.set()
+            done.wait(5)
+
+    first, second = threading.Thread(target=record), threading.Thread(target=record)
+    first.start()
+    assert inside.wait(5)
+    second.start()
+    second.join(0.2)
+    assert not own.crew.adapts
+    done.set()
+    first.join(5)
+    second.join(5)
+    assert own.crew.adapts
+
+
 def test_run_delays_are_asked_for_by_thread():
     assert crew.run_delay(threading.get_native_id()) >= 0
     assert crew.run_delay(2**30) == 0

@@ -47,7 +47,7 @@ class Team:
 
     def __init__(self, threads: int):
         self.threads = max(1, threads)
-        self._lock = threading.Lock()
+        self._lock, self._keeping = threading.Lock(), threading.RLock()
         self._block = ctypes.create_string_buffer(STATE_BYTES + 64)
         self._state = (ctypes.addressof(self._block) + 63) & ~63
         self.crew = Crew(self._state, self.threads, adapts=1 < self.threads <= available_cores())
@@ -112,14 +112,15 @@ class Team:
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         """All threads take part meanwhile, whoever else wants the cores."""
-        adapts = self.crew.adapts
-        with self._lock:
-            self.crew.be_calm()
-            self.crew.adapts = False
-        try:
-            yield
-        finally:
-            self.crew.adapts = adapts
+        with self._keeping:  # of two that overlap the second would keep the first one's choice for good
+            adapts = self.crew.adapts
+            with self._lock:
+                self.crew.be_calm()
+                self.crew.adapts = False
+            try:
+                yield
+            finally:
+                self.crew.adapts = adapts
 
     def stop(self) -> None:
         """End the workers; the next ``run`` would start new ones."""

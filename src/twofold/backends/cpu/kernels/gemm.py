@@ -69,8 +69,8 @@ class _Product:
         self.rows = min(shape.m, 8 * self.most)
         self.panels = -(-shape.n // self.width)
         self.panel_batches = shape.batch if shape.b_batch else 1
-        far = machine.l2 if shape.transpose_b else machine.l3 // 4  # (rows of b in the caches are read as quickly in any order)
-        large = 4 * self.panel_batches * self.panels * self.panel_size > far
+        near = machine.l2 if shape.transpose_b else machine.l3 // 4  # rows in the caches are read as quickly in any order
+        large = 4 * self.panel_batches * self.panels * self.panel_size > near
         few = shape.m <= OWN_ROWS and self.panel_batches == shape.batch
         self.own = large and few and shape.batch * self.panels >= OWN_PANELS
         self.packs = shape.transpose_b or pairs or self.own or (shape.m > 32 and shape.n > 2 * self.width)
